@@ -1,0 +1,1 @@
+"""Values every room shares: batches, targets, predictions, detector spec, errors, run directory."""

@@ -1,0 +1,123 @@
+"""Images and ground truth as the engine hands them to a detector.
+
+Shapes: B images, C channels, H W input pixels, M boxes of the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """How an original image was placed on the network's input.
+
+    ``x_input = x_original * scale_x + pad_left`` (and likewise for y). The two scales differ by
+    the rounding of the resized size, so the inverse is exact rather than off by part of a pixel.
+    """
+
+    original_height: int
+    original_width: int
+    scale_x: float
+    scale_y: float
+    pad_left: int
+    pad_top: int
+
+    def invert(self, boxes_xyxy: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Map (M, 4) boxes from input pixels to pixels of the original image, clipped to it."""
+        offset = np.array([self.pad_left, self.pad_top] * 2, dtype=np.float64)
+        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float64)
+        boxes = (np.asarray(boxes_xyxy, dtype=np.float64) - offset) / scale
+        limit = np.array([self.original_width, self.original_height] * 2, dtype=np.float64)
+        return np.clip(boxes, 0.0, limit).astype(np.float32)
+
+    def apply(self, boxes_xyxy: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Map (M, 4) boxes from pixels of the original image to input pixels."""
+        offset = np.array([self.pad_left, self.pad_top] * 2, dtype=np.float64)
+        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float64)
+        boxes = np.asarray(boxes_xyxy, dtype=np.float64) * scale + offset
+        return boxes.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Ground truth of a batch, flat over its images.
+
+    Attributes:
+        image_index: (M,) int64, which image of the batch a box belongs to.
+        labels: (M,) int64, 0-based contiguous class.
+        boxes_xyxy: (M, 4) float32, pixels of the batch tensor.
+    """
+
+    image_index: Tensor
+    labels: Tensor
+    boxes_xyxy: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """Return the same targets on `device`."""
+        return Targets(
+            self.image_index.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.boxes_xyxy.to(device, non_blocking=non_blocking),
+        )
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """One batch.
+
+    Attributes:
+        images: (B, C, H, W). uint8 0..255 as loaded, float32 in [0, 1] after `as_float`. RGB.
+        targets: ground truth; an unlabelled image has none.
+        labelled: (B,) bool. False: only distillation terms act on this image.
+        image_ids: COCO image id of each image.
+        letterboxes: how each image was placed on the input (evaluation only; empty in training,
+            where augmentation cannot be inverted).
+        teacher_images: (B, C, H, W) same geometry as `images` without the student's photometric
+            noise; None where teacher and student see the same pixels.
+    """
+
+    images: Tensor
+    targets: Targets
+    labelled: Tensor
+    image_ids: tuple[int, ...] = ()
+    letterboxes: tuple[Letterbox, ...] = ()
+    teacher_images: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """Return the same batch on `device`."""
+        teacher = self.teacher_images
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking),
+            labelled=self.labelled.to(device, non_blocking=non_blocking),
+            teacher_images=None if teacher is None else teacher.to(device, non_blocking=non_blocking),
+        )
+
+    def as_float(self) -> ImageBatch:
+        """Return the batch with images in [0, 1], the frame every detector expects."""
+        teacher = self.teacher_images
+        return replace(
+            self,
+            images=_unit_range(self.images),
+            teacher_images=None if teacher is None else _unit_range(teacher),
+        )
+
+
+def _unit_range(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255

@@ -1,0 +1,39 @@
+"""What a detector is, said without building it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kd_vision.core.predictions import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSpec:
+    """Facts about a detector that losses, checks and exporters rely on.
+
+    Attributes:
+        family: key of the detector table, e.g. ``"ultralytics"``.
+        name: architecture, e.g. ``"yolo11n"``.
+        classes: names in label order.
+        level_channels: width of each pyramid map, fine to coarse, ``{"P3": 64, "P4": 128}``.
+        level_strides: stride of each pyramid map in input pixels.
+        provides: channels this detector can give.
+        input_channels: 1 grayscale, 3 RGB, 4 RGB and one more.
+        size_multiple: input height and width must be multiples of this.
+        box_bins: bins per box side, None for heads that regress directly.
+        end_to_end: True where the head needs no NMS (a one-to-one branch).
+        parameters: number of parameters.
+    """
+
+    family: str
+    name: str
+    classes: tuple[str, ...]
+    level_channels: Mapping[str, int]
+    level_strides: Mapping[str, int]
+    provides: frozenset[Channel]
+    input_channels: int = 3
+    size_multiple: int = 32
+    box_bins: int | None = None
+    end_to_end: bool = False
+    parameters: int = 0

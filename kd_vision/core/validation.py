@@ -1,0 +1,74 @@
+"""Turns pydantic's findings into lines that say where, what was given, and what is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kd_vision.core.errors import RequestError, suggest
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of every typed config: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+    """Build `model` from `content`.
+
+    Args:
+        model: the typed tree.
+        content: keys and values as read.
+        where: file (or option) to name in messages.
+
+    Raises:
+        RequestError: with one line for every mistake.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(*problems(model, error, where)) from None
+
+
+def problems(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
+    """One line per finding: ``FILE: key.path: what is wrong; what would be right``."""
+    lines = []
+    for finding in error.errors(include_url=False):
+        location = tuple(part for part in finding["loc"])
+        key = ".".join(str(part) for part in location)
+        if finding["type"] == "extra_forbidden":
+            names = _fields_at(model, location[:-1])
+            text = f"unknown key{suggest(str(location[-1]), names)}"
+        elif finding["type"] == "missing":
+            text = "is missing"
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            given = finding.get("input")
+            text = message[0].lower() + message[1:]
+            if isinstance(given, str | int | float | bool | None) and finding["type"] != "value_error":
+                text += f"; given {given!r}"
+        lines.append(f"{where}: {key}: {text}" if key else f"{where}: {text}")
+    return lines
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the model that stands at `location` in the tree."""
+    current: type[BaseModel] = model
+    for part in location:
+        field = current.model_fields.get(str(part))
+        inner = _model_in(field.annotation) if field else None
+        if inner is not None:
+            current = inner
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)

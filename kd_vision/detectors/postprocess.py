@@ -1,0 +1,73 @@
+"""From dense scores to final boxes, once for every family and for ONNX files alike.
+
+Shapes: A grid points, K classes, M boxes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from kd_vision.core.batch import Letterbox
+from kd_vision.core.predictions import Detections
+from kd_vision.detectors.base import PredictOptions
+
+_MOST_CANDIDATES = 30_000
+
+
+def suppress(boxes_xyxy: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
+    """Keep the best boxes of one image by class-wise NMS.
+
+    A point may answer for several classes, as in COCO evaluation of dense detectors.
+
+    Args:
+        boxes_xyxy: (A, 4) input pixels.
+        scores: (A, K) in [0, 1].
+        options: thresholds.
+
+    Returns:
+        Detections in input pixels, best first.
+    """
+    point, label = (scores > options.score_threshold).nonzero(as_tuple=True)
+    score = scores[point, label]
+    if len(score) > _MOST_CANDIDATES:
+        score, order = score.topk(_MOST_CANDIDATES)
+        point, label = point[order], label[order]
+    boxes = boxes_xyxy[point]
+    keep = batched_nms(boxes.float(), score.float(), label, options.nms_iou)[: options.max_detections]
+    return to_detections(boxes[keep], score[keep], label[keep])
+
+
+def take_top(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, options: PredictOptions) -> Detections:
+    """Keep the best boxes of one image where the head needs no NMS; inputs (M, 4), (M,), (M,)."""
+    keep = scores > options.score_threshold
+    boxes, score, label = boxes_xyxy[keep], scores[keep], labels[keep]
+    order = score.argsort(descending=True, stable=True)[: options.max_detections]
+    return to_detections(boxes[order], score[order], label[order])
+
+
+def to_detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+    """Move tensors of one image into the value type."""
+    return Detections(
+        boxes.detach().float().cpu().numpy(),
+        scores.detach().float().cpu().numpy(),
+        labels.detach().cpu().numpy().astype(np.int64),
+    )
+
+
+def to_original(detections: Detections, letterbox: Letterbox) -> Detections:
+    """Map boxes from input pixels to pixels of the original image."""
+    return Detections(
+        letterbox.invert(detections.boxes_xyxy),
+        detections.scores,
+        detections.labels,
+        detections.class_probs,
+    )
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Turn (..., 4) centre x, centre y, width, height into corners."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((centre - size / 2, centre + size / 2), dim=-1)

@@ -1,0 +1,1 @@
+"""COCO metrics of anything that gives boxes, and the statistics of repeated runs."""

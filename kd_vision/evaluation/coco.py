@@ -1,0 +1,315 @@
+"""COCO evaluation of detections in memory or on disk, by pycocotools or faster-coco-eval.
+
+Both backends get the same annotations and the same results; neither prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.predictions import Detections
+from kd_vision.evaluation.metrics import ClassMetrics, Metrics, fraction_or_none
+
+if TYPE_CHECKING:
+    from kd_vision.data.dataset import DetectionData
+
+Backend = Literal["pycocotools", "faster"]
+
+__all__ = [
+    "Backend",
+    "ClassMetrics",
+    "Metrics",
+    "evaluate_detections",
+    "read_coco_results",
+    "to_coco_results",
+]
+
+_MOST_LINES = 20
+_RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
+_IOU_50 = 0
+_ALL_AREAS = 0
+_MOST_BOXES = -1
+
+
+def evaluate_detections(
+    data: DetectionData,
+    detections: Mapping[int, Detections],
+    backend: Backend = "pycocotools",
+) -> Metrics:
+    """Compute the twelve COCO numbers and those of each class.
+
+    Equal to calling ``COCOeval(..., "bbox")`` by hand on ``data.to_coco()`` and
+    ``to_coco_results(data, detections)``. An image without an entry counts as one without boxes.
+
+    Args:
+        data: ground truth.
+        detections: boxes by image id, in pixels of the original image.
+        backend: "pycocotools", or "faster" for faster-coco-eval.
+
+    Raises:
+        RequestError: a detection is not finite, or names an image or label that the data does not
+            have; the backend is unknown or not installed.
+    """
+    coco, evaluator = _load_backend(backend)
+    results = to_coco_results(data, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _index(coco, data.to_coco())
+        answers = _load_results(coco, truth, results)
+        evaluation = evaluator(truth, answers, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return _metrics(data, evaluation)
+
+
+def to_coco_results(data: DetectionData, detections: Mapping[int, Detections]) -> list[dict[str, Any]]:
+    """Turn detections into the list that COCO calls a result file.
+
+    Args:
+        data: gives the category id of each label.
+        detections: boxes by image id, in pixels of the original image.
+
+    Returns:
+        One ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` per box.
+
+    Raises:
+        RequestError: a box or score is not finite, or an image id or label is unknown.
+    """
+    _refuse(_detection_problems(data, detections))
+    return [
+        {
+            "image_id": image_id,
+            "category_id": data.category_ids[int(label)],
+            "bbox": _to_xywh(box),
+            "score": float(score),
+        }
+        for image_id, found in detections.items()
+        for box, score, label in zip(found.boxes_xyxy, found.scores, found.labels)
+    ]
+
+
+def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
+    """Read a COCO result file, every entry of it checked.
+
+    Args:
+        path: JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``.
+        data: the images and categories that entries may name.
+
+    Returns:
+        Detections by image id, best score first; every image of `data` has an entry.
+
+    Raises:
+        RequestError: the file cannot be read, or entries are wrong (each named by its number,
+            counted from 1).
+    """
+    entries = _read_list(path)
+    known = _Known(data)
+    found = {number: known.problem(entry) for number, entry in enumerate(entries, start=1)}
+    _refuse([f"{path}: entry {number}: {text}" for number, text in found.items() if text])
+    by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in entries:
+        by_image[entry["image_id"]].append(entry)
+    labels = {category: label for label, category in enumerate(data.category_ids)}
+    return {image.image_id: _to_detections(by_image[image.image_id], labels) for image in data.images}
+
+
+class _Known:
+    """What an entry of a result file may name."""
+
+    def __init__(self, data: DetectionData) -> None:
+        self._name = data.name
+        self._images = {image.image_id for image in data.images}
+        self._categories = set(data.category_ids)
+
+    def problem(self, entry: object) -> str:
+        """Return what is wrong with an entry, or nothing."""
+        if not isinstance(entry, dict):
+            return f"expected an object with {', '.join(_RESULT_KEYS)}; found {_kind(entry)}"
+        missing = [key for key in _RESULT_KEYS if key not in entry]
+        if missing:
+            return f"{', '.join(missing)} missing; each entry has {', '.join(_RESULT_KEYS)}"
+        return self._unknown(entry) or _wrong_numbers(entry["bbox"], entry["score"])
+
+    def _unknown(self, entry: Mapping[str, Any]) -> str:
+        image, category = entry["image_id"], entry["category_id"]
+        if not _is_integer(image) or image not in self._images:
+            return f"image_id {image!r} is not in '{self._name}' ({len(self._images)} images)"
+        if not _is_integer(category) or category not in self._categories:
+            return f"category_id {category!r} is not in '{self._name}'; possible: {_some(self._categories)}"
+        return ""
+
+
+def _wrong_numbers(box: object, score: object) -> str:
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(side) for side in box):
+        return f"bbox must be four finite numbers [x, y, width, height]; given {box!r}"
+    if box[2] < 0 or box[3] < 0:
+        return f"bbox has a negative width or height; given {box!r}; the order is [x, y, width, height]"
+    if not _is_finite(score) or not 0.0 <= score <= 1.0:
+        return f"score must be a number between 0 and 1; given {score!r}"
+    return ""
+
+
+def _detection_problems(data: DetectionData, detections: Mapping[int, Detections]) -> list[str]:
+    images = {image.image_id for image in data.images}
+    lines = []
+    for image_id, found in detections.items():
+        if image_id not in images:
+            lines.append(f"detections: image id {image_id} is not in '{data.name}' ({len(images)} images)")
+        boxes = int((~np.isfinite(found.boxes_xyxy)).any(axis=1).sum())
+        if boxes:
+            lines.append(f"detections of image {image_id}: {boxes} boxes are not finite")
+        scores = int((~np.isfinite(found.scores)).sum())
+        if scores:
+            lines.append(f"detections of image {image_id}: {scores} scores are not finite")
+        wrong = sorted({int(label) for label in found.labels if not 0 <= label < len(data.classes)})
+        if wrong:
+            given = ", ".join(map(str, wrong))
+            lines.append(
+                f"detections of image {image_id}: label {given} is no class of '{data.name}'; "
+                f"labels go from 0 to {len(data.classes) - 1}"
+            )
+    return lines
+
+
+def _refuse(lines: list[str]) -> None:
+    """Raise what is wrong, if anything; a file of a million wrong entries is told in a page."""
+    if not lines:
+        return
+    left = len(lines) - _MOST_LINES
+    raise RequestError(*lines[:_MOST_LINES], *([f"... and {left} more like these"] if left > 0 else []))
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a COCO result file") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: is not UTF-8 text; give a COCO result file (JSON)") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None
+    if not isinstance(content, list):
+        raise RequestError(f"{path}: a COCO result file is a list of entries; found {_kind(content)}")
+    return content
+
+
+def _to_detections(entries: list[Mapping[str, Any]], labels: Mapping[int, int]) -> Detections:
+    if not entries:
+        return Detections.empty()
+    boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([entry["score"] for entry in entries], dtype=np.float32)
+    label = np.array([labels[entry["category_id"]] for entry in entries], dtype=np.int64)
+    best_first = np.argsort(-scores, kind="stable")
+    return Detections(boxes.astype(np.float32)[best_first], scores[best_first], label[best_first])
+
+
+def _to_xywh(box_xyxy: np.ndarray[Any, Any]) -> list[float]:
+    left, top, right, bottom = (float(side) for side in box_xyxy)
+    return [left, top, right - left, bottom - top]
+
+
+def _load_backend(backend: str) -> tuple[Any, Any]:
+    """Return the classes (COCO, COCOeval) of a backend."""
+    if backend == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if backend == "faster":
+        try:
+            from faster_coco_eval import COCO as FasterCOCO
+            from faster_coco_eval import COCOeval_faster
+        except ImportError:
+            raise RequestError(
+                "evaluation backend 'faster': the package faster-coco-eval is not installed; "
+                "`pip install faster-coco-eval`, or use the backend 'pycocotools'"
+            ) from None
+        return FasterCOCO, COCOeval_faster
+    raise RequestError(f"evaluation backend '{backend}' is unknown{suggest(backend, get_args(Backend))}")
+
+
+def _index(coco: Any, content: Mapping[str, Any]) -> Any:
+    loaded = coco()
+    loaded.dataset = content
+    loaded.createIndex()
+    return loaded
+
+
+def _load_results(coco: Any, truth: Any, results: list[dict[str, Any]]) -> Any:
+    if results:
+        return truth.loadRes(results)
+    # loadRes looks at the first result to tell boxes from masks, and fails where there is none.
+    return _index(coco, {**truth.dataset, "annotations": []})
+
+
+def _metrics(data: DetectionData, evaluation: Any) -> Metrics:
+    numbers = [fraction_or_none(value) for value in evaluation.stats[:12]]
+    return Metrics(
+        ap=numbers[0],
+        ap50=numbers[1],
+        ap75=numbers[2],
+        ap_small=numbers[3],
+        ap_medium=numbers[4],
+        ap_large=numbers[5],
+        ar1=numbers[6],
+        ar10=numbers[7],
+        ar100=numbers[8],
+        ar_small=numbers[9],
+        ar_medium=numbers[10],
+        ar_large=numbers[11],
+        per_class=_per_class(data, evaluation),
+        n_images=len(evaluation.params.imgIds),
+    )
+
+
+def _per_class(data: DetectionData, evaluation: Any) -> dict[str, ClassMetrics]:
+    boxes = Counter(
+        annotation["category_id"]
+        for annotation in evaluation.cocoGt.dataset["annotations"]
+        if not annotation.get("iscrowd", 0)
+    )
+    # (IoU thresholds, recall thresholds, categories, areas, box limits)
+    precision = np.asarray(evaluation.eval["precision"])
+    columns = {int(category): column for column, category in enumerate(evaluation.params.catIds)}
+    numbers = {}
+    for name, category in zip(data.classes, data.category_ids):
+        of_class = precision[:, :, columns[category], _ALL_AREAS, _MOST_BOXES]
+        numbers[name] = ClassMetrics(
+            ap=_mean_defined(of_class), ap50=_mean_defined(of_class[_IOU_50]), boxes=boxes[category]
+        )
+    return numbers
+
+
+def _mean_defined(values: np.ndarray[Any, Any]) -> float | None:
+    """Mean without the -1 that COCOeval writes where a class has no box."""
+    defined = values[values > -1]
+    return fraction_or_none(float(defined.mean())) if defined.size else None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _some(values: set[int]) -> str:
+    ordered = sorted(values)
+    shown = ", ".join(map(str, ordered[:10]))
+    return shown if len(ordered) <= 10 else f"{shown}, ... {ordered[-1]}"

@@ -1,0 +1,171 @@
+"""What all losses on feature maps share: linear adapters, resizing, standardising, the first fit.
+
+Shapes: B images, C channels (Cs student, Ct teacher), H W positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channel, Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import DistillationLoss, LossConfig
+from kd_vision.losses.grid import full_precision
+
+_STD_EPSILON = 1e-6
+_RIDGE = 1e-4
+
+
+def resize_to(maps: Tensor, like: Tensor) -> Tensor:
+    """Return (B, C, h, w) `maps` with the height and width of `like`, bilinear where they differ."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return functional.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def apply_in_full_precision(module: nn.Module, maps: Tensor) -> Tensor:
+    """Run an adapter outside autocast: a half-precision adapter would blur the difference that is the loss."""
+    with torch.autocast(maps.device.type, enabled=False):
+        result: Tensor = module(maps)
+    return result
+
+
+def channel_std(maps: Tensor) -> Tensor:
+    """Return (C,) unbiased standard deviation of each channel over images and positions.
+
+    A single value has deviation 0 rather than NaN.
+
+    Args:
+        maps: (B, C, H, W).
+    """
+    values = maps.shape[0] * maps.shape[2] * maps.shape[3]
+    return maps.var(dim=(0, 2, 3), correction=min(1, values - 1)).clamp(min=1e-24).sqrt()
+
+
+def standardise(maps: Tensor, least_std: float = 0.0) -> Tensor:
+    """Return (x - mean) / (std + 1e-6) per channel, statistics over images and positions.
+
+    Args:
+        maps: (B, C, H, W).
+        least_std: floor of the deviation; it bounds the gradient of a channel that is almost constant.
+    """
+    std = channel_std(maps).clamp(min=least_std)[:, None, None]
+    return (maps - maps.mean(dim=(0, 2, 3), keepdim=True)) / (std + _STD_EPSILON)
+
+
+class LinearFeatureLoss(DistillationLoss):
+    """Base of losses that compare maps level by level after a linear 1x1 adapter where widths differ.
+
+    The loss is the sum over levels of `level_loss`. Levels of equal width have no adapter.
+
+    Class attributes:
+        adapter_bias: False for losses that do not see a shift of a channel; their bias would get no gradient.
+    """
+
+    requires: ClassVar[frozenset[Channel]] = frozenset({"features"})
+    adapter_bias: ClassVar[bool] = True
+
+    def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self.adapters = nn.ModuleDict()
+        for level in self.levels:
+            ours, theirs = student.level_channels[level], teacher.level_channels[level]
+            if ours != theirs:
+                self.adapters[level] = nn.Conv2d(ours, theirs, kernel_size=1, bias=self.adapter_bias)
+
+    def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the scalar loss of one level; both (B, Ct, H, W), float32 or better."""
+        raise TypeError(f"{type(self).__name__} must define level_loss")
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
+
+    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
+        ours, theirs = _aligned(level, student, teacher)
+        if level in self.adapters:
+            ours = apply_in_full_precision(self.adapters[level], ours)
+        return self.level_loss(ours, theirs)
+
+    def fit(self, batches: Iterable[tuple[Channels, Channels]]) -> None:
+        """Set the adapters to the ridge regression from student to teacher maps.
+
+        Training then need not start from random adapters. Solved in float64 with an intercept; the ridge
+        is 1e-4 of the mean variance of the student's channels. Without adapters nothing is read.
+
+        Args:
+            batches: (student, teacher) outputs with their features.
+
+        Raises:
+            ValueError: there are adapters but no batch.
+        """
+        if not self.adapters:
+            return
+        moments: dict[str, _Moments] = {}
+        with torch.no_grad():
+            for student, teacher in batches:
+                for level in self.adapters:
+                    found = _Moments.of(*_aligned(level, student, teacher))
+                    moments[level] = moments[level].plus(found) if level in moments else found
+            if not moments:
+                raise ValueError("fit needs at least one batch of student and teacher features")
+            for level, found in moments.items():
+                _set_linear(self.adapters[level], *found.solve())
+
+
+def _aligned(level: str, student: Channels, teacher: Channels) -> tuple[Tensor, Tensor]:
+    """Maps of one level in full precision, the student's resized (which commutes with a 1x1 adapter)."""
+    theirs = full_precision(teacher.features[level].detach())
+    return resize_to(full_precision(student.features[level]), theirs), theirs
+
+
+def _set_linear(adapter: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    if not isinstance(adapter, nn.Conv2d):
+        raise TypeError(f"a linear adapter is a Conv2d, found {type(adapter).__name__}")
+    adapter.weight.copy_(weight[:, :, None, None])
+    if adapter.bias is not None:
+        adapter.bias.copy_(bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Sums over positions that a linear regression needs, in float64."""
+
+    count: int
+    ours: Tensor  # (Cs,)
+    theirs: Tensor  # (Ct,)
+    ours_ours: Tensor  # (Cs, Cs)
+    ours_theirs: Tensor  # (Cs, Ct)
+
+    @staticmethod
+    def of(student: Tensor, teacher: Tensor) -> _Moments:
+        x = student.double().movedim(1, -1).flatten(0, -2)
+        y = teacher.double().movedim(1, -1).flatten(0, -2)
+        return _Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+
+    def plus(self, other: _Moments) -> _Moments:
+        return _Moments(
+            self.count + other.count,
+            self.ours + other.ours,
+            self.theirs + other.theirs,
+            self.ours_ours + other.ours_ours,
+            self.ours_theirs + other.ours_theirs,
+        )
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Return weight (Ct, Cs) and bias (Ct,)."""
+        mean_x, mean_y = self.ours / self.count, self.theirs / self.count
+        covariance = self.ours_ours / self.count - torch.outer(mean_x, mean_x)
+        cross = self.ours_theirs / self.count - torch.outer(mean_x, mean_y)
+        # The added 1e-12 keeps the system solvable where every student channel is constant.
+        ridge = _RIDGE * covariance.diagonal().mean() + 1e-12
+        identity = torch.eye(len(mean_x), dtype=covariance.dtype, device=covariance.device)
+        weight = torch.linalg.solve(covariance + ridge * identity, cross).T
+        return weight, mean_y - weight @ mean_x

@@ -1,0 +1,161 @@
+"""The contract of a distillation loss. One loss is one file, one line of the table, one test.
+
+Shapes: B images, A grid points, K classes, R bins, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channel, Channels, GridPredictions
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.core.validation import StrictModel
+
+
+class Schedule(StrictModel):
+    """How a term's weight changes over training.
+
+    Attributes:
+        kind: `constant`; `warm_up`: 0 to 1 over the first `fraction` of the steps, then 1;
+            `cosine`: 1 at the start to `final` at the end along half a cosine.
+        fraction: of all steps, for `warm_up`.
+        final: multiplier at the last step, for `cosine`.
+    """
+
+    kind: Literal["constant", "warm_up", "cosine"] = "constant"
+    fraction: float = Field(default=0.2, gt=0.0, le=1.0)
+    final: float = Field(default=0.1, ge=0.0, le=1.0)
+
+    def factor(self, progress: float) -> float:
+        """Return the multiplier at `progress`, the share of training done, in [0, 1]."""
+        if self.kind == "warm_up":
+            return min(1.0, progress / self.fraction)
+        if self.kind == "cosine":
+            return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return 1.0
+
+
+class LossConfig(StrictModel):
+    """Settings every distillation loss has.
+
+    Attributes:
+        weight: multiplier, or `auto`: scaled once so that the term's gradient at the student's
+            neck is `share` of the task's.
+        share: the share asked for by `auto`.
+        schedule: how the weight changes over training.
+        levels: pyramid levels the term acts on (``[P3, P4]``); None: all levels both sides have.
+    """
+
+    weight: float | Literal["auto"] = 1.0
+    share: float = Field(default=0.5, gt=0.0)
+    schedule: Schedule = Schedule()
+    levels: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _positive_weight(self) -> LossConfig:
+        if self.weight != "auto" and not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight must be 0 or more, or 'auto'; given {self.weight}")
+        return self
+
+
+class DistillationLoss(nn.Module):
+    """What the student pays for differing from the teacher.
+
+    A loss owns its adaptation layers; they are trained beside the student and never saved in it.
+    Values are per-image means or normalised sums (each loss says which), so that the same weight
+    means the same thing at any batch size.
+
+    Class attributes:
+        Config: the typed settings.
+        requires: channels needed of teacher and of student.
+        needs_box_bins: both heads must predict distributions over the same bins.
+        may_vanish: the term is rightly zero at times (a bound that holds); only a long run of
+            zeros is then treated as inactive.
+    """
+
+    Config: ClassVar[type[LossConfig]] = LossConfig
+    requires: ClassVar[frozenset[Channel]]
+    needs_box_bins: ClassVar[bool] = False
+    may_vanish: ClassVar[bool] = False
+
+    def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        """Build the loss for a pair; `mismatches` has already found nothing against it."""
+        super().__init__()
+        self.config = config
+        self.levels = common_levels(student, teacher, config.levels)
+
+    @classmethod
+    def mismatches(
+        cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec
+    ) -> list[str]:
+        """Say why this loss cannot work on the pair, one line a reason; empty: it can."""
+        found = []
+        for channel in sorted(cls.requires):
+            for role, spec in (("teacher", teacher), ("student", student)):
+                if channel not in spec.provides:
+                    found.append(f"needs the channel '{channel}', which the {role} {spec.name} does not provide")
+        if found:
+            return found
+        for level in config.levels or ():
+            for role, spec in (("teacher", teacher), ("student", student)):
+                if level not in spec.level_strides:
+                    found.append(f"level '{level}' is not among the {role}'s: {', '.join(spec.level_strides)}")
+        if "grid" in cls.requires:
+            found += _grid_mismatches(config, student, teacher)
+        if cls.needs_box_bins and (student.box_bins is None or student.box_bins != teacher.box_bins):
+            found.append(
+                f"needs the same number of box bins; teacher {teacher.box_bins or 'none'}, "
+                f"student {student.box_bins or 'none'}; use box_iou instead"
+            )
+        if not found and not common_levels(student, teacher, config.levels):
+            found.append("teacher and student share no pyramid level")
+        return found
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss. Teacher tensors carry no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward")
+
+
+def common_levels(
+    student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """Return the levels that both sides have, restricted to those asked for, fine to coarse."""
+    return tuple(
+        level
+        for level in student.level_strides
+        if level in teacher.level_strides and (asked is None or level in asked)
+    )
+
+
+def _grid_mismatches(config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    found = []
+    if len(student.classes) != len(teacher.classes):
+        found.append(
+            f"needs the same classes; teacher has {len(teacher.classes)}, student {len(student.classes)}"
+        )
+    return found
+
+
+def select_levels(grid: GridPredictions, strides: tuple[int, ...]) -> GridPredictions:
+    """Keep the points of the levels with these strides (a view where all points stay)."""
+    keep = torch.isin(grid.strides, torch.tensor(strides, dtype=grid.strides.dtype, device=grid.strides.device))
+    if bool(keep.all()):
+        return grid
+    return GridPredictions(
+        grid.logits[:, keep],
+        grid.boxes_xyxy[:, keep],
+        grid.points_xy[keep],
+        grid.strides[keep],
+        None if grid.box_bins is None else grid.box_bins[:, keep],
+    )
+
+
+def best_class_score(logits: Tensor) -> Tensor:
+    """Return u = max_c sigmoid(logits), (B, A): how sure a dense head is that a point holds an object."""
+    return logits.amax(dim=-1).sigmoid()

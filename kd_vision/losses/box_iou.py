@@ -1,0 +1,106 @@
+"""Boxes of dense heads imitate the teacher's by overlap.
+
+Shapes: B images, A grid points.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import LossConfig
+from kd_vision.losses.grid import GridLoss, full_precision
+
+Kind = Literal["iou", "giou", "ciou"]
+_LEAST_SIDE = 1e-3
+
+
+class BoxIoUConfig(LossConfig):
+    """Settings of `BoxIoU`.
+
+    Attributes:
+        weight: 7.5, the gain that dense YOLO heads give their own box term.
+        kind: which overlap.
+        min_score: points where the teacher's best score is not above this take no part.
+    """
+
+    weight: float | Literal["auto"] = 7.5
+    kind: Kind = "giou"
+    min_score: float = Field(default=0.05, ge=0.0, lt=1.0)
+
+
+def open_boxes(boxes_xyxy: Tensor) -> Tensor:
+    """Give crossed or flat boxes a side of 0.001 pixels; leave the others as they are.
+
+    Heads that regress sides directly may cross them early in training, and the formulas then divide by zero.
+    The correction carries no gradient of its own, so the far side is still pulled to where it belongs.
+
+    Args:
+        boxes_xyxy: (..., 4) pixels.
+    """
+    near, far = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    lift = (near + _LEAST_SIDE - far).clamp(min=0.0).detach()
+    return torch.cat([near, far + lift], dim=-1)
+
+
+def iou_distance(boxes_xyxy: Tensor, others_xyxy: Tensor, kind: Kind = "giou") -> Tensor:
+    """Return 1 - IoU (or GIoU, CIoU) of boxes in the same row, of shape (...).
+
+    At equality GIoU and CIoU are 0 up to 1e-7 / area.
+
+    Args:
+        boxes_xyxy: (..., 4) pixels; receives the gradient.
+        others_xyxy: (..., 4) pixels.
+        kind: which overlap.
+    """
+    boxes, others = open_boxes(boxes_xyxy), open_boxes(others_xyxy)
+    if kind == "giou":
+        return generalized_box_iou_loss(boxes, others)
+    if kind == "ciou":
+        return complete_box_iou_loss(boxes, others)
+    shared = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    inter = shared.clamp(min=0.0).prod(dim=-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1) + (others[..., 2:] - others[..., :2]).prod(dim=-1)
+    return 1.0 - inter / (area - inter)
+
+
+class BoxIoU(GridLoss):
+    """Each point's box learns the teacher's box, in proportion to the teacher's confidence.
+
+    L = sum_{B,A: u > min_score} u * (1 - IoU(b_s, b_t)) / N_q with u = max_c q detached,
+    N_q = max(sum_{B,A} u, 1) over all points.
+
+    Shapes: boxes (B, A, 4) in input pixels to a scalar. Reduction: sum over the teacher's count of objects
+    N_q, so the value does not depend on the batch size. No unit.
+
+    Raises:
+        RequestError: the two grids do not have the same points.
+
+    Source: IoU imitation of BCKD (Yang et al., ICCV 2023, eq. 7), which weighs by the largest class
+    disagreement; we weigh by the teacher's score. GIoU: Rezatofighi et al., CVPR 2019; CIoU: Zheng et al.,
+    AAAI 2020.
+    """
+
+    Config: ClassVar[type[LossConfig]] = BoxIoUConfig
+
+    def __init__(self, config: BoxIoUConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._kind = config.kind
+        self._min_score = config.min_score
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        pair = self.pair(student, teacher)
+        # All points are computed and weighed by 0: choosing rows would make the device wait for their number.
+        weight = pair.confidence * (pair.confidence > self._min_score)
+        distance = iou_distance(
+            full_precision(pair.student.boxes_xyxy), full_precision(pair.teacher.boxes_xyxy), self._kind
+        )
+        return (weight * distance).sum() / pair.normaliser

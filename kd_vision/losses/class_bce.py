@@ -1,0 +1,75 @@
+"""Class scores of dense heads by sigmoid cross-entropy.
+
+Shapes: B images, A grid points, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import LossConfig
+from kd_vision.losses.grid import GridLoss
+
+
+class ClassBCEConfig(LossConfig):
+    """Settings of `ClassBCE`.
+
+    Attributes:
+        weight: 0.5, the gain that dense YOLO heads give their own class term.
+        temperature: T > 1 softens both sides.
+    """
+
+    weight: float | Literal["auto"] = 0.5
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+
+
+def binary_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Return KL(Bernoulli(q) || Bernoulli(p)) = BCE(s, q) - H(q), elementwise.
+
+    Zero at equality (cross-entropy alone is not); its gradient with respect to `student_logits` is p - q.
+
+    Args:
+        student_logits: s of any shape, p = sigmoid(s).
+        teacher_logits: t of the same shape, q = sigmoid(t).
+    """
+    target = teacher_logits.sigmoid()
+    # softplus(s) - s*q - (softplus(t) - t*q): exactly 0 at s = t, where two rounded entropies would not be.
+    gap = functional.softplus(student_logits) - functional.softplus(teacher_logits)
+    return gap - (student_logits - teacher_logits) * target
+
+
+class ClassBCE(GridLoss):
+    """Each class of each point learns the teacher's probability.
+
+    L = T^2 * sum_{B,A,K} [BCE(s/T, q_T) - H(q_T)] / N_q with q_T = sigmoid(t/T), u = max_c sigmoid(t),
+    N_q = max(sum_{B,A} u, 1).
+
+    Shapes: logits (B, A, K) to a scalar. Reduction: sum over the teacher's count of objects N_q, so the
+    value does not depend on the batch size. Unit: nats.
+
+    Raises:
+        RequestError: the two grids do not have the same points.
+
+    Source: binary distillation as in BCKD (Yang et al., ICCV 2023, eq. 4) without its modulating factor; the
+    entropy is taken off so that the minimum is 0, and every point of every level shares one normaliser.
+    """
+
+    Config: ClassVar[type[LossConfig]] = ClassBCEConfig
+
+    def __init__(self, config: ClassBCEConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._temperature = config.temperature
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        pair = self.pair(student, teacher)
+        heat = self._temperature
+        divergence = binary_divergence(pair.student_logits / heat, pair.teacher_logits / heat)
+        return heat**2 * divergence.sum() / pair.normaliser
