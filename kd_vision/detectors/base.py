@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, Targets
+from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channel, Detections, DetectorOutput
 from kd_vision.core.spec import DetectorSpec
 
@@ -95,3 +96,14 @@ class Detector(nn.Module, ABC):
 
         Heads whose own loss changes over training use it; others ignore it.
         """
+
+    def reordered(self, classes: tuple[str, ...]) -> Detector:
+        """Return this detector answering in another order of its own classes (a teacher only).
+
+        Raises:
+            RequestError: the family cannot do that.
+        """
+        raise RequestError(
+            f"{self.spec.name}: its classes stand in another order than the data's; give the data "
+            f"descriptor 'classes: [{', '.join(self.spec.classes)}]'"
+        )

@@ -111,6 +111,11 @@ class UltralyticsDetector(Detector):
         """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
         self._progress = done
 
+    def reordered(self, classes: tuple[str, ...]) -> UltralyticsDetector:
+        """See `Detector.reordered`."""
+        order = [self.spec.classes.index(name) for name in classes]
+        return UltralyticsDetector(self.net, classes, self.spec.name, order)
+
     def forward(
         self,
         images: Tensor,

@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics, fraction_or_none
 
 if TYPE_CHECKING:
-    from kd_vision.data.dataset import DetectionData
+    from kd_vision.data.records import DetectionData
 
 Backend = Literal["pycocotools", "faster"]
 
@@ -58,8 +58,11 @@ def evaluate_detections(
 
     Raises:
         RequestError: a detection is not finite, or names an image or label that the data does not
-            have; the backend is unknown or not installed.
+            have; an image has no labels; the backend is unknown or not installed.
     """
+    unlabelled = sum(not image.labelled for image in data.images)
+    if unlabelled:
+        raise RequestError(f"'{data.name}': {unlabelled} images have no labels; evaluate on a labelled split")
     coco, evaluator = _load_backend(backend)
     results = to_coco_results(data, detections)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -94,7 +97,7 @@ def to_coco_results(data: DetectionData, detections: Mapping[int, Detections]) -
             "score": float(score),
         }
         for image_id, found in detections.items()
-        for box, score, label in zip(found.boxes_xyxy, found.scores, found.labels)
+        for box, score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
     ]
 
 
@@ -228,14 +231,13 @@ def _load_backend(backend: str) -> tuple[Any, Any]:
         return COCO, COCOeval
     if backend == "faster":
         try:
-            from faster_coco_eval import COCO as FasterCOCO
-            from faster_coco_eval import COCOeval_faster
+            import faster_coco_eval as faster
         except ImportError:
             raise RequestError(
                 "evaluation backend 'faster': the package faster-coco-eval is not installed; "
                 "`pip install faster-coco-eval`, or use the backend 'pycocotools'"
             ) from None
-        return FasterCOCO, COCOeval_faster
+        return faster.COCO, faster.COCOeval_faster
     raise RequestError(f"evaluation backend '{backend}' is unknown{suggest(backend, get_args(Backend))}")
 
 
@@ -283,7 +285,7 @@ def _per_class(data: DetectionData, evaluation: Any) -> dict[str, ClassMetrics]:
     precision = np.asarray(evaluation.eval["precision"])
     columns = {int(category): column for column, category in enumerate(evaluation.params.catIds)}
     numbers = {}
-    for name, category in zip(data.classes, data.category_ids):
+    for name, category in zip(data.classes, data.category_ids, strict=True):
         of_class = precision[:, :, columns[category], _ALL_AREAS, _MOST_BOXES]
         numbers[name] = ClassMetrics(
             ap=_mean_defined(of_class), ap50=_mean_defined(of_class[_IOU_50]), boxes=boxes[category]
@@ -301,7 +303,7 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

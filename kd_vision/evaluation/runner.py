@@ -36,12 +36,12 @@ def predict_all(
     for batch in batches:
         if len(batch.image_ids) != len(batch):
             raise ValueError(f"a batch of {len(batch)} images has {len(batch.image_ids)} image ids")
-        # no_grad and not inference_mode: heads keep anchors between calls, which must stay usable in training.
+        # Not inference_mode: heads keep anchors between calls, which must stay usable in training.
         with torch.no_grad():
             answers = predictor.predict(batch, options)
         if len(answers) != len(batch):
             raise ValueError(f"{predictor.spec.name} gave {len(answers)} answers for {len(batch)} images")
-        for image_id, answer in zip(batch.image_ids, answers):
+        for image_id, answer in zip(batch.image_ids, answers, strict=True):
             if image_id in found:
                 raise ValueError(f"image {image_id} comes twice; evaluation needs every image once")
             found[image_id] = answer

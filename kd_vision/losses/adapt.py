@@ -19,6 +19,9 @@ from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.grid import full_precision
 
+LEAST_STD = 1e-3
+"""Deviation below which a channel counts as constant."""
+
 _STD_EPSILON = 1e-6
 _RIDGE = 1e-4
 
@@ -31,7 +34,7 @@ def resize_to(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def apply_in_full_precision(module: nn.Module, maps: Tensor) -> Tensor:
-    """Run an adapter outside autocast: a half-precision adapter would blur the difference that is the loss."""
+    """Run an adapter outside autocast: half precision would blur the difference that is the loss."""
     with torch.autocast(maps.device.type, enabled=False):
         result: Tensor = module(maps)
     return result
@@ -60,16 +63,37 @@ def standardise(maps: Tensor, least_std: float = 0.0) -> Tensor:
     return (maps - maps.mean(dim=(0, 2, 3), keepdim=True)) / (std + _STD_EPSILON)
 
 
-class LinearFeatureLoss(DistillationLoss):
-    """Base of losses that compare maps level by level after a linear 1x1 adapter where widths differ.
+class FeatureLoss(DistillationLoss):
+    """Base of losses that compare maps level by level: the loss is the sum over levels of `level_loss`."""
 
-    The loss is the sum over levels of `level_loss`. Levels of equal width have no adapter.
+    requires: ClassVar[frozenset[Channel]] = frozenset({"features"})
+
+    def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the scalar loss of one level; (B, C, H, W) of equal H W, float32 or better."""
+        raise TypeError(f"{type(self).__name__} must define level_loss")
+
+    def adapt(self, level: str, maps: Tensor) -> Tensor:
+        """Bring (B, Cs, H, W) student maps to what `level_loss` compares; here as they are."""
+        return maps
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
+
+    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
+        ours, theirs = aligned(level, student, teacher)
+        return self.level_loss(self.adapt(level, ours), theirs)
+
+
+class LinearFeatureLoss(FeatureLoss):
+    """Base of losses whose student maps go through a linear 1x1 adapter where widths differ.
+
+    Levels of equal width have no adapter.
 
     Class attributes:
         adapter_bias: False for losses that do not see a shift of a channel; their bias would get no gradient.
     """
 
-    requires: ClassVar[frozenset[Channel]] = frozenset({"features"})
     adapter_bias: ClassVar[bool] = True
 
     def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
@@ -80,19 +104,9 @@ class LinearFeatureLoss(DistillationLoss):
             if ours != theirs:
                 self.adapters[level] = nn.Conv2d(ours, theirs, kernel_size=1, bias=self.adapter_bias)
 
-    def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the scalar loss of one level; both (B, Ct, H, W), float32 or better."""
-        raise TypeError(f"{type(self).__name__} must define level_loss")
-
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
-        """Return the scalar loss."""
-        return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
-
-    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
-        ours, theirs = _aligned(level, student, teacher)
-        if level in self.adapters:
-            ours = apply_in_full_precision(self.adapters[level], ours)
-        return self.level_loss(ours, theirs)
+    def adapt(self, level: str, maps: Tensor) -> Tensor:
+        """Bring (B, Cs, H, W) student maps to the teacher's width."""
+        return apply_in_full_precision(self.adapters[level], maps) if level in self.adapters else maps
 
     def fit(self, batches: Iterable[tuple[Channels, Channels]]) -> None:
         """Set the adapters to the ridge regression from student to teacher maps.
@@ -112,7 +126,7 @@ class LinearFeatureLoss(DistillationLoss):
         with torch.no_grad():
             for student, teacher in batches:
                 for level in self.adapters:
-                    found = _Moments.of(*_aligned(level, student, teacher))
+                    found = _Moments.of(*aligned(level, student, teacher))
                     moments[level] = moments[level].plus(found) if level in moments else found
             if not moments:
                 raise ValueError("fit needs at least one batch of student and teacher features")
@@ -120,8 +134,11 @@ class LinearFeatureLoss(DistillationLoss):
                 _set_linear(self.adapters[level], *found.solve())
 
 
-def _aligned(level: str, student: Channels, teacher: Channels) -> tuple[Tensor, Tensor]:
-    """Maps of one level in full precision, the student's resized (which commutes with a 1x1 adapter)."""
+def aligned(level: str, student: Channels, teacher: Channels) -> tuple[Tensor, Tensor]:
+    """Return one level of both sides in full precision, (B, Cs, H, W) and (B, Ct, H, W), teacher detached.
+
+    The student's map is resized to the teacher's before a 1x1 adapter, with which resizing commutes.
+    """
     theirs = full_precision(teacher.features[level].detach())
     return resize_to(full_precision(student.features[level]), theirs), theirs
 

@@ -61,10 +61,10 @@ def iou_distance(boxes_xyxy: Tensor, others_xyxy: Tensor, kind: Kind = "giou") -
         kind: which overlap.
     """
     boxes, others = open_boxes(boxes_xyxy), open_boxes(others_xyxy)
-    if kind == "giou":
-        return generalized_box_iou_loss(boxes, others)
-    if kind == "ciou":
-        return complete_box_iou_loss(boxes, others)
+    if kind != "iou":
+        formula = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
+        distance: Tensor = formula(boxes, others)
+        return distance
     shared = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     inter = shared.clamp(min=0.0).prod(dim=-1)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1) + (others[..., 2:] - others[..., :2]).prod(dim=-1)

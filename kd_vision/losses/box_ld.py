@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channels, GridPredictions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.divergence import softmax_divergence
 from kd_vision.losses.grid import GridLoss, full_precision
 
 BinReduction = Literal["sum", "mean"]
@@ -47,18 +47,12 @@ def bins_divergence(
         temperature: T.
         reduction: over the bins; `mean` is the sum / R.
     """
-    divergence = functional.kl_div(
-        functional.log_softmax(student_bins / temperature, dim=-1),
-        functional.log_softmax(teacher_bins / temperature, dim=-1),
-        reduction="none",
-        log_target=True,
-    )
-    over_bins = divergence.sum(dim=-1) if reduction == "sum" else divergence.mean(dim=-1)
-    return temperature**2 * over_bins
+    divergence = softmax_divergence(student_bins, teacher_bins, temperature)
+    return divergence if reduction == "sum" else divergence / student_bins.shape[-1]
 
 
 class BoxLD(GridLoss):
-    """Each side of each point's box learns the teacher's distribution of distances (localisation distillation).
+    """Each side of each point's box learns the teacher's distribution of distances (localisation KD).
 
     L = sum_{B,A} u * mean_{4 sides} T^2 * KL(softmax(t/T) || softmax(s/T)) / N_q with u = max_c q detached,
     N_q = max(sum_{B,A} u, 1). KL is summed over bins (or averaged, see `BoxLDConfig`).

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.divergence import binary_divergence
 from kd_vision.losses.grid import GridLoss
 
 
@@ -28,21 +28,6 @@ class ClassBCEConfig(LossConfig):
 
     weight: float | Literal["auto"] = 0.5
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-
-
-def binary_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return KL(Bernoulli(q) || Bernoulli(p)) = BCE(s, q) - H(q), elementwise.
-
-    Zero at equality (cross-entropy alone is not); its gradient with respect to `student_logits` is p - q.
-
-    Args:
-        student_logits: s of any shape, p = sigmoid(s).
-        teacher_logits: t of the same shape, q = sigmoid(t).
-    """
-    target = teacher_logits.sigmoid()
-    # softplus(s) - s*q - (softplus(t) - t*q): exactly 0 at s = t, where two rounded entropies would not be.
-    gap = functional.softplus(student_logits) - functional.softplus(teacher_logits)
-    return gap - (student_logits - teacher_logits) * target
 
 
 class ClassBCE(GridLoss):

@@ -9,10 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kd_vision.losses.adapt import LinearFeatureLoss, channel_std, standardise
+from kd_vision.losses.adapt import LEAST_STD, LinearFeatureLoss, channel_std, standardise
 from kd_vision.losses.base import LossConfig
-
-_DEAD_STD = 1e-3
 
 
 class FeaturePKDConfig(LossConfig):
@@ -36,8 +34,8 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
         student: (B, C, H, W).
         teacher: (B, C, H, W).
     """
-    alive = (channel_std(teacher) >= _DEAD_STD).to(student.dtype)
-    gap = standardise(student, least_std=_DEAD_STD) - standardise(teacher)
+    alive = (channel_std(teacher) >= LEAST_STD).to(student.dtype)
+    gap = standardise(student, least_std=LEAST_STD) - standardise(teacher)
     per_channel = gap.square().mean(dim=(0, 2, 3))
     return 0.5 * (per_channel * alive).sum() / alive.sum().clamp(min=1.0)
 

@@ -85,7 +85,7 @@ class GridLoss(DistillationLoss):
         if ours.logits.shape != theirs.logits.shape:
             raise RequestError(
                 f"{type(self).__name__}: student grid {tuple(ours.logits.shape)} and teacher grid "
-                f"{tuple(theirs.logits.shape)} (images, points, classes) differ; give both the same image size"
+                f"{tuple(theirs.logits.shape)} (images, points, classes) differ; give both one image size"
             )
         teacher_logits = full_precision(theirs.logits)
         confidence = best_class_score(teacher_logits)
@@ -142,14 +142,28 @@ def smallest_box(points_xy: Tensor, targets: Targets, images: int) -> Tensor:
         targets: ground truth of the batch.
         images: B.
     """
-    boxes = targets.boxes_xyxy.to(points_xy.dtype)
+    points = full_precision(points_xy)
+    boxes = targets.boxes_xyxy.to(points.dtype)
     order = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1).argsort(stable=True)
     count = len(order)
     # Ranks by area are distinct, so the least rank names one box even where areas are equal.
-    inside = points_in_boxes(points_xy, boxes[order])
+    inside = points_in_boxes(points, boxes[order])
     rank = torch.arange(count, device=inside.device)[:, None].expand_as(inside)
     rank = rank.masked_fill(~inside, count)
-    best = rank.new_full((images, len(points_xy)), count)
+    best = rank.new_full((images, len(points)), count)
     rows = targets.image_index[order][:, None].expand_as(rank)
     best = best.scatter_reduce(0, rows, rank, "amin")
     return torch.cat([order, order.new_full((1,), -1)])[best]
+
+
+def images_with_targets(targets: Targets, images: int) -> Tensor:
+    """Return (B,) bool: the image has at least one ground-truth box."""
+    numbers = torch.arange(images, device=targets.image_index.device)
+    return (targets.image_index[:, None] == numbers).any(dim=0)
+
+
+def softmax_mismatches(spec: DetectorSpec) -> list[str]:
+    """Say why a softmax over the classes would teach nothing, one line a reason; empty: it can."""
+    if len(spec.classes) > 1:
+        return []
+    return ["needs two classes or more (a softmax over one class is always 1); use class_bce instead"]

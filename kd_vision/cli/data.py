@@ -1,0 +1,183 @@
+"""`kd-vision data`: check, convert and make data sets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kd_vision.data.records import Defect
+
+_CHECK = """\
+Reads every label and decodes every image. Errors: missing, corrupt or duplicated images, images
+that are in two splits (or among the unlabelled and in a split that measures), sizes that are not
+true, unknown categories, boxes without area or outside the image. Warnings: images of two splits
+that look alike, boxes that leave the image by less than a pixel.
+
+exit status: 0 nothing or only warnings, 2 at least one error
+
+example:
+  kd-vision data check datasets/bccd.yaml
+"""
+_CONVERT = """\
+Writes all splits and a descriptor, DIR/dataset.yaml, that the other commands take. Images are
+linked. YOLO has no crowd boxes; they are left out and counted.
+
+example:
+  kd-vision data convert datasets/bccd_voc.yaml --to coco --out bccd_coco
+"""
+_SYNTH = """\
+Draws top-down scenes with vehicles and people: a set for trying things out, whose labels are exact.
+The same seed gives the same labels, byte for byte.
+
+example:
+  kd-vision data synth --out scenes --train 200 --val 100 --unlabelled 400
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data` with its subcommands."""
+    parser = subparsers.add_parser(
+        "data", help="check, convert and make data sets", description="Check, convert and make data sets."
+    )
+    commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_convert(commands)
+    _add_synth(commands)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand; returns the exit status."""
+    if args.data_command == "check":
+        return _run_check(args)
+    if args.data_command == "convert":
+        return _run_convert(args)
+    return _run_synth(args)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _subparser(commands, "check", "list every defect of a data set", _CHECK)
+    parser.add_argument("data", type=Path, metavar="DATA.yaml", help="data descriptor")
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _subparser(commands, "convert", "write a data set in another format", _CONVERT)
+    parser.add_argument("data", type=Path, metavar="DATA.yaml", help="data descriptor")
+    parser.add_argument("--to", required=True, choices=("coco", "yolo", "voc"), help="format to write")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--copy-images", action="store_true", help="copy images instead of linking them")
+
+
+def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _subparser(commands, "synth", "draw synthetic aerial scenes", _SYNTH)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
+    for split, count in (("train", 200), ("val", 100), ("test", 100), ("unlabelled", 400)):
+        text = f"number of {split} images (default {count})"
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default 0)")
+    parser.add_argument("--image-size", type=int, default=320, help="side in pixels (default 320)")
+    parser.add_argument("--difficulty", type=float, default=0.5, help="0 easy to 1 hard (default 0.5)")
+
+
+def _subparser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kd_vision.data.check import check_data
+    from kd_vision.data.descriptor import load_descriptor
+
+    console = Console()
+    descriptor = load_descriptor(args.data)
+    with _progress(console, "checking images") as report:
+        defects = check_data(descriptor, report)
+    errors = sum(defect.level == "error" for defect in defects)
+    if defects:
+        _print_defects(console, defects)
+    warnings = len(defects) - errors
+    console.print(f"{args.data}: {errors} error{_s(errors)}, {warnings} warning{_s(warnings)}")
+    return 2 if errors else 0
+
+
+def _run_convert(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kd_vision.data.convert import convert
+    from kd_vision.data.descriptor import load_descriptor
+
+    console = Console()
+    descriptor = load_descriptor(args.data)
+    with _progress(console, "placing images") as report:
+        done = convert(descriptor, args.out, args.to, args.copy_images, report)
+    console.print(f"{done.descriptor}: {done.images} images, {done.boxes} boxes as {args.to}")
+    if done.crowd_dropped:
+        console.print(f"left out, as YOLO cannot hold them: {done.crowd_dropped} crowd boxes")
+    if done.zero_area_dropped:
+        console.print(f"left out: {done.zero_area_dropped} boxes without area")
+    return 0
+
+
+def _run_synth(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kd_vision.data.synthetic import write_scenes
+
+    splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) > 0}
+    console = Console()
+    with console.status("drawing scenes"):
+        write_scenes(args.out, splits, args.unlabelled, args.seed, args.image_size, args.difficulty)
+    total = sum(splits.values()) + args.unlabelled
+    console.print(f"{args.out}: {total} scenes")
+    return 0
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while the block runs; gives the function that moves it."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_defects(console: Console, defects: list[Defect]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("level", "kind", "where", "what", show_lines=False)
+    for column in table.columns[2:]:
+        column.overflow = "fold"
+    for defect in defects:
+        where = f"{defect.file}:{defect.line}" if defect.line else str(defect.file)
+        level = Text(defect.level, style="red" if defect.level == "error" else "yellow")
+        table.add_row(level, defect.kind, Text(where), Text(defect.message))
+    console.print(table)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -1,0 +1,60 @@
+"""The command `kd-vision`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from kd_vision import __version__
+from kd_vision.core.errors import KDVisionError
+
+COMMANDS = ("demo", "check", "train", "evaluate", "benchmark", "export", "predict", "data")
+
+_EPILOG = """\
+The usual order of work:
+  kd-vision check     configs/bccd_yolov8s_to_yolov8n.yaml     everything wrong, before anything is spent
+  kd-vision train     configs/bccd_yolov8s_to_yolov8n.yaml     the distilled student
+  kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml     teacher, plain twin, distilled: before / after
+  kd-vision export    runs/NAME --out student.onnx --data datasets/bccd.yaml
+
+Exit status: 0 done; 1 the work failed; 2 the request is wrong; 3 a gate failed.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all subcommands; nothing heavy is imported."""
+    parser = argparse.ArgumentParser(
+        prog="kd-vision",
+        description="Distil object detectors: a large teacher teaches a compact student; mAP proves it; ONNX ships it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kd-vision {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"kd_vision.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; turn errors into a line and an exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KDVisionError as error:
+        if options.debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            sys.stderr.write(f"kd-vision: {line}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("kd-vision: stopped; a training run goes on with --resume\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

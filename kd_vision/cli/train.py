@@ -1,0 +1,48 @@
+"""`kd-vision train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kd_vision.cli.options import add_config
+
+_EPILOG = """\
+examples:
+  kd-vision train configs/bccd_yolov8s_to_yolov8n.yaml --out runs/distilled
+  kd-vision train configs/bccd_teacher_yolov8s.yaml                     no teacher: plain training
+  kd-vision train runs/distilled/config.yaml --out runs/distilled --resume
+
+The run directory gets student.pt (opens with ultralytics.YOLO), metrics.json (COCO numbers of that file),
+metrics.jsonl, TensorBoard and CSV logs, checkpoints/, report.html.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a student, with or without a teacher",
+        description="Train a student; with 'teacher:' in the config it is distilled, without it is trained plainly.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<config name>)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    from rich.console import Console
+
+    from kd_vision.pipeline.train import train
+    from kd_vision.report.tables import metrics_table
+
+    result = train(options.config, options.out, options.resume, options.overrides, quiet=False)
+    console = Console()
+    console.print(metrics_table(result.metrics, f"{result.split}, {result.metrics.n_images} images"))
+    console.print(f"student  {result.student}", highlight=False, soft_wrap=True)
+    console.print(f"report   {result.directory / 'report.html'}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,1 @@
+"""The typed tree of a run, the loader, overrides and recipes."""

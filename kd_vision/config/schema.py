@@ -1,0 +1,102 @@
+"""What a run is made of. Each part's settings live beside the part; the root only composes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from kd_vision.core.validation import StrictModel
+from kd_vision.data.transforms import AugmentConfig
+from kd_vision.engine.config import TrainConfig
+from kd_vision.losses.base import LossConfig
+
+
+class EvaluateConfig(StrictModel):
+    """Which splits judge.
+
+    Attributes:
+        split: chooses weights and stops early, during training.
+        final_split: reported at the end of `train` and by `benchmark`; None: the split `test`
+            where the data has one, else `split`.
+        backend: `pycocotools`, or `faster` (faster-coco-eval), which agrees to 1e-6.
+        batch_size: images per forward pass.
+    """
+
+    split: str = "val"
+    final_split: str | None = None
+    backend: Literal["pycocotools", "faster"] = "pycocotools"
+    batch_size: int = Field(default=16, ge=1)
+
+
+class RootConfig(StrictModel):
+    """The top level of a config file; the parts that depend on a table are still plain mappings."""
+
+    data: Path
+    image_size: int = Field(default=640, ge=32)
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None = None
+    distill: list[dict[str, Any]] | str | None = None
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class TermConfig:
+    """One distillation term: the name it is logged under, its loss, its settings."""
+
+    name: str
+    loss: str
+    config: LossConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """A run, everything typed and every path absolute.
+
+    Attributes:
+        source: the file it was read from, for messages.
+        data: descriptor of the data set.
+        image_size: side of the square input in pixels.
+        student: typed config of the student's family.
+        teacher: typed config of the teacher's family; None: plain training.
+        terms: the distillation terms, empty without a teacher.
+        recipe: name of the recipe the terms came from, if any.
+        train, augment, evaluate: settings of those parts.
+    """
+
+    source: Path
+    data: Path
+    image_size: int
+    student: BaseModel
+    teacher: BaseModel | None
+    terms: tuple[TermConfig, ...]
+    recipe: str | None
+    train: TrainConfig
+    augment: AugmentConfig
+    evaluate: EvaluateConfig
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the resolved config as plain values; `load_config` reads it back unchanged."""
+        found: dict[str, Any] = {
+            "data": str(self.data),
+            "image_size": self.image_size,
+            "student": _plain(self.student),
+            "train": _plain(self.train),
+            "augment": _plain(self.augment),
+            "evaluate": _plain(self.evaluate),
+        }
+        if self.teacher is not None:
+            found["teacher"] = _plain(self.teacher)
+            found["distill"] = [
+                {"loss": term.loss, "name": term.name, **_plain(term.config)} for term in self.terms
+            ]
+        return found
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    values: dict[str, Any] = model.model_dump(mode="json")
+    return values

@@ -1,0 +1,1 @@
+"""Images and ground truth: descriptors, readers, augmentation, loading, conversion and checks."""

@@ -1,0 +1,220 @@
+"""Reads COCO detection files, and knows the line of everything in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from kd_vision.core.errors import RequestError
+from kd_vision.data.descriptor import DataDescriptor
+from kd_vision.data.records import CategoryKey, Defect, RawBox, RawImage, RawSplit
+
+_BLANKS = " \t\r\n"
+_LISTS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True, slots=True)
+class CocoFile:
+    """Entries of a COCO file with the line of each.
+
+    Attributes:
+        path: the file.
+        entries: (1-based line, entry) of `images`, `annotations` and `categories`.
+    """
+
+    path: Path
+    entries: Mapping[str, list[tuple[int, Any]]]
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """Parse a COCO file.
+
+    Raises:
+        RequestError: the file is missing, not JSON, or has no `images`, `annotations`, `categories`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: annotation file cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: is not UTF-8 text; give a COCO JSON file") from None
+    try:
+        entries = dict(_top_level(text))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{error.lineno}: is not JSON ({error.msg})") from None
+    missing = [name for name in _LISTS if name not in entries]
+    if missing:
+        raise RequestError(f"{path}: has no list {' and no list '.join(missing)}; give a COCO detection file")
+    return CocoFile(path, entries)
+
+
+def read_coco_split(descriptor: DataDescriptor, split: str) -> RawSplit:
+    """Read one split as written.
+
+    Raises:
+        RequestError: the annotation file cannot be parsed.
+    """
+    source = descriptor.splits[split]
+    coco = read_coco_file(descriptor.resolve(source.annotations or ""))
+    folder = descriptor.resolve(source.images)
+    defects: list[Defect] = []
+    categories = _categories(coco, defects)
+    images = _images(coco, folder, defects)
+    for line, entry in coco.entries["annotations"]:
+        _add_box(coco, line, entry, images, defects)
+    return RawSplit(list(images.values()), categories, defects)
+
+
+def _top_level(text: str) -> Iterator[tuple[str, list[tuple[int, Any]]]]:
+    """Yield the lists a COCO file consists of, each entry with its line."""
+    decoder = json.JSONDecoder()
+    at = _expect(text, 0, "{")
+    if text[_skip(text, at) : _skip(text, at) + 1] == "}":
+        return
+    while True:
+        key, at = decoder.raw_decode(text, _skip(text, at))
+        at = _skip(text, _expect(text, at, ":"))
+        if key in _LISTS and text[at : at + 1] == "[":
+            entries, at = _list(decoder, text, at)
+            yield key, entries
+        else:
+            _, at = decoder.raw_decode(text, at)
+        at = _skip(text, at)
+        if text[at : at + 1] != ",":
+            _expect(text, at, "}")
+            return
+        at += 1
+
+
+def _list(decoder: json.JSONDecoder, text: str, at: int) -> tuple[list[tuple[int, Any]], int]:
+    entries: list[tuple[int, Any]] = []
+    line = text.count("\n", 0, at) + 1
+    counted = at
+    at = _skip(text, at + 1)
+    if text[at : at + 1] == "]":
+        return entries, at + 1
+    while True:
+        start = _skip(text, at)
+        entry, at = decoder.raw_decode(text, start)
+        line += text.count("\n", counted, start)
+        counted = start
+        entries.append((line, entry))
+        at = _skip(text, at)
+        if text[at : at + 1] != ",":
+            return entries, _expect(text, at, "]")
+        at += 1
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _BLANKS:
+        at += 1
+    return at
+
+
+def _expect(text: str, at: int, sign: str) -> int:
+    at = _skip(text, at)
+    if text[at : at + 1] != sign:
+        raise json.JSONDecodeError(f"expected '{sign}'", text, at)
+    return at + 1
+
+
+def _categories(coco: CocoFile, defects: list[Defect]) -> dict[CategoryKey, str]:
+    found: dict[CategoryKey, str] = {}
+    for line, entry in sorted(coco.entries["categories"], key=lambda pair: _id_or_zero(pair[1])):
+        if (
+            not isinstance(entry, dict)
+            or not _is_id(entry.get("id"))
+            or not isinstance(entry.get("name"), str)
+        ):
+            _report(defects, coco, line, "malformed", "category needs a whole-number id and a name")
+        elif entry["id"] in found or entry["name"] in found.values():
+            _report(
+                defects, coco, line, "malformed", f"category {entry['id']} '{entry['name']}' is given twice"
+            )
+        else:
+            found[entry["id"]] = entry["name"]
+    return found
+
+
+def _images(coco: CocoFile, folder: Path, defects: list[Defect]) -> dict[int, RawImage]:
+    found: dict[int, RawImage] = {}
+    for line, entry in coco.entries["images"]:
+        if (
+            not isinstance(entry, dict)
+            or not _is_id(entry.get("id"))
+            or not isinstance(entry.get("file_name"), str)
+        ):
+            _report(defects, coco, line, "malformed", "image needs a whole-number id and a file_name")
+            continue
+        if entry["id"] in found:
+            _report(defects, coco, line, "malformed", f"image id {entry['id']} is given twice")
+            continue
+        name = entry["file_name"]
+        size = _size(entry.get("width"), entry.get("height"))
+        found[entry["id"]] = RawImage(entry["id"], folder / name, name, size, coco.path, line)
+    return found
+
+
+def _add_box(
+    coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage], defects: list[Defect]
+) -> None:
+    if not isinstance(entry, dict):
+        _report(defects, coco, line, "malformed", "annotation is not a mapping")
+        return
+    what = f"annotation {entry.get('id', '?')}"
+    box = entry.get("bbox")
+    if (
+        box is None
+        or not _is_box(box)
+        or not _is_id(entry.get("category_id"))
+        or not _is_id(entry.get("image_id"))
+    ):
+        text = "needs image_id, category_id and bbox with four finite numbers"
+        _report(defects, coco, line, "malformed", f"{what} {text}")
+        return
+    image = images.get(entry["image_id"])
+    if image is None:
+        _report(
+            defects, coco, line, "orphan", f"{what} belongs to image {entry['image_id']}, which is not listed"
+        )
+        return
+    area = entry.get("area")
+    image.boxes.append(
+        RawBox(
+            category=entry["category_id"],
+            xywh=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+            area=float(area) if area is not None and _is_number(area) else None,
+            crowd=bool(entry.get("iscrowd", 0)),
+            line=line,
+            what=what,
+        )
+    )
+
+
+def _report(defects: list[Defect], coco: CocoFile, line: int, kind: str, message: str) -> None:
+    defects.append(Defect(kind, coco.path, line, message))
+
+
+def _id_or_zero(entry: Any) -> int:
+    number = entry.get("id") if isinstance(entry, dict) else None
+    return number if isinstance(number, int) else 0
+
+
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
+    return (width, height) if _is_id(width) and _is_id(height) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)

@@ -1,0 +1,181 @@
+"""Reads an image file of any kind into 8-bit pixels, or says which file cannot be read and why.
+
+Shapes: H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from kd_vision.core.errors import RequestError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+_EXIF_ORIENTATION = 0x0112
+_SWAPS_AXES = frozenset({5, 6, 7, 8})
+_SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "La", "PA", "RGBA", "RGBa"})
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def read_image(path: Path, channels: int) -> Pixels:
+    """Read an image upright and in 8 bits.
+
+    16-bit values are scaled by 1/257, so that the full range stays the full range. The orientation
+    tag of EXIF is applied. Transparency is left out and colours are taken as stored, as in cv2.
+
+    Args:
+        path: the file.
+        channels: 1 gray, 3 RGB, 4 RGB and the file's fourth channel.
+
+    Returns:
+        (H, W, C) uint8.
+
+    Raises:
+        RequestError: the file is missing, truncated, no image, or of a kind that has no right
+            reading in `channels` channels.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            orientation = _orientation(image)
+            pixels = _decode_fast(data, image, channels)
+            if pixels is None:
+                pixels = _decode(path, image, channels)
+    except RequestError:
+        raise
+    except UnidentifiedImageError:
+        raise RequestError(
+            f"{path}: is not an image of a known kind; give JPEG, PNG, TIFF, BMP or WebP"
+        ) from None
+    except Image.DecompressionBombError:
+        raise RequestError(f"{path}: is too large to read; cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise RequestError(f"{path}: is corrupt ({error}); replace or remove the file") from None
+    return np.ascontiguousarray(_upright(pixels, orientation))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of the upright image from the file's header alone.
+
+    Raises:
+        RequestError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in _SWAPS_AXES else (width, height)
+    except FileNotFoundError:
+        raise RequestError(f"{path}: image is missing") from None
+    except Image.DecompressionBombError:
+        raise RequestError(f"{path}: is too large to read; cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = (
+            "is not an image of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
+        )
+        raise RequestError(f"{path}: {reason}; give JPEG, PNG, TIFF, BMP or WebP") from None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files below `folder`, sorted by path.
+
+    Raises:
+        RequestError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: image folder is missing")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RequestError(f"{path}: image is missing") from None
+    except OSError as error:
+        raise RequestError(f"{path}: image cannot be read ({error.strerror})") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _decode_fast(data: bytes, image: Image.Image, channels: int) -> Pixels | None:
+    """Decode the two common cases with OpenCV; None: leave it to PIL.
+
+    OpenCV fills the missing part of a truncated file with gray and says nothing, so a file goes
+    this way only where its end mark is there.
+    """
+    if channels == 4 or image.mode not in ("L", "RGB"):
+        return None
+    if image.format in ("JPEG", "MPO"):
+        complete = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+    else:
+        complete = image.format == "PNG" and data.rfind(b"IEND", -64) > 0
+    if not complete:
+        return None
+    # Gray is made from RGB here and in `_decode` alike: decoders of JPEG would answer with their own luma.
+    flag = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None:
+        return None
+    if image.mode == "L":
+        return _with_channels(np.asarray(decoded, np.uint8)[..., None], channels)
+    rgb = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return _with_channels(np.asarray(rgb, np.uint8), channels)
+
+
+def _decode(path: Path, image: Image.Image, channels: int) -> Pixels:
+    mode = image.mode
+    if mode in _SIXTEEN_BIT or (mode == "I" and image.format == "PNG"):
+        wide = np.asarray(image).astype(np.uint32)
+        if wide.max(initial=0) > 65535:
+            raise RequestError(f"{path}: has values above 16 bits; convert it to 8 or 16 bits")
+        gray = ((wide + 128) // 257).astype(np.uint8)[..., None]
+        return _with_channels(gray, _not_four(path, "16-bit gray", channels))
+    if mode not in _CONVERTIBLE:
+        raise RequestError(
+            f"{path}: pixels of kind '{mode}' have no agreed 8-bit reading; convert it to 8-bit gray or RGB"
+        )
+    if channels == 4:
+        if mode != "RGBA":
+            raise RequestError(f"{path}: four channels are asked for, the image is '{mode}'; give RGBA files")
+        return np.asarray(image, np.uint8)
+    if mode in ("1", "L", "LA", "La"):
+        return _with_channels(np.asarray(image.convert("L"), np.uint8)[..., None], channels)
+    # Straight from RGBa, Pillow knows no way to RGB.
+    upright_alpha = image.convert("RGBA") if mode in ("RGBa", "PA") else image
+    return _with_channels(np.asarray(upright_alpha.convert("RGB"), np.uint8), channels)
+
+
+def _not_four(path: Path, kind: str, channels: int) -> int:
+    if channels == 4:
+        raise RequestError(f"{path}: four channels are asked for, the image is {kind}; give RGBA files")
+    return channels
+
+
+def _with_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Turn (H, W, 1 or 3) into the channels asked for (1 or 3)."""
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
+    return np.repeat(pixels, 3, axis=2)
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply the EXIF orientation, a number 1 to 8 (TIFF 6.0, tag 274)."""
+    if orientation in _SWAPS_AXES:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels

@@ -1,0 +1,408 @@
+"""Batches for training and evaluation.
+
+Every training batch is a function of (seed, step), whatever the number of workers and wherever a
+run starts, so that a resumed run sees what an unbroken one would have seen.
+
+Shapes: B images, C channels, H W pixels, M boxes, S the side of the network's input.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Union
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kd_vision.core.batch import ImageBatch, Letterbox, Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.data.images import read_image
+from kd_vision.data.records import DetectionData, ImageRecord
+from kd_vision.data.transforms import GRAY, AugmentConfig, AugmentedSample, Augmenter, Sample
+
+_CACHE_SHARE = 0.25
+_PREFETCH = 4
+# Streams of random numbers that must not be the same one.
+_ORDER, _SAMPLE = 0, 1
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderConfig:
+    """How images are loaded.
+
+    Attributes:
+        image_size: side S of the network's input.
+        batch_size: labelled images per batch and process.
+        workers: processes that prepare batches; 0: in the caller's process.
+        seed: of order and augmentation.
+        channels: 1, 3 or 4.
+        unlabelled_ratio: unlabelled images per labelled one; `round(ratio * batch_size)` follow the
+            labelled ones in every batch.
+        cache: `ram` keeps decoded images, resized to S, in memory; `auto` does so where they fit
+            into a quarter of what is free. The batches are the same either way.
+    """
+
+    image_size: int
+    batch_size: int
+    workers: int = 0
+    seed: int = 0
+    channels: int = 3
+    unlabelled_ratio: float = 0.0
+    cache: Literal["auto", "ram", "none"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error on its way out of a worker; raised there, its text would carry a traceback."""
+
+    problems: tuple[str, ...]
+
+
+class _Pool:
+    """Images of one kind with their training targets, the longer side resized to S."""
+
+    def __init__(self, data: DetectionData, image_size: int, channels: int) -> None:
+        self.data = data
+        self._size = image_size
+        self._channels = channels
+        self._cache: list[Pixels] | None = None
+        self._targets = [_training_targets(image, image_size) for image in data.images]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keeping all images takes."""
+        sides = (_resized(image, self._size) for image in self.data.images)
+        return sum(width * height for width, height in sides) * self._channels
+
+    def fill_cache(self) -> None:
+        """Decode every image once. Threads serve, as decoding holds no lock."""
+        with ThreadPoolExecutor() as threads:
+            self._cache = list(threads.map(self._read, range(len(self))))
+
+    def load(self, index: int) -> Sample:
+        """Return image `index` with its targets."""
+        image = self._read(index) if self._cache is None else self._cache[index]
+        boxes, labels = self._targets[index]
+        return Sample(image, boxes, labels)
+
+    def _read(self, index: int) -> Pixels:
+        record = self.data.images[index]
+        return resize(_read_record(record, self._channels), *_resized(record, self._size))
+
+
+class TrainStream:
+    """Training batches of all epochs, from one loader whose workers live as long as it does."""
+
+    def __init__(
+        self,
+        labelled: DetectionData,
+        unlabelled: DetectionData | None,
+        augment: AugmentConfig,
+        config: LoaderConfig,
+        epochs: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Prepare the images.
+
+        Args:
+            labelled: images with ground truth; may be empty where there are unlabelled ones, which
+                then fill the batches alone.
+            unlabelled: images without.
+            augment: how samples are varied.
+            config: how they are loaded.
+            epochs: of the whole run.
+            rank: of this process.
+            world_size: number of processes; each gets its share of every step.
+
+        Raises:
+            RequestError: there is nothing to train on, or an image cannot be read.
+        """
+        with_unlabelled = unlabelled is not None and len(unlabelled) > 0 and config.unlabelled_ratio > 0
+        if len(labelled) == 0 and (unlabelled is None or len(unlabelled) == 0):
+            raise RequestError(f"split '{labelled.name}' holds no images; there is nothing to train on")
+        self._config = config
+        self._augment = augment
+        self._epochs = epochs
+        self._rank, self._world = rank, world_size
+        self._augmenter = Augmenter(augment, config.image_size, config.channels)
+        main = labelled if len(labelled) or unlabelled is None else unlabelled
+        self._main = _Pool(main, config.image_size, config.channels)
+        self._extra: _Pool | None = None
+        if with_unlabelled and unlabelled is not None and main is not unlabelled:
+            self._extra = _Pool(unlabelled, config.image_size, config.channels)
+        self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
+        self.steps_per_epoch = math.ceil(len(main) / (config.batch_size * world_size))
+        self._fill_caches()
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of all epochs."""
+        return self._epochs * self.steps_per_epoch
+
+    def batches(self, start_step: int = 0) -> Iterator[ImageBatch]:
+        """Yield the batches from `start_step` to the end of the last epoch.
+
+        Raises:
+            RequestError: an image cannot be read.
+        """
+        steps = range(start_step, self.total_steps)
+        return _run(_Steps(self.batch_at, steps), min(self._config.workers, len(steps)))
+
+    def batch_at(self, step: int) -> ImageBatch:
+        """Return the batch of one step, images uint8 (B, C, S, S)."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        use_mosaic = self._uses_mosaic(epoch)
+        made = [
+            (self._main, index, self._sample(self._main, 0, epoch, position, index, use_mosaic))
+            for position, index in self._main_share(epoch, step_in_epoch)
+        ]
+        if self._extra is not None:
+            made += [
+                (self._extra, index, self._sample(self._extra, 1, turn, position, index, use_mosaic))
+                for turn, position, index in self._extra_share(self._extra, step)
+            ]
+        records = [pool.data.images[index] for pool, index, _ in made]
+        return _collate([sample for _, _, sample in made], records, self._config.channels)
+
+    def _uses_mosaic(self, epoch: int) -> bool:
+        last = self._epochs - self._augment.close_mosaic
+        return last < 0 or epoch < last
+
+    def _main_share(self, epoch: int, step_in_epoch: int) -> list[tuple[int, int]]:
+        """Return (position, index) of this process' images of a step."""
+        count = len(self._main)
+        order = self._order(0, epoch, count)
+        at = step_in_epoch * self._config.batch_size * self._world
+        whole = min(self._config.batch_size * self._world, count - at)
+        # Every process must get as many images: the last step is filled up from the epoch's start.
+        whole = math.ceil(whole / self._world) * self._world
+        return [
+            (place, int(order[place % count])) for place in range(at + self._rank, at + whole, self._world)
+        ]
+
+    def _extra_share(self, pool: _Pool, step: int) -> list[tuple[int, int, int]]:
+        """Return (turn, position, index) of this process' unlabelled images of a step."""
+        first = (step * self._world + self._rank) * self._extra_count
+        found = []
+        for place in range(first, first + self._extra_count):
+            turn, position = divmod(place, len(pool))
+            found.append((turn, position, int(self._order(1, turn, len(pool))[position])))
+        return found
+
+    def _order(self, kind: int, turn: int, count: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self._config.seed, _ORDER, kind, turn]).permutation(count)
+
+    def _sample(
+        self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool
+    ) -> AugmentedSample:
+        rng = np.random.default_rng([self._config.seed, _SAMPLE, kind, turn, position])
+        return self._augmenter(pool.load, index, len(pool), rng, use_mosaic)
+
+    def _fill_caches(self) -> None:
+        pools = [pool for pool in (self._main, self._extra) if pool is not None]
+        needed = sum(pool.cache_bytes for pool in pools)
+        wanted = self._config.cache == "ram"
+        if wanted or (self._config.cache == "auto" and needed <= _CACHE_SHARE * free_memory()):
+            for pool in pools:
+                pool.fill_cache()
+
+
+def eval_batches(
+    data: DetectionData, image_size: int, batch_size: int, channels: int, workers: int = 0
+) -> Iterator[ImageBatch]:
+    """Yield the images of a split in order, letterboxed to a square.
+
+    Targets are in input pixels and hold no crowd boxes.
+
+    Raises:
+        RequestError: an image cannot be read.
+    """
+    maker = _EvalMaker(data, image_size, batch_size, channels)
+    steps = range(math.ceil(len(data) / batch_size))
+    return _run(_Steps(maker, steps), min(workers, len(steps)))
+
+
+def letterbox_image(image: Pixels, image_size: int) -> tuple[Pixels, Letterbox]:
+    """Scale an image into a square, centred, the rest gray.
+
+    Args:
+        image: (H, W, C) uint8.
+        image_size: side S of the square.
+
+    Returns:
+        (S, S, C) uint8, and where the image lies in it.
+    """
+    height, width = image.shape[:2]
+    ratio = min(image_size / height, image_size / width)
+    new_width = min(max(round(width * ratio), 1), image_size)
+    new_height = min(max(round(height * ratio), 1), image_size)
+    left, top = (image_size - new_width) // 2, (image_size - new_height) // 2
+    square = np.full((image_size, image_size, image.shape[2]), GRAY, np.uint8)
+    square[top : top + new_height, left : left + new_width] = resize(image, new_width, new_height)
+    box = Letterbox(height, width, new_width / width, new_height / height, left, top)
+    return square, box
+
+
+def resize(image: Pixels, width: int, height: int) -> Pixels:
+    """Return (H, W, C) uint8 in another size, bilinear."""
+    if image.shape[:2] == (height, width):
+        return image
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8).reshape(height, width, -1)
+
+
+def free_memory() -> int:
+    """Return the bytes this process may still take: of the machine, or of its container if less."""
+    free = sys.maxsize
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        free = min(free, limit - used)
+    except (OSError, ValueError):
+        pass
+    return max(free, 0) if free < sys.maxsize else 0
+
+
+class _EvalMaker:
+    """Makes the evaluation batch of a step."""
+
+    def __init__(self, data: DetectionData, image_size: int, batch_size: int, channels: int) -> None:
+        self._data = data
+        self._image_size = image_size
+        self._batch_size = batch_size
+        self._channels = channels
+
+    def __call__(self, step: int) -> ImageBatch:
+        first = step * self._batch_size
+        records = self._data.images[first : first + self._batch_size]
+        samples, letterboxes = [], []
+        for record in records:
+            image, letterbox = letterbox_image(_read_record(record, self._channels), self._image_size)
+            boxes = letterbox.apply(record.boxes_xyxy[~record.crowd])
+            samples.append(AugmentedSample(Sample(image, boxes, record.labels[~record.crowd])))
+            letterboxes.append(letterbox)
+        return _collate(samples, list(records), self._channels, tuple(letterboxes))
+
+
+class _Steps(Dataset[Union[ImageBatch, _Failure]]):
+    """Batches by step, for torch's loader: item i is the whole batch of the i-th step."""
+
+    def __init__(self, make: Callable[[int], ImageBatch], steps: range) -> None:
+        self._make = make
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> ImageBatch | _Failure:
+        try:
+            return self._make(self._steps[index])
+        except RequestError as error:
+            return _Failure(error.problems)
+
+
+def _run(steps: _Steps, workers: int) -> Iterator[ImageBatch]:
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=_PREFETCH if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+        # Forked workers share the cache of images instead of copying it.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    for batch in loader:
+        if isinstance(batch, _Failure):
+            raise RequestError(*batch.problems)
+        yield batch
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _collate(
+    samples: list[AugmentedSample],
+    records: list[ImageRecord],
+    channels: int,
+    letterboxes: tuple[Letterbox, ...] = (),
+) -> ImageBatch:
+    images = [made.sample.image for made in samples]
+    views = [made.teacher_image for made in samples if made.teacher_image is not None]
+    counts = [len(made.sample.labels) for made in samples]
+    boxes = np.concatenate([made.sample.boxes_xyxy for made in samples]).reshape(-1, 4)
+    labels = np.concatenate([made.sample.labels for made in samples])
+    targets = Targets(
+        torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(boxes.astype(np.float32)),
+    )
+    return ImageBatch(
+        images=_stacked(images, channels),
+        targets=targets,
+        labelled=torch.tensor([record.labelled for record in records], dtype=torch.bool),
+        image_ids=tuple(record.image_id for record in records),
+        letterboxes=letterboxes,
+        teacher_images=_stacked(views, channels) if views else None,
+    )
+
+
+def _stacked(images: list[Pixels], channels: int) -> torch.Tensor:
+    """Return (B, C, H, W) uint8 of (H, W, C) images."""
+    height, width = images[0].shape[:2]
+    batch = np.empty((len(images), channels, height, width), np.uint8)
+    for planes, image in zip(batch, images, strict=True):
+        for plane, channel in zip(planes, cv2.split(np.ascontiguousarray(image)), strict=True):
+            plane[:] = channel
+    return torch.from_numpy(batch)
+
+
+def _read_record(record: ImageRecord, channels: int) -> Pixels:
+    image = read_image(record.path, channels)
+    height, width = image.shape[:2]
+    if (width, height) != (record.width, record.height):
+        raise RequestError(
+            f"{record.path}: is {width}x{height}, the annotations say {record.width}x{record.height}; "
+            "correct them (sizes are meant after EXIF rotation)"
+        )
+    return image
+
+
+def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
+    """Return (width, height) of an image whose longer side becomes S; fractions are rounded up."""
+    ratio = image_size / max(record.width, record.height)
+    if ratio == 1:
+        return record.width, record.height
+    width = min(math.ceil(record.width * ratio), image_size)
+    return width, min(math.ceil(record.height * ratio), image_size)
+
+
+def _training_targets(
+    record: ImageRecord, image_size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return boxes in pixels of the resized image and labels, without crowds, cut to the image."""
+    keep = ~record.crowd
+    width, height = _resized(record, image_size)
+    scale = np.array([width / record.width, height / record.height] * 2)
+    boxes = (record.boxes_xyxy[keep] * scale).clip(0, [width, height, width, height])
+    solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return boxes[solid].astype(np.float32), record.labels[keep][solid]

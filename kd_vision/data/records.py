@@ -1,0 +1,213 @@
+"""Values of the data room: images with their boxes, and what a reader found in a file before judging it.
+
+Shapes: M boxes of one image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+
+CategoryKey = Union[int, str]
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRecord:
+    """One image and its ground truth.
+
+    Attributes:
+        image_id: COCO image id; 1, 2, ... in order of file name for formats without ids.
+        path: the image file.
+        width: pixels, after EXIF rotation.
+        height: pixels, after EXIF rotation.
+        boxes_xyxy: (M, 4) float32, pixels of the original image.
+        labels: (M,) int64, 0-based contiguous class.
+        crowd: (M,) bool; a crowd box counts in evaluation only and is never a training target.
+        areas: (M,) float64, the COCO area field; box area for formats without one.
+        labelled: False for an image of the unlabelled folder.
+        file_name: name relative to the image folder.
+        source_xywh: (M, 4) float64, the boxes as the annotation file gives them; None: derived
+            from `boxes_xyxy`. Kept because float32 corners do not give back every width exactly.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes_xyxy: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    crowd: npt.NDArray[np.bool_]
+    areas: npt.NDArray[np.float64]
+    labelled: bool = True
+    file_name: str = ""
+    source_xywh: npt.NDArray[np.float64] | None = None
+
+    @property
+    def boxes_xywh(self) -> npt.NDArray[np.float64]:
+        """(M, 4) x, y, width, height in pixels of the original image, as exact as the source."""
+        if self.source_xywh is not None:
+            return self.source_xywh
+        boxes = self.boxes_xyxy.astype(np.float64)
+        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionData:
+    """A split: images and the classes their labels mean.
+
+    Attributes:
+        name: of the split.
+        classes: names in label order.
+        category_ids: COCO id of each label.
+        images: in the order of the source.
+        zero_area_dropped: boxes without width or height that the source holds and this does not.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: tuple[ImageRecord, ...]
+    zero_area_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the split as a complete COCO dictionary; annotation ids count from 1 in order."""
+        annotations: list[dict[str, Any]] = []
+        for image in self.images:
+            for box, label, crowd, area in zip(image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image.image_id,
+                        "category_id": self.category_ids[int(label)],
+                        "bbox": [float(value) for value in box],
+                        "area": float(area),
+                        "iscrowd": int(crowd),
+                    }
+                )
+        return {
+            "info": {},
+            "licenses": [],
+            "images": [
+                {
+                    "id": image.image_id,
+                    "file_name": image.file_name or image.path.name,
+                    "width": image.width,
+                    "height": image.height,
+                }
+                for image in self.images
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+            ],
+        }
+
+    def content_hash(self) -> str:
+        """Return a SHA-256 over classes, boxes, and name and byte count of every image file.
+
+        Image bytes are not read: on a large set that would cost more than the answer is worth.
+        """
+        digest = hashlib.sha256(repr((self.classes, self.category_ids)).encode())
+        for image in self.images:
+            size = image.path.stat().st_size if image.path.exists() else -1
+            facts = (image.image_id, image.file_name, image.width, image.height, image.labelled, size)
+            digest.update(repr(facts).encode())
+            for array in (image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Something wrong with a data set.
+
+    Attributes:
+        kind: short name, e.g. ``zero-area``.
+        file: where it is written, or the image itself.
+        line: 1-based line of `file`; 0 where a line means nothing (an image).
+        message: what is wrong.
+        level: a `warning` is worth a look; an `error` should be put right.
+    """
+
+    kind: str
+    file: Path
+    line: int
+    message: str
+    level: Level = "error"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawBox:
+    """A box as written.
+
+    Attributes:
+        category: COCO category id, YOLO class number or VOC name.
+        xywh: left, top, width, height in pixels of the original image.
+        area: as written; None: the box's.
+        crowd: iscrowd of COCO, difficult of VOC.
+        line: of the annotation file.
+        what: how to name it, e.g. ``annotation 17``.
+    """
+
+    category: CategoryKey
+    xywh: tuple[float, float, float, float]
+    area: float | None
+    crowd: bool
+    line: int
+    what: str
+
+    @property
+    def is_empty(self) -> bool:
+        """True where the box has no area."""
+        return not (self.xywh[2] > 0 and self.xywh[3] > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """An image as written.
+
+    Attributes:
+        image_id: see `ImageRecord`.
+        path: the image file.
+        file_name: relative to the image folder.
+        size: (width, height) as the annotation file says; None where it says nothing.
+        annotation_file: that names the image or holds its boxes.
+        line: of `annotation_file` where the image is named.
+        boxes: all of them, also wrong ones.
+    """
+
+    image_id: int
+    path: Path
+    file_name: str
+    size: tuple[int, int] | None
+    annotation_file: Path
+    line: int
+    boxes: list[RawBox] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RawSplit:
+    """What a reader found in one split.
+
+    Attributes:
+        images: in the order of the source.
+        categories: name of each key a box may use.
+        defects: what could not be read at all.
+    """
+
+    images: list[RawImage]
+    categories: Mapping[CategoryKey, str]
+    defects: list[Defect] = field(default_factory=list)

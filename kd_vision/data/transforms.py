@@ -1,0 +1,318 @@
+"""Augmentation of training samples. The only file that imports albumentations.
+
+Geometry (mosaic, scale, translation, crop) is one warp of our own that computes only the pixels
+that stay: albumentations' Mosaic fits every image to a cell, which is another augmentation than the
+one detectors of today are trained with, and its Affine warps four times the pixels that are kept.
+Photometry other than the colour jitter is albumentations'.
+
+Strength is that of the default training of ultralytics 8.4: same probabilities, ranges, filters.
+
+Shapes: H W pixels, C channels, M boxes, S the side of the network's input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from kd_vision.core.validation import StrictModel
+
+# Without this, importing albumentations asks a server for its newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+GRAY = 114
+_MIN_SIDE = 2.0
+_MIN_VISIBLE = 0.1
+_MAX_ASPECT = 100.0
+_MIXUP_BETA = 32.0
+
+Pixels = npt.NDArray[np.uint8]
+Boxes = npt.NDArray[np.float32]
+
+
+class HsvGains(StrictModel):
+    """Colour jitter: shift of hue as a part of the circle, relative gains of saturation and value."""
+
+    hue: float = Field(default=0.015, ge=0.0, le=0.5)
+    saturation: float = Field(default=0.7, ge=0.0, le=1.0)
+    value: float = Field(default=0.4, ge=0.0, le=1.0)
+
+
+class AugmentConfig(StrictModel):
+    """How training samples are varied.
+
+    Attributes:
+        mosaic: probability that a sample is put together of four images.
+        close_mosaic: so many epochs at the end are trained without mosaic; a run shorter than that
+            keeps it throughout.
+        scale: size varies by 1 +- this.
+        translate: position varies by +- this part of the input.
+        horizontal_flip: probability.
+        vertical_flip: probability.
+        hsv: colour jitter; three channels only.
+        mixup: probability that a sample is blended with another.
+        degrade: probability of each of: blur, median blur, gray, local contrast (the last two: three
+            channels only).
+        student_noise: blur, sensor noise, compression and low light for the student alone; the
+            teacher sees the clean image.
+    """
+
+    mosaic: float = Field(default=1.0, ge=0.0, le=1.0)
+    close_mosaic: int = Field(default=10, ge=0)
+    scale: float = Field(default=0.5, ge=0.0, lt=1.0)
+    translate: float = Field(default=0.1, ge=0.0, le=1.0)
+    horizontal_flip: float = Field(default=0.5, ge=0.0, le=1.0)
+    vertical_flip: float = Field(default=0.0, ge=0.0, le=1.0)
+    hsv: HsvGains = HsvGains()
+    mixup: float = Field(default=0.0, ge=0.0, le=1.0)
+    degrade: float = Field(default=0.01, ge=0.0, le=1.0)
+    student_noise: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """An image with its training targets.
+
+    Attributes:
+        image: (H, W, C) uint8.
+        boxes_xyxy: (M, 4) float32, pixels of `image`.
+        labels: (M,) int64.
+    """
+
+    image: Pixels
+    boxes_xyxy: Boxes
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AugmentedSample:
+    """A sample of the network's input size, and the teacher's view where it differs.
+
+    Attributes:
+        sample: what the student sees; the image is (S, S, C).
+        teacher_image: (S, S, C) without the student's noise; None where both see the same.
+    """
+
+    sample: Sample
+    teacher_image: Pixels | None = None
+
+
+class Augmenter:
+    """Makes training samples; each is a function of the generator handed in and of nothing else."""
+
+    def __init__(self, config: AugmentConfig, image_size: int, channels: int) -> None:
+        """Build the pipelines once.
+
+        Args:
+            config: how samples are varied.
+            image_size: side S of the network's input.
+            channels: of the images.
+        """
+        self._config = config
+        self._size = image_size
+        self._channels = channels
+        self._degradations = _degradations(channels)
+        self._noises = _student_noises(channels)
+
+    def __call__(
+        self,
+        load: Callable[[int], Sample],
+        index: int,
+        pool_size: int,
+        rng: np.random.Generator,
+        use_mosaic: bool,
+    ) -> AugmentedSample:
+        """Make one sample.
+
+        Args:
+            load: gives image `i` of the pool with its longer side resized to S.
+            index: of the image the sample is about.
+            pool_size: partners of mosaic and mixup are drawn from 0 .. pool_size - 1.
+            rng: the only source of chance.
+            use_mosaic: False in the last epochs.
+        """
+        config = self._config
+        sample = self._placed(load, index, pool_size, rng, use_mosaic)
+        if config.mixup > 0 and rng.random() < config.mixup:
+            other = self._placed(load, int(rng.integers(pool_size)), pool_size, rng, use_mosaic)
+            sample = _mixed(sample, other, float(rng.beta(_MIXUP_BETA, _MIXUP_BETA)))
+        image = self._degraded(sample.image, rng)
+        if self._channels == 3:
+            image = jitter_colour(image, config.hsv, rng)
+        sample = Sample(image, sample.boxes_xyxy, sample.labels)
+        if config.vertical_flip > 0 and rng.random() < config.vertical_flip:
+            sample = _flipped(sample, axis=0)
+        if config.horizontal_flip > 0 and rng.random() < config.horizontal_flip:
+            sample = _flipped(sample, axis=1)
+        if not config.student_noise:
+            return AugmentedSample(sample)
+        noisy = self._noisy(sample.image, rng)
+        return AugmentedSample(Sample(noisy, sample.boxes_xyxy, sample.labels), sample.image)
+
+    def _placed(
+        self,
+        load: Callable[[int], Sample],
+        index: int,
+        pool_size: int,
+        rng: np.random.Generator,
+        use_mosaic: bool,
+    ) -> Sample:
+        """Return the image, or a mosaic around it, scaled and moved into the input square."""
+        config = self._config
+        canvas = load(index)
+        if use_mosaic and config.mosaic > 0 and rng.random() < config.mosaic:
+            partners = [load(int(other)) for other in rng.integers(pool_size, size=3)]
+            centre = rng.uniform(0.5 * self._size, 1.5 * self._size, size=2).astype(int)
+            canvas = mosaic([canvas, *partners], self._size, (int(centre[0]), int(centre[1])))
+        scale = float(rng.uniform(1 - config.scale, 1 + config.scale))
+        shift = rng.uniform(0.5 - config.translate, 0.5 + config.translate, size=2) * self._size
+        return scale_and_crop(canvas, self._size, scale, (float(shift[0]), float(shift[1])))
+
+    def _degraded(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        chance = self._config.degrade
+        if chance <= 0:
+            return image
+        for transform, gate in zip(self._degradations, rng.random(len(self._degradations)), strict=True):
+            if gate < chance:
+                image = _applied(transform, image, rng)
+        return image
+
+    def _noisy(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """Apply each noise with even chance, so that a sixteenth of the images stays clean."""
+        for transform, gate in zip(self._noises, rng.random(len(self._noises)), strict=True):
+            if gate < 0.5:
+                image = _applied(transform, image, rng)
+        return image
+
+
+def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Sample:
+    """Put four images around a point of a canvas of twice the input's side.
+
+    Each touches the centre with one corner; what does not fit is cut off, what stays free is gray.
+
+    Args:
+        samples: top left, top right, bottom left, bottom right; sides at most `size`.
+        size: S; the canvas is (2 S, 2 S).
+        centre_xy: where the four meet, in canvas pixels.
+    """
+    side = 2 * size
+    canvas = np.full((side, side, samples[0].image.shape[2]), GRAY, np.uint8)
+    boxes = []
+    for position, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        left = centre_xy[0] - (width if position in (0, 2) else 0)
+        top = centre_xy[1] - (height if position in (0, 1) else 0)
+        x1, y1 = max(left, 0), max(top, 0)
+        x2, y2 = min(left + width, side), min(top + height, side)
+        canvas[y1:y2, x1:x2] = sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
+        boxes.append(sample.boxes_xyxy + np.array([left, top, left, top], np.float32))
+    merged = np.concatenate(boxes).clip(0, side)
+    labels = np.concatenate([sample.labels for sample in samples])
+    solid = (merged[:, 2] > merged[:, 0]) & (merged[:, 3] > merged[:, 1])
+    return Sample(canvas, merged[solid], labels[solid])
+
+
+def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[float, float]) -> Sample:
+    """Scale an image about its centre, put that centre at a point of a square and cut the square out.
+
+    Boxes are cut with it. One is dropped where a side falls to 2 pixels or less, where a tenth or
+    less of it remains, or where its sides differ by a factor of 100 or more.
+
+    Args:
+        sample: any size.
+        size: S, the side of the square.
+        scale: factor.
+        centre_xy: where the image's centre comes to lie, in pixels of the square.
+    """
+    height, width = sample.image.shape[:2]
+    shift_x = centre_xy[0] - scale * width / 2
+    shift_y = centre_xy[1] - scale * height / 2
+    matrix = np.array([[scale, 0.0, shift_x], [0.0, scale, shift_y]])
+    # Four values: OpenCV needs a scalar, and leaves a fourth channel black with three.
+    warped = cv2.warpAffine(sample.image, matrix, (size, size), borderValue=(GRAY, GRAY, GRAY, GRAY))
+    image = np.asarray(warped, np.uint8).reshape(size, size, -1)
+    scaled = sample.boxes_xyxy * np.float32(scale)
+    boxes = (scaled + np.array([shift_x, shift_y] * 2, np.float32)).clip(0, size)
+    keep = _worth_keeping(scaled, boxes)
+    return Sample(image, boxes[keep], sample.labels[keep])
+
+
+def jitter_colour(image: Pixels, gains: HsvGains, rng: np.random.Generator) -> Pixels:
+    """Turn the hue and multiply saturation and value by random gains; gray pixels stay gray.
+
+    Args:
+        image: (H, W, 3) RGB.
+        gains: limits; the hue turns by up to `hue` of the circle.
+        rng: draws three numbers.
+    """
+    limits = (gains.hue, gains.saturation, gains.value)
+    hue, saturation, value = rng.uniform(-1.0, 1.0, size=3) * limits
+    if not any(limits):
+        return image
+    steps = np.arange(256, dtype=np.float64)
+    table = np.empty((1, 256, 3), np.uint8)
+    table[0, :, 0] = (steps + hue * 180) % 180
+    table[0, :, 1] = np.clip(steps * (saturation + 1), 0, 255)
+    table[0, :, 2] = np.clip(steps * (value + 1), 0, 255)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    return np.asarray(cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def _worth_keeping(before: Boxes, after: Boxes) -> npt.NDArray[np.bool_]:
+    width, height = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
+    area = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1])
+    tall_enough = (width > _MIN_SIDE) & (height > _MIN_SIDE)
+    slim = np.maximum(width, height) < _MAX_ASPECT * np.minimum(width, height)
+    return np.asarray(tall_enough & (width * height > _MIN_VISIBLE * area) & slim)
+
+
+def _mixed(first: Sample, second: Sample, share: float) -> Sample:
+    blend = cv2.addWeighted(first.image, share, second.image, 1.0 - share, 0.0)
+    return Sample(
+        np.asarray(blend, np.uint8).reshape(first.image.shape),
+        np.concatenate([first.boxes_xyxy, second.boxes_xyxy]),
+        np.concatenate([first.labels, second.labels]),
+    )
+
+
+def _flipped(sample: Sample, axis: int) -> Sample:
+    """Mirror top to bottom (axis 0) or left to right (axis 1)."""
+    side = np.float32(sample.image.shape[axis])
+    low, high = (1, 3) if axis == 0 else (0, 2)
+    boxes = sample.boxes_xyxy.copy()
+    boxes[:, low], boxes[:, high] = side - sample.boxes_xyxy[:, high], side - sample.boxes_xyxy[:, low]
+    return Sample(np.flip(sample.image, axis), boxes, sample.labels)
+
+
+def _applied(transform: A.Compose, image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Apply a pipeline of one transform that always acts.
+
+    Seeding a pipeline gives all its members the same seed, so that several gates in one would open
+    and close together. Hence one transform per pipeline, gated by us.
+    """
+    transform.set_random_seed(int(rng.integers(2**31)))
+    return np.asarray(transform(image=np.ascontiguousarray(image))["image"], np.uint8).reshape(image.shape)
+
+
+def _degradations(channels: int) -> list[A.Compose]:
+    anywhere: list[A.BasicTransform] = [A.Blur(p=1.0), A.MedianBlur(p=1.0)]
+    colour: list[A.BasicTransform] = [A.ToGray(p=1.0), A.CLAHE(p=1.0)] if channels == 3 else []
+    return [A.Compose([transform]) for transform in anywhere + colour]
+
+
+def _student_noises(channels: int) -> list[A.Compose]:
+    transforms: list[A.BasicTransform] = [
+        A.GaussianBlur(blur_limit=(3, 5), p=1.0),
+        A.RandomBrightnessContrast(brightness_limit=(-0.5, 0.0), contrast_limit=(-0.2, 0.1), p=1.0),
+        A.GaussNoise(std_range=(0.02, 0.08), p=1.0),
+    ]
+    if channels != 4:
+        transforms.append(A.ImageCompression(quality_range=(30, 80), p=1.0))
+    return [A.Compose([transform]) for transform in transforms]

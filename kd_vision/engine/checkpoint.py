@@ -1,0 +1,117 @@
+"""The state of a run on disk: all that an exact resume needs, nothing that runs code when read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from kd_vision.core.errors import RequestError
+from kd_vision.engine.ema import WeightAverage
+from kd_vision.engine.step import TrainingStep
+
+_FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: batches done.
+        best_ap: best validation AP so far, as a fraction; -1 before the first.
+        best_step: where it was.
+        stale: validations since.
+    """
+
+    step: int = 0
+    best_ap: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def save_checkpoint(
+    path: Path,
+    run: TrainingStep,
+    average: WeightAverage,
+    optimizer: Optimizer,
+    progress: Progress,
+    identity: dict[str, Any],
+) -> None:
+    """Write a checkpoint whole or not at all. The teacher is not in it.
+
+    Args:
+        path: file.
+        run: student and distiller.
+        average: moving average of the student.
+        optimizer: its state.
+        progress: how far the run is.
+        identity: what tells this run from another (config digest, model, classes).
+    """
+    content = {
+        "format": _FORMAT,
+        "identity": identity,
+        "progress": vars(progress),
+        "student": run.student.state_dict(),
+        "distiller": run.distiller.state_dict() if run.distiller else {},
+        "average": average.detector.state_dict(),
+        "average_updates": average.updates,
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Raises:
+        RequestError: missing, damaged, or not a checkpoint of kd_vision.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: no checkpoint there; give the directory of a run that was started")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several unrelated kinds for a damaged file
+        raise RequestError(f"{path}: cannot be read as a checkpoint ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise RequestError(f"{path}: is not a kd_vision checkpoint of format {_FORMAT}")
+    return content
+
+
+def restore(
+    content: dict[str, Any],
+    path: Path,
+    run: TrainingStep,
+    average: WeightAverage,
+    optimizer: Optimizer,
+    identity: dict[str, Any],
+) -> Progress:
+    """Put a checkpoint's state back.
+
+    Raises:
+        RequestError: the checkpoint belongs to another run.
+    """
+    wrong = [
+        f"{path}: belongs to another run: {key} is {content['identity'].get(key)!r} there, {value!r} here; "
+        f"use the same config, or another --out"
+        for key, value in identity.items()
+        if content["identity"].get(key) != value
+    ]
+    if wrong:
+        raise RequestError(*wrong)
+    run.student.load_state_dict(content["student"])
+    if run.distiller:
+        run.distiller.load_state_dict(content["distiller"])
+    average.detector.load_state_dict(content["average"])
+    average.updates = content["average_updates"]
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["rng"])
+    return Progress(**content["progress"])

@@ -1,0 +1,72 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kd_vision.core.validation import StrictModel
+
+
+class TrainConfig(StrictModel):
+    """How long, with what optimiser, on what hardware.
+
+    Attributes:
+        epochs: passes over the labelled images.
+        batch_size: labelled images per step and device.
+        unlabelled_ratio: unlabelled images per labelled one in every batch; 0: none.
+        accumulate: batches whose gradients are summed before one optimiser step.
+        optimizer: `auto`: AdamW up to 10000 steps, SGD above.
+        lr: peak learning rate; None: 0.002 * 5 / (4 + classes) for AdamW, 0.01 for SGD, the
+            fit that ultralytics uses.
+        momentum: SGD momentum, AdamW's beta1.
+        weight_decay: on convolution and linear weights only.
+        warmup_epochs: learning rate rises from 0 over these.
+        lr_schedule: shape of the decay to `final_lr`.
+        final_lr: share of `lr` at the end.
+        clip_norm: gradients above this L2 norm are scaled to it.
+        ema_decay: of the weights' moving average, the weights that are saved.
+        ema_ramp: steps over which the decay rises to its value.
+        precision: of the forward and backward pass.
+        accelerator, devices, num_nodes: as in Lightning Fabric.
+        seed: of weights, data order and augmentation.
+        workers: loader processes; `auto`: cores less one, at most 8.
+        cache: keep decoded images in memory; `auto`: when a quarter of the free memory holds them.
+        validate_every: epochs between validations; 0: only at the end.
+        patience: validations without a better AP before training stops; 0: never.
+        keep: which weights `student.pt` holds, the best on validation or the last.
+        log_every: steps between log lines.
+        probe_every: steps between measurements of each term's gradient share.
+        calibrate_at: step at which ``weight: auto`` is set.
+        checkpoint_every: steps between checkpoints; 0: at the end of every epoch.
+    """
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    unlabelled_ratio: float = Field(default=0.0, ge=0.0)
+    accumulate: int = Field(default=1, ge=1)
+    optimizer: Literal["auto", "adamw", "sgd"] = "auto"
+    lr: float | None = Field(default=None, gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0005, ge=0.0)
+    warmup_epochs: float = Field(default=3.0, ge=0.0)
+    lr_schedule: Literal["linear", "cosine"] = "linear"
+    final_lr: float = Field(default=0.01, gt=0.0, le=1.0)
+    clip_norm: float = Field(default=10.0, gt=0.0)
+    ema_decay: float = Field(default=0.9999, ge=0.0, lt=1.0)
+    ema_ramp: float = Field(default=2000.0, gt=0.0)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    workers: int | Literal["auto"] = "auto"
+    cache: Literal["auto", "ram", "none"] = "auto"
+    validate_every: int = Field(default=1, ge=0)
+    patience: int = Field(default=0, ge=0)
+    keep: Literal["best", "last"] = "best"
+    log_every: int = Field(default=10, ge=1)
+    probe_every: int = Field(default=100, ge=1)
+    calibrate_at: int = Field(default=20, ge=0)
+    checkpoint_every: int = Field(default=0, ge=0)

@@ -1,0 +1,172 @@
+"""One training step: student, teacher and losses meet here and nowhere else.
+
+Shapes: B images, C channels, H W input pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_vision.core.batch import ImageBatch, Targets
+from kd_vision.core.errors import TrainingError
+from kd_vision.core.predictions import Channel
+from kd_vision.detectors.base import Detector
+from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.losses.combiner import Distiller
+
+_RUN_OF_ZEROS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StepTerms:
+    """Everything a step is made of, each by name, unweighted.
+
+    Attributes:
+        task: the detector's own losses, mean per image.
+        distillation: the terms of the distiller.
+        features: the student's pyramid maps, where gradients are measured; empty unless asked for.
+    """
+
+    task: Mapping[str, Tensor]
+    distillation: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+
+    def total(self, weights: Mapping[str, float]) -> Tensor:
+        """Weighted sum. A term of weight zero stays out of the graph."""
+        parts = list(self.task.values())
+        parts += [self.distillation[name] * weight for name, weight in weights.items() if weight]
+        if not parts:
+            raise TrainingError(
+                "a batch has neither labelled images nor an active distillation term; "
+                "add labelled images or a teacher"
+            )
+        return torch.stack(parts).sum()
+
+
+class TrainingStep(nn.Module):
+    """Student and distiller as one module, so that Fabric and DDP wrap both.
+
+    Args:
+        student: learns.
+        distiller: terms and their adapters; None: plain training.
+        teacher: frozen; None: plain training.
+    """
+
+    def __init__(self, student: Detector, distiller: Distiller | None, teacher: FrozenTeacher | None) -> None:
+        super().__init__()
+        self.student = student
+        self.distiller = distiller
+        self._teacher = [teacher] if teacher else []  # in a list: never a submodule, whatever it becomes
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The frozen teacher."""
+        return self._teacher[0] if self._teacher else None
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: tuple[Tensor, Tensor, Tensor],
+        labelled: Tensor,
+        teacher_images: Tensor | None,
+        with_features: bool,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """Run student (and teacher) once; `terms` is the typed way to call this.
+
+        Arguments and result are plain containers because Fabric rebuilds what passes through a
+        wrapped module, which it cannot do with frozen values.
+        """
+        truth = Targets(*targets)
+        channels: frozenset[Channel] = self.distiller.requires if self.distiller else frozenset()
+        if with_features:
+            channels = channels | {"features"}
+        output = self.student(images, truth, labelled, channels)
+        distillation: dict[str, Tensor] = {}
+        if self.distiller is not None and self.teacher is not None:
+            said = self.teacher(images if teacher_images is None else teacher_images)
+            distillation = self.distiller(output, said, truth)
+        return dict(output.task_losses), distillation, dict(output.features) if with_features else {}
+
+
+def terms(model: Callable[..., Any], batch: ImageBatch, with_features: bool = False) -> StepTerms:
+    """Run a (possibly wrapped) `TrainingStep` on a batch.
+
+    Args:
+        model: the step.
+        batch: images in [0, 1].
+        with_features: also return the maps where gradients are measured.
+    """
+    targets = (batch.targets.image_index, batch.targets.labels, batch.targets.boxes_xyxy)
+    return StepTerms(*model(batch.images, targets, batch.labelled, batch.teacher_images, with_features))
+
+
+class TermGuard:
+    """Stops the run when a term is not finite or silently inactive.
+
+    Args:
+        distiller: whose terms are watched; None: only the task's losses are.
+    """
+
+    def __init__(self, distiller: Distiller | None) -> None:
+        self._patience = {
+            name: _RUN_OF_ZEROS if loss.may_vanish else 1
+            for name, loss in (distiller.terms() if distiller else {}).items()
+        }
+        self._zeros = dict.fromkeys(self._patience, 0)
+
+    def check(self, found: StepTerms, step: int) -> dict[str, float]:
+        """Return every term as a number, fetched from the device at once.
+
+        Raises:
+            TrainingError: naming the term, the step and what to look at.
+        """
+        named = {f"task/{k}": v for k, v in found.task.items()}
+        named |= {f"kd/{k}": v for k, v in found.distillation.items()}
+        if not named:
+            return {}
+        values = dict(zip(named, torch.stack([v.detach().float() for v in named.values()]).tolist(), strict=True))
+        for name, value in values.items():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise TrainingError(
+                    f"step {step}: the term '{name}' is {value}; lower train.lr, or train with "
+                    f"precision 32-true; nothing was written over the last checkpoint"
+                )
+        for name in self._zeros:
+            self._zeros[name] = self._zeros[name] + 1 if values[f"kd/{name}"] == 0.0 else 0
+            if self._zeros[name] >= self._patience[name]:
+                raise TrainingError(
+                    f"step {step}: the distillation term '{name}' is exactly zero; it teaches nothing. "
+                    f"Is the teacher the student itself, or silent on these images? Run `kd-vision check`"
+                )
+        return values
+
+
+def gradient_norms(step_terms: StepTerms) -> dict[str, float]:
+    """L2 norm of each term's gradient at the student's pyramid maps.
+
+    Returns:
+        ``{"task": ..., "<term>": ...}``, unweighted.
+
+    Raises:
+        TrainingError: a distillation term has no gradient there.
+    """
+    maps = list(step_terms.features.values())
+    found: dict[str, float] = {}
+    if step_terms.task:
+        found["task"] = _norm(torch.stack(list(step_terms.task.values())).sum(), maps)
+    for name, value in step_terms.distillation.items():
+        if not value.requires_grad:
+            raise TrainingError(f"the distillation term '{name}' has no gradient: it does not depend on the student")
+        found[name] = _norm(value, maps)
+    return found
+
+
+def _norm(value: Tensor, maps: list[Tensor]) -> float:
+    gradients = torch.autograd.grad(value, maps, retain_graph=True, allow_unused=True)
+    squares = [g.float().pow(2).sum() for g in gradients if g is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

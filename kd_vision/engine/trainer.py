@@ -1,0 +1,287 @@
+"""The training loop. It reads from top to bottom; there are no callbacks but the two it is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch.optim import Optimizer
+
+from kd_vision.core.batch import ImageBatch
+from kd_vision.core.errors import TrainingError
+from kd_vision.core.run_directory import RunDirectory
+from kd_vision.detectors.base import Detector
+from kd_vision.engine.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from kd_vision.engine.config import TrainConfig
+from kd_vision.engine.ema import WeightAverage
+from kd_vision.engine.optimizer import LearningRate
+from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the step, so that a run can start anywhere."""
+
+    steps_per_epoch: int
+
+    def batches(self, start_step: int = 0) -> Iterator[ImageBatch]:
+        """Yield every batch from `start_step` to the end of training."""
+        ...
+
+
+class Reporter(Protocol):
+    """Who is told how far training is."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Called after every step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What training ended with.
+
+    Attributes:
+        steps: batches done.
+        seconds: wall time of this call.
+        images_per_second: images the student saw per second of training, without validation.
+        best_ap: best validation AP as a fraction; None without validation.
+        stopped_early: patience ran out.
+    """
+
+    steps: int
+    seconds: float
+    images_per_second: float
+    best_ap: float | None
+    stopped_early: bool
+
+
+class Trainer:
+    """Trains a student.
+
+    Args:
+        fabric: launched; owns device, precision and processes.
+        run: student, distiller and teacher.
+        stream: batches.
+        optimizer: over the parameters of `run`.
+        config: settings.
+        directory: where log and checkpoints go.
+        identity: what tells this run from another, kept in checkpoints.
+        validate: gives the AP (fraction) of a detector on the validation split.
+        reporter: told after every step.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        run: TrainingStep,
+        stream: Batches,
+        optimizer: Optimizer,
+        config: TrainConfig,
+        directory: RunDirectory,
+        identity: Mapping[str, Any],
+        validate: Callable[[Detector], dict[str, float | None]] | None,
+        reporter: Reporter,
+    ) -> None:
+        self.fabric, self.run, self.stream, self.config = fabric, run, stream, config
+        self.directory, self.identity = directory, dict(identity)
+        self.validate, self.reporter = validate, reporter
+        self.average = WeightAverage(run.student, config.ema_decay, config.ema_ramp)
+        self.steps = config.epochs * stream.steps_per_epoch
+        self.rate = LearningRate(config, self.steps, stream.steps_per_epoch)
+        self.guard = TermGuard(run.distiller)
+        self.progress = Progress()
+        self.model, self.optimizer = fabric.setup(run, optimizer)
+        self.average.detector.to(fabric.device)
+        if run.teacher:
+            run.teacher.to(fabric.device)
+        self._images, self._train_seconds = 0, 0.0
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint of the run directory.
+
+        Raises:
+            RequestError: there is none, or it belongs to another run.
+        """
+        path = self.directory.last_checkpoint
+        self.progress = restore(
+            read_checkpoint(path), path, self.run, self.average, self.optimizer, self.identity
+        )
+        self.directory.truncate_log(self.progress.step)
+
+    def fit(self) -> FitResult:
+        """Train to the end and return what came of it. A break (Ctrl-C) leaves a checkpoint."""
+        started = time.perf_counter()
+        stopped = False
+        self.model.train()
+        clock = started
+        try:
+            for batch in self.stream.batches(self.progress.step):
+                self._step(batch)
+                self._train_seconds += time.perf_counter() - clock
+                if self._epoch_ended() and self._validate():
+                    stopped = True
+                    break
+                if self._checkpoint_due():
+                    self.save()
+                clock = time.perf_counter()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        self.save()
+        seconds = time.perf_counter() - started
+        best = self.progress.best_ap if self.progress.best_ap >= 0 else None
+        rate = self._images / self._train_seconds if self._train_seconds else 0.0
+        return FitResult(self.progress.step, seconds, rate, best, stopped)
+
+    def save(self) -> None:
+        """Write the last checkpoint (on the first process)."""
+        if self.fabric.is_global_zero:
+            save_checkpoint(
+                self.directory.last_checkpoint,
+                self.run,
+                self.average,
+                self.optimizer.optimizer,
+                self.progress,
+                self.identity,
+            )
+
+    def _step(self, batch: ImageBatch) -> None:
+        step = self.progress.step
+        epoch = step // self.stream.steps_per_epoch
+        self.run.student.set_progress(epoch / max(self.config.epochs - 1, 1))
+        probe = self._probe_due(step)
+        lr = self.rate.apply(self.optimizer, step)
+        images = batch.to(self.fabric.device, non_blocking=True).as_float()
+        found = terms(self.model, images, probe)
+        values = self.guard.check(found, step)
+        shares = self._probe(found, step) if probe else {}
+        weights = self.run.distiller.weights(step / max(self.steps - 1, 1)) if self.run.distiller else {}
+        loss = found.total(weights)
+        # Terms are means per image; the gradient is their sum over the batch, as detectors of this
+        # kind are tuned (the clip norm is meant for sums).
+        self.fabric.backward(loss * self._scale(images))
+        if (step + 1) % self.config.accumulate == 0 or step + 1 == self.steps:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.average.update(self.run.student)
+        self.progress.step += 1
+        self._images += len(batch)
+        self._log(step, epoch, lr, float(loss.detach()), values, weights, shares)
+
+    def _scale(self, batch: ImageBatch) -> int:
+        labelled = int(batch.labelled.sum())
+        return labelled or len(batch)
+
+    def _probe_due(self, step: int) -> bool:
+        if self.run.distiller is None:
+            return False
+        return step % self.config.probe_every == 0 or step == self.config.calibrate_at
+
+    def _probe(self, found: StepTerms, step: int) -> dict[str, float]:
+        """Measure each term's gradient at the neck; set ``auto`` weights when their time has come."""
+        distiller = self.run.distiller
+        assert distiller is not None
+        norms = gradient_norms(found)
+        for name, loss in distiller.terms().items():
+            if norms[name] == 0.0 and not loss.may_vanish:
+                raise TrainingError(
+                    f"step {step}: the distillation term '{name}' has a gradient of exactly zero at the "
+                    f"student's neck; it teaches nothing. Run `kd-vision check`"
+                )
+        task = norms.get("task")
+        if step >= self.config.calibrate_at and task:
+            for name in distiller.awaits_calibration():
+                if norms[name] > 0.0:
+                    distiller.calibrate(name, norms[name], task)
+        weights = distiller.weights(step / max(self.steps - 1, 1))
+        return {name: weights[name] * norms[name] / task for name in weights} if task else {}
+
+    def _validate(self) -> bool:
+        """Validate when it is time; return whether patience has run out."""
+        epoch = self.progress.step // self.stream.steps_per_epoch
+        every = self.config.validate_every
+        if self.validate is None or not every or epoch % every:
+            return False
+        metrics = self.validate(self.average.detector)
+        self.model.train()
+        ap = metrics["AP"] or 0.0
+        row = {"step": self.progress.step, "epoch": epoch, "split": "val", **metrics}
+        self._write(row)
+        if ap > self.progress.best_ap:
+            self.progress.best_ap, self.progress.best_step, self.progress.stale = ap, self.progress.step, 0
+            self._save_best()
+        else:
+            self.progress.stale += 1
+        return bool(self.config.patience) and self.progress.stale >= self.config.patience
+
+    def _save_best(self) -> None:
+        if self.fabric.is_global_zero:
+            save_checkpoint(
+                self.directory.best_checkpoint,
+                self.run,
+                self.average,
+                self.optimizer.optimizer,
+                self.progress,
+                self.identity,
+            )
+
+    def _log(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        total: float,
+        values: Mapping[str, float],
+        weights: Mapping[str, float],
+        shares: Mapping[str, float],
+    ) -> None:
+        rate = self._images / self._train_seconds if self._train_seconds else 0.0
+        text = f"epoch {epoch + 1}/{self.config.epochs}  loss {total:.3f}  {rate:.1f} img/s"
+        self.reporter.step(step + 1, self.steps, text)
+        if step % self.config.log_every and not shares and step + 1 != self.steps:
+            return
+        row: dict[str, Any] = {"step": step + 1, "epoch": epoch, "split": "train", "lr": lr}
+        row |= {"images_per_second": round(rate, 3), "loss/total": total}
+        row |= {f"loss/{name}": value for name, value in values.items()}
+        row |= {f"weight/{name}": value for name, value in weights.items()}
+        row |= {f"share/{name}": value for name, value in shares.items()}
+        self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.fabric.is_global_zero:
+            self.directory.append_log(row)
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+            self.fabric.log_dict({f"{row['split']}/{k}": v for k, v in numbers.items()}, step=row["step"])
+
+    def _epoch_ended(self) -> bool:
+        return self.progress.step % self.stream.steps_per_epoch == 0
+
+    def _checkpoint_due(self) -> bool:
+        if self.config.checkpoint_every:
+            return self.progress.step % self.config.checkpoint_every == 0
+        return self._epoch_ended()
+
+
+def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
+    """Make and launch Fabric for the settings; seeds are the caller's business."""
+    many = config.devices not in (1, "auto") or config.num_nodes > 1
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=config.precision,
+        strategy="ddp_find_unused_parameters_true" if many else "auto",
+        loggers=loggers,
+    )
+    fabric.launch()
+    return fabric
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what builds weights; data seeds itself from the same number."""
+    torch.manual_seed(seed)

@@ -1,0 +1,73 @@
+"""Class scores of dense heads by softmax KL divergence.
+
+Shapes: B images, A grid points, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import LossConfig
+from kd_vision.losses.divergence import softmax_divergence
+from kd_vision.losses.grid import GridLoss, softmax_mismatches
+
+Reduction = Literal["confidence", "mean"]
+
+
+class ClassKLConfig(LossConfig):
+    """Settings of `ClassKL`.
+
+    Attributes:
+        weight: 0.5, the gain that dense YOLO heads give their own class term.
+        temperature: T > 1 softens both sides.
+        reduction: `confidence`: points weighed by the teacher's best score u, divided by N_q;
+            `mean`: the mean over all points, as for classifiers (mostly background on a dense head).
+    """
+
+    weight: float | Literal["auto"] = 0.5
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    reduction: Reduction = "confidence"
+
+
+class ClassKL(GridLoss):
+    """Each point learns how the teacher ranks the classes against each other, not whether one is there.
+
+    L = sum_{B,A} u * T^2 * KL(softmax(t/T) || softmax(s/T)) / N_q with u = max_c sigmoid(t) detached,
+    N_q = max(sum_{B,A} u, 1); or the plain mean over B, A.
+
+    Invariant to a shift of all logits of a point, so on sigmoid heads it needs another class term beside it.
+
+    Shapes: logits (B, A, K) to a scalar. Reduction: see `ClassKLConfig.reduction`; neither depends on the
+    batch size. Unit: nats.
+
+    Raises:
+        RequestError: the two grids do not have the same points.
+
+    Source: Hinton et al., 2015, section 2; the weighting by the teacher's score is ours.
+    """
+
+    Config: ClassVar[type[LossConfig]] = ClassKLConfig
+
+    def __init__(self, config: ClassKLConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._temperature = config.temperature
+        self._reduction = config.reduction
+
+    @classmethod
+    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+        """Add to the grid's reasons: there must be classes to compare."""
+        return super().mismatches(config, student, teacher) + softmax_mismatches(student)
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        pair = self.pair(student, teacher)
+        rows = softmax_divergence(pair.student_logits, pair.teacher_logits, self._temperature)
+        if self._reduction == "mean":
+            return rows.mean()
+        return (pair.confidence * rows).sum() / pair.normaliser

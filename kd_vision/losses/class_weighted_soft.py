@@ -1,0 +1,130 @@
+"""Class-weighted soft targets that trust the teacher less where ground truth contradicts it.
+
+Shapes: B images, A grid points, K classes, M boxes of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.predictions import Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import LossConfig
+from kd_vision.losses.divergence import binary_divergence
+from kd_vision.losses.grid import GridLoss, full_precision, images_with_targets, points_in_boxes
+
+
+class ClassWeightedSoftConfig(LossConfig):
+    """Settings of `ClassWeightedSoft`.
+
+    Attributes:
+        weight: 0.5, the gain that dense YOLO heads give their own class term.
+        foreground: weight of the "is this class" half of a target.
+        background: weight of the "is not" half. Above `foreground`, missing an object costs relatively less.
+        confident: a score above this, outside every box of that class, is a false positive.
+        silent: a box none of whose points scores this much for its class is a false negative; its points
+            that stay below are affected.
+        false_positive: trust in a false positive, 0 (not taught) to 1 (as any other target).
+        false_negative: trust in a false negative.
+    """
+
+    weight: float | Literal["auto"] = 0.5
+    foreground: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    background: float = Field(default=1.5, gt=0.0, allow_inf_nan=False)
+    confident: float = Field(default=0.5, gt=0.0, lt=1.0)
+    silent: float = Field(default=0.25, gt=0.0, lt=1.0)
+    false_positive: float = Field(default=0.2, ge=0.0, le=1.0)
+    false_negative: float = Field(default=0.2, ge=0.0, le=1.0)
+
+
+def weighted_soft(
+    student_logits: Tensor, teacher_logits: Tensor, foreground: float = 1.0, background: float = 1.5
+) -> Tensor:
+    """Return -w_f q log p - w_b (1 - q) log(1 - p) less its least value over p, elementwise.
+
+    The least value lies at logit(p) = t + log(w_f / w_b), so the loss is w KL(q' || p) with that q' and
+    w = w_f q + w_b (1 - q). With equal weights of 1 it is `binary_divergence`.
+
+    Args:
+        student_logits: s of any shape, p = sigmoid(s).
+        teacher_logits: t of the same shape, q = sigmoid(t).
+        foreground: w_f > 0.
+        background: w_b > 0.
+    """
+    score = teacher_logits.sigmoid()
+    weight = foreground * score + background * (1.0 - score)
+    return weight * binary_divergence(student_logits, teacher_logits + math.log(foreground / background))
+
+
+def teacher_trust(
+    scores: Tensor, points_xy: Tensor, targets: Targets, config: ClassWeightedSoftConfig
+) -> Tensor:
+    """Return (B, A, K) in [0, 1]: how far each score of the teacher may be taught.
+
+    Images without ground truth are trusted everywhere: nothing says where the teacher errs.
+
+    Args:
+        scores: (B, A, K) the teacher's class probabilities.
+        points_xy: (A, 2) input pixels.
+        targets: ground truth of the batch.
+        config: thresholds and trust.
+    """
+    points = full_precision(points_xy)
+    inside = points_in_boxes(points, targets.boxes_xyxy.to(points.dtype))
+    of_class = scores[targets.image_index, :, targets.labels]
+    missed = (of_class * inside).amax(dim=1, keepdim=True) < config.silent
+    covered = _per_class(inside, targets, scores)
+    overlooked = _per_class(inside & missed, targets, scores) & (scores < config.silent)
+    labelled = images_with_targets(targets, len(scores))[:, None, None]
+    invented = labelled & ~covered & (scores > config.confident)
+    trust = torch.ones_like(scores).masked_fill(invented, config.false_positive)
+    return trust.masked_fill(overlooked, config.false_negative)
+
+
+def _per_class(points: Tensor, targets: Targets, scores: Tensor) -> Tensor:
+    """Join (M, A) masks of boxes to (B, A, K): in the mask of any box of this image and class."""
+    images, count, classes = scores.shape
+    rows = (targets.image_index * classes + targets.labels)[:, None].expand_as(points)
+    joined = torch.zeros(images * classes, count, dtype=torch.int32, device=scores.device)
+    joined = joined.scatter_reduce(0, rows, points.to(torch.int32), "amax")
+    return joined.view(images, classes, count).movedim(1, 2).bool()
+
+
+class ClassWeightedSoft(GridLoss):
+    """Each class of each point learns the teacher's probability, tempered where the teacher is known to err.
+
+    L = sum_{B,A,K} v * [-w_f q log p - w_b (1 - q) log(1 - p) - least] / N_q with the trust v in [0, 1] of
+    `teacher_trust`, u = max_c q, N_q = max(sum_{B,A} u, 1); all weights detached.
+
+    Shapes: logits (B, A, K) to a scalar. Reduction: sum over the teacher's count of objects N_q, so the
+    value does not depend on the batch size. Unit: nats.
+
+    Raises:
+        RequestError: the two grids do not have the same points.
+
+    Source: class-weighted cross-entropy of Chen et al., NeurIPS 2017, eq. 3, with its weights 1.5 for
+    background and 1 for objects. There one softmax has a background class; here each sigmoid has two sides.
+    The least value is taken off so that the minimum is 0. The trust is ours.
+    """
+
+    Config: ClassVar[type[LossConfig]] = ClassWeightedSoftConfig
+
+    def __init__(self, config: ClassWeightedSoftConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._settings = config
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        pair = self.pair(student, teacher)
+        settings = self._settings
+        trust = teacher_trust(pair.teacher_logits.sigmoid(), pair.teacher.points_xy, targets, settings)
+        loss = weighted_soft(
+            pair.student_logits, pair.teacher_logits, settings.foreground, settings.background
+        )
+        return (trust * loss).sum() / pair.normaliser

@@ -1,0 +1,101 @@
+"""Feature maps by squared error where the teacher sees objects: what ultralytics ships as `distill_model`.
+
+Shapes: B images, C channels of the teacher, H W positions.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Channel, Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.adapt import aligned, apply_in_full_precision
+from kd_vision.losses.base import DistillationLoss, LossConfig, best_class_score, select_levels
+from kd_vision.losses.grid import full_precision
+
+
+class FeatureSL2Config(LossConfig):
+    """Settings of `FeatureSL2`.
+
+    Attributes:
+        weight: 6.0, the gain (`dis`) that ultralytics gives it.
+    """
+
+    weight: float | Literal["auto"] = 6.0
+
+
+def score_weighted_l2(student: Tensor, teacher: Tensor, scores: Tensor) -> Tensor:
+    """Return sum u (s - t)^2 / (C * sum u + 1e-9); 0 where all scores are 0.
+
+    Args:
+        student: (B, C, H, W).
+        teacher: (B, C, H, W).
+        scores: u >= 0, (B, 1, H, W).
+    """
+    gap = (student - teacher).square()
+    return (gap * scores).sum() / (scores.sum() * student.shape[1] + 1e-9)
+
+
+class FeatureSL2(DistillationLoss):
+    """Each position learns the teacher's values, in proportion to the teacher's best score there.
+
+    L = sum_levels sum_{B,H,W} u ||phi(s) - t||^2 / (C * sum_{B,H,W} u + 1e-9) with u = max_c sigmoid(t_cls)
+    and phi = 1x1 - ReLU - 1x1, learned from scratch.
+
+    Shapes: maps (B, C, H, W) and teacher logits (B, A, K) to a scalar. Reduction: mean over channels and
+    score-weighted positions of each level, sum over levels. Unit: the square of the teacher's activations.
+
+    Raises:
+        RequestError: the teacher's scores and maps of a level do not have the same positions.
+
+    Source: ultralytics 8.4.190, `nn/distill_model.py` (no paper). For end-to-end teachers it averages the
+    logits of both branches; we take the branch at hand. The projector is computed in float32 under AMP.
+    """
+
+    Config: ClassVar[type[LossConfig]] = FeatureSL2Config
+    requires: ClassVar[frozenset[Channel]] = frozenset({"features", "grid"})
+
+    def __init__(self, config: FeatureSL2Config, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._teacher_strides = {level: teacher.level_strides[level] for level in self.levels}
+        self.projectors = nn.ModuleDict(
+            {
+                level: _projector(student.level_channels[level], teacher.level_channels[level])
+                for level in self.levels
+            }
+        )
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
+
+    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
+        ours, theirs = aligned(level, student, teacher)
+        projected = apply_in_full_precision(self.projectors[level], ours)
+        return score_weighted_l2(projected, theirs, self._scores(level, teacher, theirs))
+
+    def _scores(self, level: str, teacher: Channels, maps: Tensor) -> Tensor:
+        """Return the teacher's best score at each position of its map, (B, 1, H, W)."""
+        if teacher.grid is None:
+            raise RequestError("the channel 'grid' was not computed; ask the detector for it")
+        logits = select_levels(teacher.grid, (self._teacher_strides[level],)).logits.detach()
+        images, _, height, width = maps.shape
+        if logits.shape[1] != height * width:
+            raise RequestError(
+                f"FeatureSL2: level {level} of the teacher has {logits.shape[1]} grid points and a map of "
+                f"{height} x {width}; they must agree"
+            )
+        return best_class_score(full_precision(logits)).view(images, 1, height, width)
+
+
+def _projector(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel_size=1),
+        nn.ReLU(),
+        nn.Conv2d(channels_out, channels_out, kernel_size=1),
+    )

@@ -1,0 +1,122 @@
+"""Measures any model on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_vision.config.schema import EvaluateConfig
+from kd_vision.core.console import ProgressBar
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import write_json
+from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.data.loader import eval_batches
+from kd_vision.detectors.base import Predictor, PredictOptions
+from kd_vision.evaluation.coco import evaluate_detections, to_coco_results
+from kd_vision.evaluation.metrics import Metrics
+from kd_vision.evaluation.runner import predict_all
+from kd_vision.pipeline.models import load_model
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What a model scored.
+
+    Attributes:
+        metrics: the COCO numbers.
+        detections: boxes by image id, in pixels of the original image.
+        data: the split that was measured.
+        image_size: input side that was used.
+    """
+
+    metrics: Metrics
+    detections: dict[int, Detections]
+    data: DetectionData
+    image_size: int
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    split: str = "val",
+    image_size: int | None = None,
+    json_out: Path | None = None,
+    predictions_out: Path | None = None,
+    options: EvaluateConfig = EvaluateConfig(),
+    trust: bool = False,
+    quiet: bool = True,
+) -> EvaluationResult:
+    """Measure a model with COCO's own tooling.
+
+    Args:
+        model: run directory, ``.ckpt``, ``.pt``, ``.onnx`` or predictions ``.json``.
+        data: data descriptor.
+        split: which split of it.
+        image_size: input side; None: as trained or exported.
+        json_out: where to write the numbers.
+        predictions_out: where to write the boxes, as a COCO results file.
+        options: backend and batch size.
+        trust: allow a pickle outside the allow-list.
+        quiet: no progress bar.
+
+    Raises:
+        RequestError: model, data and split do not fit.
+    """
+    truth = load_split(load_descriptor(Path(data)), split)
+    loaded = load_model(Path(model), image_size, trust, data=truth)
+    check_classes(loaded.predictor, truth, str(model))
+    found = predict_split(loaded.predictor, truth, loaded.image_size, options, quiet)
+    metrics = evaluate_detections(truth, found, options.backend)
+    if json_out is not None:
+        write_json(json_out, metrics.to_json())
+    if predictions_out is not None:
+        write_json(predictions_out, to_coco_results(truth, found))
+    return EvaluationResult(metrics, found, truth, loaded.image_size)
+
+
+def predict_split(
+    predictor: Predictor,
+    truth: DetectionData,
+    image_size: int,
+    options: EvaluateConfig = EvaluateConfig(),
+    quiet: bool = True,
+) -> dict[int, Detections]:
+    """Predict every image of a split."""
+    batches = eval_batches(truth, image_size, options.batch_size, predictor.spec.input_channels)
+    total = len(truth.images)
+    with ProgressBar(f"predict {truth.name}", quiet=quiet) as bar:
+        return predict_all(predictor, batches, PredictOptions(), lambda done: bar.step(done, total))
+
+
+def measure(
+    predictor: Predictor,
+    truth: DetectionData,
+    image_size: int,
+    options: EvaluateConfig = EvaluateConfig(),
+    quiet: bool = True,
+) -> Metrics:
+    """COCO numbers of a predictor on a split."""
+    return evaluate_detections(truth, predict_split(predictor, truth, image_size, options, quiet), options.backend)
+
+
+def check_classes(predictor: Predictor, truth: DetectionData, model: str) -> None:
+    """Refuse to measure a model against labels that mean something else.
+
+    Raises:
+        RequestError: naming the first difference.
+    """
+    own, wanted = predictor.spec.classes, truth.classes
+    if own == wanted:
+        return
+    if len(own) != len(wanted):
+        raise RequestError(
+            f"{model}: knows {len(own)} classes, the data {truth.name} has {len(wanted)}; evaluate it on "
+            f"the data it was trained for, or give the descriptor 'classes:' in the model's order"
+        )
+    index = next(i for i, (a, b) in enumerate(zip(own, wanted, strict=True)) if a != b)
+    raise RequestError(
+        f"{model}: class {index} is '{own[index]}', in the data {truth.name} it is '{wanted[index]}'; give "
+        f"the descriptor 'classes: [{', '.join(own)}]'"
+    )

@@ -1,0 +1,124 @@
+"""Opens whatever MODEL names: a checkpoint, a student, an ONNX file, a predictions JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_vision.config.load import load_config
+from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import read_json
+from kd_vision.data.dataset import DetectionData
+from kd_vision.detectors import family_module
+from kd_vision.detectors.base import Detector, Predictor
+from kd_vision.engine.checkpoint import read_checkpoint
+
+_DEFAULT_SIZE = 640
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that predicts.
+
+    Attributes:
+        predictor: gives boxes.
+        detector: the same as a torch detector; None for files that only predict.
+        image_size: input side it was trained (or exported) for, or the one asked for.
+        kind: `checkpoint`, `pt`, `onnx` or `predictions`.
+        path: the file that was opened.
+    """
+
+    predictor: Predictor
+    detector: Detector | None
+    image_size: int
+    kind: str
+    path: Path
+
+
+def load_model(
+    path: Path,
+    image_size: int | None = None,
+    trust: bool = False,
+    device: str = "cpu",
+    data: DetectionData | None = None,
+) -> LoadedModel:
+    """Open a model by what it is.
+
+    Args:
+        path: a run directory, ``.ckpt``, ``.pt``, ``.onnx`` or predictions ``.json``.
+        image_size: input side in pixels; None: as trained or exported, else 640.
+        trust: allow a pickle outside the allow-list.
+        device: where a torch model goes.
+        data: the data set a predictions file speaks of.
+
+    Raises:
+        RequestError: the file is missing, of an unknown kind, or cannot be read.
+    """
+    path = _inside_run(path)
+    if path.suffix == ".ckpt":
+        return _load_checkpoint(path, image_size, device)
+    if path.suffix == ".pt":
+        return _load_pt(path, image_size, trust, device)
+    if path.suffix == ".onnx":
+        return _load_onnx(path, image_size)
+    if path.suffix == ".json":
+        return _load_predictions(path, data)
+    raise RequestError(
+        f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx or a predictions .json"
+    )
+
+
+def _inside_run(path: Path) -> Path:
+    if not path.exists():
+        raise RequestError(f"{path}: does not exist; give a run directory, .ckpt, .pt, .onnx or predictions .json")
+    if not path.is_dir():
+        return path
+    for name in ("student.pt", "checkpoints/last.ckpt"):
+        if (path / name).is_file():
+            return path / name
+    raise RequestError(f"{path}: holds neither student.pt nor checkpoints/last.ckpt; give a run directory")
+
+
+def _load_checkpoint(path: Path, image_size: int | None, device: str) -> LoadedModel:
+    content = read_checkpoint(path)
+    config = load_config(path.resolve().parents[1] / "config.yaml")
+    identity: dict[str, Any] = content["identity"]
+    student: Any = config.student
+    # Weights come from the checkpoint, so those the run started from need not exist any more.
+    bare = student.model_copy(update={"weights": None, "model": student.model or identity["model"]})
+    detector = family_module(student.family, "student").build(bare, tuple(identity["classes"]), "student")
+    detector.load_state_dict(content["average"])
+    detector.to(device).eval()
+    return LoadedModel(detector, detector, image_size or config.image_size, "checkpoint", path)
+
+
+def _load_pt(path: Path, image_size: int | None, trust: bool, device: str) -> LoadedModel:
+    module = family_module("ultralytics", "model")
+    detector = module.build(module.UltralyticsConfig(weights=path, trust=trust), None, str(path))
+    detector.to(device).eval()
+    return LoadedModel(detector, detector, image_size or _trained_size(path), "pt", path)
+
+
+def _trained_size(path: Path) -> int:
+    """The input side of the run that a student lies in, else the family's usual one."""
+    config = path.parent / "config.yaml"
+    return load_config(config).image_size if config.is_file() else _DEFAULT_SIZE
+
+
+def _load_onnx(path: Path, image_size: int | None) -> LoadedModel:
+    from kd_vision.detectors.onnx import OnnxPredictor
+
+    predictor = OnnxPredictor(path)
+    return LoadedModel(predictor, None, image_size or predictor.image_size or _DEFAULT_SIZE, "onnx", path)
+
+
+def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
+    from kd_vision.detectors.predictions import PredictionsFile
+
+    if data is None:
+        raise RequestError(f"{path}: a predictions file says nothing without the data it speaks of; give --data")
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise RequestError(f"{path}: expected a COCO results list of boxes, found a {type(content).__name__}")
+    return LoadedModel(PredictionsFile(path, data), None, 32, "predictions", path)

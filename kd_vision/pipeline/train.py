@@ -1,0 +1,193 @@
+"""Trains a student, with or without a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_vision.config.load import load_config
+from kd_vision.config.schema import RunConfig
+from kd_vision.core.console import ProgressBar
+from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import RunDirectory, write_json, write_text
+from kd_vision.data.dataset import load_split
+from kd_vision.detectors.base import Detector
+from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.engine.checkpoint import read_checkpoint
+from kd_vision.engine.optimizer import build_optimizer
+from kd_vision.engine.step import TrainingStep
+from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
+from kd_vision.evaluation.metrics import Metrics
+from kd_vision.pipeline.build import (
+    build_distiller,
+    build_stream,
+    build_student,
+    build_teacher,
+    descriptor_of,
+    final_split,
+    output_directory,
+    training_data,
+)
+from kd_vision.pipeline.environment import describe_environment
+from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.models import load_model
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What training gave.
+
+    Attributes:
+        directory: the run directory.
+        student: the student's file, opened by the family's own loader.
+        metrics: COCO numbers of that very file on the final split.
+        split: which split that was.
+        fit: steps, seconds and speed.
+    """
+
+    directory: Path
+    student: Path
+    metrics: Metrics
+    split: str
+    fit: FitResult
+
+
+def train(
+    config: RunConfig | Path | str,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    quiet: bool = True,
+    title: str = "train",
+) -> TrainResult:
+    """Train the student a config describes; without a teacher, plainly.
+
+    Args:
+        config: a config, or the path of one.
+        out: run directory; None: ``runs/<config name>``.
+        resume: go on from the run directory's last checkpoint.
+        overrides: ``key=value`` strings, where `config` is a path.
+        quiet: no progress bar.
+        title: what the bar says.
+
+    Raises:
+        RequestError: the request is wrong.
+        TrainingError: training cannot go on.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(Path(config), overrides)
+    directory = RunDirectory(output_directory(None if out is None else Path(out), config))
+    _refuse_overwrite(directory, resume)
+    labelled, unlabelled = training_data(config)
+    seed_everything(config.train.seed)
+    student = build_student(config, labelled.classes)
+    teacher = build_teacher(config, labelled.classes)
+    distiller = build_distiller(config, student.spec, teacher.spec) if teacher else None
+    frozen = FrozenTeacher(teacher, distiller.requires) if teacher and distiller else None
+    fabric = build_fabric(config.train, _loggers(directory))
+    stream = build_stream(
+        config, labelled, unlabelled, student.spec.input_channels, fabric.global_rank, fabric.world_size
+    )
+    run = TrainingStep(student, distiller, frozen)
+    steps = config.train.epochs * stream.steps_per_epoch
+    optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
+    with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
+        trainer = Trainer(
+            fabric,
+            run,
+            stream,
+            optimizer,
+            config.train,
+            directory,
+            _identity(config, student, labelled.content_hash()),
+            _validator(config, title),
+            bar,
+        )
+        if resume:
+            trainer.resume()
+        elif fabric.is_global_zero:
+            _describe(config, directory, labelled.content_hash())
+        fit = trainer.fit()
+    return _finish(config, directory, trainer, fit)
+
+
+def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: FitResult) -> TrainResult:
+    """Write the student and measure the file that was written, not the weights in memory."""
+    detector = trainer.average.detector
+    if config.train.keep == "best" and directory.best_checkpoint.is_file():
+        detector.load_state_dict(read_checkpoint(directory.best_checkpoint)["average"])
+    if trainer.fabric.is_global_zero:
+        detector.save(directory.student, {"run": str(directory.root), "image_size": str(config.image_size)})
+    trainer.fabric.barrier()
+    descriptor = descriptor_of(config)
+    split = final_split(config, descriptor)
+    loaded = load_model(directory.student, config.image_size, device=str(trainer.fabric.device))
+    metrics = measure(loaded.predictor, load_split(descriptor, split), config.image_size, config.evaluate)
+    if trainer.fabric.is_global_zero:
+        write_json(directory.metrics, metrics.to_json())
+        _summary(directory, fit, split)
+    return TrainResult(directory.root, directory.student, metrics, split, fit)
+
+
+def _summary(directory: RunDirectory, fit: FitResult, split: str) -> None:
+    content = {"split": split, "steps": fit.steps, "seconds": fit.seconds}
+    content |= {"images_per_second": fit.images_per_second, "best_val_ap": fit.best_ap}
+    write_json(directory.root / "fit.json", content)
+
+
+def _validator(config: RunConfig, title: str) -> Callable[[Detector], dict[str, float | None]] | None:
+    if config.train.validate_every == 0:
+        if config.train.keep == "best":
+            raise RequestError(
+                f"{config.source}: train.keep: 'best' needs validation; set train.validate_every to 1 or "
+                f"more, or train.keep to last"
+            )
+        return None
+    truth = load_split(descriptor_of(config), config.evaluate.split)
+
+    def validate(detector: Detector) -> dict[str, float | None]:
+        numbers = measure(detector, truth, config.image_size, config.evaluate).to_json()
+        return {key: value for key, value in numbers.items() if key not in ("per_class", "n_images")}
+
+    return validate
+
+
+def _describe(config: RunConfig, directory: RunDirectory, data_hash: str) -> None:
+    write_text(directory.config, yaml.safe_dump(config.to_mapping(), sort_keys=False))
+    environment: dict[str, Any] = describe_environment()
+    write_json(directory.environment, environment | {"seed": config.train.seed, "data_hash": data_hash})
+
+
+def _identity(config: RunConfig, student: Detector, data_hash: str) -> dict[str, Any]:
+    text = json.dumps(config.to_mapping(), sort_keys=True)
+    return {
+        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "model": student.spec.name,
+        "classes": list(student.spec.classes),
+        "data": data_hash,
+    }
+
+
+def _refuse_overwrite(directory: RunDirectory, resume: bool) -> None:
+    has_checkpoint = directory.last_checkpoint.is_file()
+    if resume and not has_checkpoint:
+        raise RequestError(f"{directory.last_checkpoint}: no checkpoint to resume from; start without --resume")
+    if not resume and (has_checkpoint or directory.log.is_file()):
+        raise RequestError(
+            f"{directory.root}: holds a run already; add --resume to go on with it, or give another --out"
+        )
+
+
+def _loggers(directory: RunDirectory) -> list[Any]:
+    from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+
+    return [
+        TensorBoardLogger(root_dir=directory.root, name="", version="tensorboard"),
+        CSVLogger(root_dir=directory.root, name="", version="csv"),
+    ]

@@ -1,0 +1,126 @@
+"""Reads the files of a run directory and writes pages into it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_vision.core.errors import RequestError
+
+TRAIN = "train"
+VAL = "val"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A logged number over optimiser steps."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run logged, one mapping per line of `metrics.jsonl`."""
+
+    records: tuple[Mapping[str, Any], ...]
+
+    def keys(self, split: str, prefix: str = "") -> list[str]:
+        """Return the names logged for `split` that start with `prefix`, in order of appearance."""
+        names: dict[str, None] = {}
+        for record in self.records:
+            if record.get("split") == split:
+                names.update(dict.fromkeys(key for key in record if key.startswith(prefix)))
+        return list(names)
+
+    def series(self, split: str, key: str) -> Series:
+        """Return the finite values of `key` by step.
+
+        A run that was killed and resumed logs some steps twice: the later line counts.
+        """
+        values = {
+            int(record["step"]): float(record[key])
+            for record in self.records
+            if record.get("split") == split and _is_number(record.get(key)) and "step" in record
+        }
+        steps = sorted(values)
+        return Series(tuple(steps), tuple(values[step] for step in steps))
+
+
+def read_history(path: Path) -> History:
+    """Read `metrics.jsonl`. An unfinished last line, left by a kill, is passed over.
+
+    Raises:
+        RequestError: the file cannot be read, or a line is not a JSON object.
+    """
+    text = _read_text(path)
+    lines = text.split("\n")
+    finished = lines[:-1]  # what follows the last line break is empty, or was never finished
+    records = []
+    problems = []
+    for number, line in enumerate(finished, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}:{number}: is not valid JSON: {error.msg}")
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            problems.append(f"{path}:{number}: expected an object with keys and values")
+    if problems:
+        raise RequestError(*problems)
+    return History(tuple(records))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        RequestError: the file cannot be read or is something else.
+    """
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: expected an object with keys and values at the top level")
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, by way of a temporary name in the same folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a run directory") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: is not UTF-8 text") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,300 @@
+"""What holds for every loss of the table."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.core.validation import validate
+from kd_vision.losses import LOSSES, load_loss
+from kd_vision.losses.base import DistillationLoss
+
+Pair = tuple[DetectorSpec, DetectorSpec]
+MakeSide = Callable[..., Channels]
+
+WITH_ADAPTERS = {"feature_mse", "feature_pkd", "feature_cwd", "feature_sl2"}
+# The others ask for more than the teacher: hard labels, weighted sides, a projector from scratch.
+ZERO_AT_EQUALITY = set(LOSSES) - {"hinton", "class_weighted_soft", "feature_sl2"}
+# Unbiased deviations over the batch: doubling it changes n - 1, so only nearly independent of its size.
+BATCH_STATISTICS = {"feature_pkd", "feature_cwd"}
+every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+
+
+def build(name: str, pair: Pair, **settings: object) -> DistillationLoss:
+    torch.manual_seed(0)
+    kind = load_loss(name)
+    config = validate(kind.Config, settings, "test")
+    assert kind.mismatches(config, *pair) == []
+    return kind(config, *pair).double()
+
+
+def leaves(side: Channels) -> list[Tensor]:
+    """All tensors of a side a loss may pull at, made to require gradients."""
+    assert side.grid is not None
+    assert side.grid.box_bins is not None
+    found = [*side.features.values(), side.grid.logits, side.grid.boxes_xyxy, side.grid.box_bins]
+    return [tensor.requires_grad_() for tensor in found]
+
+
+def changed(side: Channels, change: Callable[[Tensor], Tensor]) -> Channels:
+    """The same side with every tensor replaced."""
+    grid = side.grid
+    assert grid is not None
+    assert grid.box_bins is not None
+    return Channels(
+        {level: change(maps) for level, maps in side.features.items()},
+        replace(
+            grid,
+            logits=change(grid.logits),
+            boxes_xyxy=change(grid.boxes_xyxy),
+            box_bins=change(grid.box_bins),
+        ),
+    )
+
+
+def grid_of(side: Channels) -> GridPredictions:
+    assert side.grid is not None
+    return side.grid
+
+
+def test_importing_the_table_loads_no_torch() -> None:
+    code = "import sys, kd_vision.losses as room; sys.exit('torch' in sys.modules or len(room.LOSSES) < 13)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_unknown_loss_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RequestError) as caught:
+        load_loss("class_bec")
+    assert caught.value.problems == ("loss 'class_bec' is unknown; did you mean 'class_bce'?",)
+
+
+@every_loss
+def test_one_loss_is_one_file_one_line_one_test(name: str) -> None:
+    kind = load_loss(name)
+    assert kind.__module__ == f"kd_vision.losses.{name}"
+    assert issubclass(kind, DistillationLoss)
+    assert (Path(__file__).parent / f"test_{name}.py").is_file()
+    assert "\n" not in LOSSES[name].summary
+    for word in ("Shapes:", "Reduction:", "Source:"):
+        assert kind.__doc__ is not None
+        assert word in kind.__doc__
+    weight = kind.Config().weight
+    assert isinstance(weight, float)
+    assert weight > 0
+
+
+@every_loss
+def test_config_refuses_unknown_keys_and_bad_weights(name: str) -> None:
+    config = load_loss(name).Config
+    with pytest.raises(RequestError) as caught:
+        validate(config, {"weigth": 1.0, "levels": ["P3"]}, "run.yaml")
+    assert caught.value.problems == ("run.yaml: weigth: unknown key; did you mean 'weight'?",)
+    for bad in (-1.0, float("nan"), float("inf"), "strong"):
+        with pytest.raises(RequestError, match=r"^run\.yaml: "):
+            validate(config, {"weight": bad}, "run.yaml")
+    assert validate(config, {"weight": "auto"}, "run.yaml").weight == "auto"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(LOSSES) if "temperature" in load_loss(name).Config.model_fields]
+)
+def test_temperature_must_be_positive_and_finite(name: str) -> None:
+    config = load_loss(name).Config
+    for bad in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(RequestError, match="temperature"):
+            validate(config, {"temperature": bad}, "run.yaml")
+
+
+@every_loss
+def test_gradient_is_exact_and_leads_downhill(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs)
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    pulled = leaves(student)
+    value = loss(student, teacher, targets)
+    assert value.shape == ()
+    assert torch.isfinite(value)
+    assert value > 0
+    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    slope = sum(float(g.square().sum()) for g in gradients if g is not None)
+    assert slope > 0
+    step = 1e-6 / slope**0.5
+
+    def moved(sign: int) -> float:
+        by_leaf = {
+            id(x): (x if g is None else x + sign * step * g).detach()
+            for x, g in zip(pulled, gradients, strict=True)
+        }
+        return float(loss(changed(student, lambda x: by_leaf[id(x)]), teacher, targets))
+
+    assert (moved(1) - moved(-1)) / (2 * step) == pytest.approx(slope, rel=1e-4)
+    assert moved(-1) < float(value)
+
+
+@every_loss
+def test_teacher_gets_no_gradient(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    leaves(student)
+    build(name, specs)(student, teacher, targets).backward()
+    assert all(tensor.grad is None for tensor in leaves(teacher))
+
+
+@every_loss
+def test_batch_without_objects_is_finite(
+    name: str, specs: Pair, make_side: MakeSide, no_targets: Targets
+) -> None:
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    silent = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
+    pulled = leaves(student)
+    value = build(name, specs)(student, Channels(teacher.features, silent), no_targets)
+    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    assert torch.isfinite(value)
+    assert any(g is not None for g in gradients)
+    assert all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
+
+
+@every_loss
+def test_value_does_not_depend_on_the_batch_size(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs)
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    twice = Targets(
+        torch.cat([targets.image_index, targets.image_index + 2]),
+        targets.labels.repeat(2),
+        targets.boxes_xyxy.repeat(2, 1),
+    )
+
+    def doubled(x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    single = float(loss(student, teacher, targets))
+    double = float(loss(changed(student, doubled), changed(teacher, doubled), twice))
+    assert double == pytest.approx(single, rel=2e-2 if name in BATCH_STATISTICS else 1e-7)
+
+
+@every_loss
+def test_missing_channel_is_named(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    for channel in kind.requires:
+        lacking = replace(specs[1], provides=specs[1].provides - {channel})
+        assert kind.mismatches(kind.Config(), specs[0], lacking) == [
+            f"needs the channel '{channel}', which the teacher large does not provide"
+        ]
+
+
+@every_loss
+def test_unknown_level_is_named(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    config = validate(kind.Config, {"levels": ["P4", "P9"]}, "test")
+    found = kind.mismatches(config, *specs)
+    assert found[:2] == [
+        "level 'P9' is not among the teacher's: P3, P4",
+        "level 'P9' is not among the student's: P3, P4",
+    ]
+
+
+@every_loss
+def test_half_precision_is_computed_in_float32(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs).float()
+    student = make_side(specs[0], 1, dtype=torch.bfloat16)
+    teacher = make_side(specs[1], 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = loss(student, teacher, targets)
+    full = loss(changed(student, Tensor.float), changed(teacher, Tensor.float), targets)
+    assert half.dtype == full.dtype == torch.float32
+    assert float(half) == pytest.approx(float(full), rel=1e-6)
+
+
+@every_loss
+def test_adapters_belong_to_the_loss_and_all_learn(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs)
+    assert bool(list(loss.parameters())) == (name in WITH_ADAPTERS)
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    leaves(student)
+    loss(student, teacher, targets).backward()
+    for parameter_name, parameter in loss.named_parameters():
+        # The level both sides have in equal width needs no linear adapter.
+        assert name == "feature_sl2" or "P3" in parameter_name
+        assert parameter.grad is not None, parameter_name
+        assert float(parameter.grad.abs().max()) > 1e-9, parameter_name
+
+
+@pytest.mark.parametrize("name", sorted(ZERO_AT_EQUALITY))
+def test_zero_at_equality(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+    side = make_side(specs[1], 3)
+    loss = build(name, (specs[1], specs[1]))
+    assert float(loss(side, side, targets)) == pytest.approx(0.0, abs=1e-7)
+
+
+@every_loss
+def test_levels_not_chosen_play_no_part(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs, levels=["P4"])
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    pulled = leaves(student)
+    gradients = torch.autograd.grad(loss(student, teacher, targets), pulled, allow_unused=True)
+    assert gradients[0] is None, "P3 features"
+    on_grid = [g for g in gradients[2:] if g is not None]
+    assert bool(on_grid) == (not name.startswith("feature"))
+    fine = grid_of(student).strides == 8
+    for gradient in on_grid:
+        assert float(gradient[:, fine].abs().max()) == 0.0
+        assert float(gradient[:, ~fine].abs().max()) > 0.0
+    assert not any("P3" in key for key, _ in loss.named_parameters())
+
+
+@every_loss
+def test_student_with_one_more_level(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+    """A P2 head learns on the levels that both sides have, exactly as if it had no P2."""
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    wide_spec = replace(
+        specs[0], level_channels={"P2": 2, "P3": 3, "P4": 6}, level_strides={"P2": 4, "P3": 8, "P4": 16}
+    )
+    wide = make_side(wide_spec, 5)
+    grid, extra = grid_of(student), grid_of(wide).strides == 4
+    assert grid.box_bins is not None
+    assert grid_of(wide).box_bins is not None
+
+    def joined(first: Tensor | None, second: Tensor | None, at: int) -> Tensor:
+        assert first is not None
+        assert second is not None
+        return torch.cat([first.movedim(at, 0)[extra], second.movedim(at, 0)]).movedim(0, at)
+
+    more = Channels(
+        {"P2": wide.features["P2"], **student.features},
+        GridPredictions(
+            joined(grid_of(wide).logits, grid.logits, 1),
+            joined(grid_of(wide).boxes_xyxy, grid.boxes_xyxy, 1),
+            joined(grid_of(wide).points_xy, grid.points_xy, 0),
+            joined(grid_of(wide).strides, grid.strides, 0),
+            joined(grid_of(wide).box_bins, grid.box_bins, 1),
+        ),
+    )
+    expected = build(name, specs)(student, teacher, targets)
+    found = build(name, (wide_spec, specs[1]))(more, teacher, targets)
+    assert float(found) == pytest.approx(float(expected), rel=1e-9)
+
+
+@every_loss
+def test_module_path_and_class_agree_with_the_table(name: str) -> None:
+    module, _, attribute = LOSSES[name].path.partition(":")
+    assert getattr(importlib.import_module(module), attribute) is load_loss(name)

@@ -1,0 +1,99 @@
+"""Points, boxes and the pairing of grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Channels
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
+from kd_vision.losses.grid import full_precision, images_with_targets, points_in_boxes, smallest_box
+
+
+def test_smallest_box_agrees_with_trying_all() -> None:
+    torch.manual_seed(0)
+    points = 64 * torch.rand(50, 2)
+    near = 50 * torch.rand(12, 2)
+    targets = Targets(
+        torch.randint(0, 3, (12,)), torch.zeros(12), torch.cat([near, near + 30 * torch.rand(12, 2)], 1)
+    )
+    found = smallest_box(points, targets, images=3)
+    for image in range(3):
+        for index, (x, y) in enumerate(points.tolist()):
+            holding = [
+                ((x2 - x1) * (y2 - y1), box)
+                for box, (x1, y1, x2, y2) in enumerate(targets.boxes_xyxy.tolist())
+                if targets.image_index[box] == image and x1 < x < x2 and y1 < y < y2
+            ]
+            assert int(found[image, index]) == (min(holding)[1] if holding else -1)
+    assert (found >= 0).any()
+    assert (found < 0).any()
+
+
+def test_boxes_of_one_size_give_the_first(no_targets: Targets) -> None:
+    same = Targets(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([[0.0, 0, 8, 8]] * 2))
+    assert smallest_box(torch.tensor([[4.0, 4.0], [9.0, 4.0]]), same, 1).tolist() == [[0, -1]]
+    assert smallest_box(torch.tensor([[4.0, 4.0]]), no_targets, 2).tolist() == [[-1], [-1]]
+
+
+def test_a_point_on_the_edge_is_outside() -> None:
+    box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+    assert points_in_boxes(torch.tensor([[0.0, 4.0], [7.9, 4.0], [4.0, 8.0]]), box).tolist() == [
+        [False, True, False]
+    ]
+
+
+def test_images_with_targets(targets: Targets, no_targets: Targets) -> None:
+    assert images_with_targets(targets, 3).tolist() == [True, True, False]
+    assert images_with_targets(no_targets, 2).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_only_half_precision_is_raised(given: torch.dtype, kept: torch.dtype) -> None:
+    assert full_precision(torch.ones(1, dtype=given)).dtype == kept
+
+
+def test_levels_of_one_name_must_have_one_stride(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
+    coarse = replace(specs[1], level_strides={"P3": 8, "P4": 32})
+    assert ClassBCE.mismatches(ClassBCEConfig(), specs[0], coarse) == [
+        "level 'P4' has stride 32 in the teacher and 16 in the student; grids must have the same points"
+    ]
+    assert ClassBCE.mismatches(ClassBCEConfig(levels=("P3",)), specs[0], coarse) == []
+
+
+def test_grids_of_two_image_sizes_are_refused(
+    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+) -> None:
+    loss = ClassBCE(ClassBCEConfig(), row_spec, row_spec)
+    with pytest.raises(RequestError) as caught:
+        loss(rows_side(torch.zeros(4, 3)), rows_side(torch.zeros(16, 3)), no_targets)
+    assert caught.value.problems == (
+        "ClassBCE: student grid (1, 4, 3) and teacher grid (1, 16, 3) (images, points, classes) differ; "
+        "give both one image size",
+    )
+    with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
+        loss(Channels(), rows_side(torch.zeros(4, 3)), no_targets)
+
+
+def test_one_normaliser_for_all_levels(row_spec: DetectorSpec, rows_side: Callable[..., Channels]) -> None:
+    """Four points at q = .75 and sixty silent ones count 3 objects, not 3 per something."""
+    logits = torch.full((64, 3), -300.0, dtype=torch.float64)
+    logits[:4, 1] = torch.tensor(3.0, dtype=torch.float64).log()
+    side = rows_side(logits)
+    pair = ClassBCE(ClassBCEConfig(), row_spec, row_spec).pair(side, side)
+    assert float(pair.normaliser) == pytest.approx(3.0, abs=1e-12)
+    assert float(pair.confidence[0, 0]) == pytest.approx(0.75, abs=1e-12)
