@@ -58,6 +58,7 @@ def _build(content: dict[str, Any], path: Path, found: list[str]) -> RunConfig:
         teacher=teacher,
         terms=terms,
         recipe=recipe,
+        allow_weak_teacher=root.allow_weak_teacher,
         train=root.train,
         augment=root.augment,
         evaluate=root.evaluate,

@@ -39,6 +39,7 @@ class RootConfig(StrictModel):
     student: dict[str, Any]
     teacher: dict[str, Any] | None = None
     distill: list[dict[str, Any]] | str | None = None
+    allow_weak_teacher: bool = False
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -65,6 +66,7 @@ class RunConfig:
         teacher: typed config of the teacher's family; None: plain training.
         terms: the distillation terms, empty without a teacher.
         recipe: name of the recipe the terms came from, if any.
+        allow_weak_teacher: distil even where the teacher is no better than the student.
         train, augment, evaluate: settings of those parts.
     """
 
@@ -75,6 +77,7 @@ class RunConfig:
     teacher: BaseModel | None
     terms: tuple[TermConfig, ...]
     recipe: str | None
+    allow_weak_teacher: bool
     train: TrainConfig
     augment: AugmentConfig
     evaluate: EvaluateConfig
@@ -91,6 +94,7 @@ class RunConfig:
         }
         if self.teacher is not None:
             found["teacher"] = _plain(self.teacher)
+            found["allow_weak_teacher"] = self.allow_weak_teacher
             found["distill"] = [
                 {"loss": term.loss, "name": term.name, **_plain(term.config)} for term in self.terms
             ]

@@ -11,11 +11,19 @@ from kd_vision.core.errors import RequestError, suggest
 from kd_vision.data.coco import read_coco_split
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.images import image_size, list_images
-from kd_vision.data.records import CategoryKey, DetectionData, ImageRecord, RawBox, RawImage, RawSplit
+from kd_vision.data.records import (
+    CategoryKey,
+    DetectionData,
+    ImageRecord,
+    RawBox,
+    RawImage,
+    RawSplit,
+    without_labels,
+)
 from kd_vision.data.voc import read_voc_split
 from kd_vision.data.yolo import read_yolo_split
 
-__all__ = ["DetectionData", "ImageRecord", "load_split", "load_unlabelled", "read_raw_split"]
+__all__ = ["DetectionData", "ImageRecord", "load_split", "load_unlabelled", "read_raw_split", "without_labels"]
 
 _SHOWN = 20
 _READERS = {"coco": read_coco_split, "yolo": read_yolo_split, "voc": read_voc_split}

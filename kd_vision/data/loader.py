@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.data.images import read_image
-from kd_vision.data.records import DetectionData, ImageRecord
+from kd_vision.data.records import DetectionData, ImageRecord, without_labels
 from kd_vision.data.transforms import GRAY, AugmentConfig, AugmentedSample, Augmenter, Sample
 
 _CACHE_SHARE = 0.25
@@ -121,7 +121,7 @@ class TrainStream:
         Args:
             labelled: images with ground truth; may be empty where there are unlabelled ones, which
                 then fill the batches alone.
-            unlabelled: images without.
+            unlabelled: images without; boxes they may have are not looked at.
             augment: how samples are varied.
             config: how they are loaded.
             epochs: of the whole run.
@@ -131,19 +131,19 @@ class TrainStream:
         Raises:
             RequestError: there is nothing to train on, or an image cannot be read.
         """
-        with_unlabelled = unlabelled is not None and len(unlabelled) > 0 and config.unlabelled_ratio > 0
-        if len(labelled) == 0 and (unlabelled is None or len(unlabelled) == 0):
+        extra = None if unlabelled is None or len(unlabelled) == 0 else without_labels(unlabelled)
+        if len(labelled) == 0 and extra is None:
             raise RequestError(f"split '{labelled.name}' holds no images; there is nothing to train on")
         self._config = config
         self._augment = augment
         self._epochs = epochs
         self._rank, self._world = rank, world_size
         self._augmenter = Augmenter(augment, config.image_size, config.channels)
-        main = labelled if len(labelled) or unlabelled is None else unlabelled
+        main = labelled if extra is None or len(labelled) else extra
         self._main = _Pool(main, config.image_size, config.channels)
         self._extra: _Pool | None = None
-        if with_unlabelled and unlabelled is not None and main is not unlabelled:
-            self._extra = _Pool(unlabelled, config.image_size, config.channels)
+        if extra is not None and main is not extra and config.unlabelled_ratio > 0:
+            self._extra = _Pool(extra, config.image_size, config.channels)
         self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
         self.steps_per_epoch = math.ceil(len(main) / (config.batch_size * world_size))
         self._fill_caches()

@@ -6,8 +6,8 @@ Shapes: M boxes of one image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -83,17 +83,9 @@ class DetectionData:
         """Return the split as a complete COCO dictionary; annotation ids count from 1 in order."""
         annotations: list[dict[str, Any]] = []
         for image in self.images:
-            for box, label, crowd, area in zip(image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True):
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image.image_id,
-                        "category_id": self.category_ids[int(label)],
-                        "bbox": [float(value) for value in box],
-                        "area": float(area),
-                        "iscrowd": int(crowd),
-                    }
-                )
+            for entry in self._coco_boxes(image):
+                annotations.append({"id": len(annotations) + 1, **entry})
+        pairs = zip(self.category_ids, self.classes, strict=True)
         return {
             "info": {},
             "licenses": [],
@@ -107,10 +99,19 @@ class DetectionData:
                 for image in self.images
             ],
             "annotations": annotations,
-            "categories": [
-                {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
-            ],
+            "categories": [{"id": number, "name": name} for number, name in pairs],
         }
+
+    def _coco_boxes(self, image: ImageRecord) -> Iterator[dict[str, Any]]:
+        boxes = zip(image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True)
+        for box, label, crowd, area in boxes:
+            yield {
+                "image_id": image.image_id,
+                "category_id": self.category_ids[int(label)],
+                "bbox": [float(value) for value in box],
+                "area": float(area),
+                "iscrowd": int(crowd),
+            }
 
     def content_hash(self) -> str:
         """Return a SHA-256 over classes, boxes, and name and byte count of every image file.
@@ -122,9 +123,26 @@ class DetectionData:
             size = image.path.stat().st_size if image.path.exists() else -1
             facts = (image.image_id, image.file_name, image.width, image.height, image.labelled, size)
             digest.update(repr(facts).encode())
-            for array in (image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True):
+            for array in (image.boxes_xywh, image.labels, image.crowd, image.areas):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def without_labels(data: DetectionData) -> DetectionData:
+    """Return the same images as unlabelled ones."""
+    bare = (
+        replace(
+            image,
+            boxes_xyxy=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+            crowd=np.zeros(0, np.bool_),
+            areas=np.zeros(0, np.float64),
+            labelled=False,
+            source_xywh=None,
+        )
+        for image in data.images
+    )
+    return replace(data, images=tuple(bare))
 
 
 @dataclass(frozen=True, slots=True)

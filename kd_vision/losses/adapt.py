@@ -1,4 +1,4 @@
-"""What all losses on feature maps share: linear adapters, resizing, standardising, the first fit.
+"""What all losses on feature maps share: linear adapters, resizing, deviations, the first fit.
 
 Shapes: B images, C channels (Cs student, Ct teacher), H W positions.
 """
@@ -21,8 +21,9 @@ from kd_vision.losses.grid import full_precision
 
 LEAST_STD = 1e-3
 """Deviation below which a channel counts as constant."""
+STD_EPSILON = 1e-6
+"""Added to deviations that divide, as in mmrazor."""
 
-_STD_EPSILON = 1e-6
 _RIDGE = 1e-4
 
 
@@ -40,27 +41,30 @@ def apply_in_full_precision(module: nn.Module, maps: Tensor) -> Tensor:
     return result
 
 
-def channel_std(maps: Tensor) -> Tensor:
+def centred(maps: Tensor) -> Tensor:
+    """Return `maps` less each channel's mean over images and positions, the mean taken as a constant.
+
+    Exact for losses that do not see a shift of a channel (their gradient sums to 0 over the channel), and it
+    saves a pass over the maps.
+
+    Args:
+        maps: (B, C, H, W).
+    """
+    return maps - maps.detach().mean(dim=(0, 2, 3), keepdim=True)
+
+
+def channel_std(centred_maps: Tensor) -> Tensor:
     """Return (C,) unbiased standard deviation of each channel over images and positions.
 
-    A single value has deviation 0 rather than NaN.
+    A single value has deviation 0 rather than NaN. The gradient of a constant channel is 0.
 
     Args:
-        maps: (B, C, H, W).
+        centred_maps: (B, C, H, W), each channel of mean 0.
     """
-    values = maps.shape[0] * maps.shape[2] * maps.shape[3]
-    return maps.var(dim=(0, 2, 3), correction=min(1, values - 1)).clamp(min=1e-24).sqrt()
-
-
-def standardise(maps: Tensor, least_std: float = 0.0) -> Tensor:
-    """Return (x - mean) / (std + 1e-6) per channel, statistics over images and positions.
-
-    Args:
-        maps: (B, C, H, W).
-        least_std: floor of the deviation; it bounds the gradient of a channel that is almost constant.
-    """
-    std = channel_std(maps).clamp(min=least_std)[:, None, None]
-    return (maps - maps.mean(dim=(0, 2, 3), keepdim=True)) / (std + _STD_EPSILON)
+    values = centred_maps.shape[0] * centred_maps.shape[2] * centred_maps.shape[3]
+    norm: Tensor = torch.linalg.vector_norm(centred_maps, dim=(0, 2, 3))
+    std: Tensor = norm / max(values - 1, 1) ** 0.5
+    return std
 
 
 class FeatureLoss(DistillationLoss):

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.adapt import LEAST_STD, LinearFeatureLoss, standardise
+from kd_vision.losses.adapt import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
 
@@ -22,7 +22,7 @@ class FeatureCWDConfig(LossConfig):
     Attributes:
         weight: 0.5; on small images the published 10 exceeds the whole detection loss.
         temperature: T > 1 flattens both sides.
-        standardise: give each channel of both sides mean 0 and deviation 1 first. The softmax over
+        standardise: give each channel of both sides deviation 1 first. The softmax over
             positions depends on scale, which differs between networks.
     """
 
@@ -66,5 +66,11 @@ class FeatureCWD(LinearFeatureLoss):
     def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of one level; both (B, C, H, W)."""
         if self._standardise:
-            student, teacher = standardise(student, LEAST_STD), standardise(teacher, LEAST_STD)
+            student, teacher = _standardised(student), _standardised(teacher)
         return channel_wise_divergence(student, teacher, self._temperature)
+
+
+def _standardised(maps: Tensor) -> Tensor:
+    """Scale channels to deviation 1; their mean does not matter to a softmax over positions."""
+    shifted = centred(maps)
+    return shifted / (channel_std(shifted).clamp(min=LEAST_STD) + STD_EPSILON)[:, None, None]

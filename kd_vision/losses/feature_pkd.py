@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kd_vision.losses.adapt import LEAST_STD, LinearFeatureLoss, channel_std, standardise
+from kd_vision.losses.adapt import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 from kd_vision.losses.base import LossConfig
 
 
@@ -34,9 +34,15 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
         student: (B, C, H, W).
         teacher: (B, C, H, W).
     """
-    alive = (channel_std(teacher) >= LEAST_STD).to(student.dtype)
-    gap = standardise(student, least_std=LEAST_STD) - standardise(teacher)
-    per_channel = gap.square().mean(dim=(0, 2, 3))
+    ours, theirs = centred(student), centred(teacher)
+    our_std, their_std = channel_std(ours), channel_std(theirs)
+    our_scale, their_scale = our_std.clamp(min=LEAST_STD) + STD_EPSILON, their_std + STD_EPSILON
+    values = student.shape[0] * student.shape[2] * student.shape[3]
+    # The square is expanded into moments: the standardised maps themselves would cost many passes.
+    squares = (our_std / our_scale).square() + (their_std / their_scale).square()
+    products = (ours * theirs).sum(dim=(0, 2, 3)) / (our_scale * their_scale)
+    per_channel = ((values - 1) * squares - 2.0 * products) / values
+    alive = (their_std >= LEAST_STD).to(per_channel.dtype)
     return 0.5 * (per_channel * alive).sum() / alive.sum().clamp(min=1.0)
 
 

@@ -37,6 +37,8 @@ from kd_vision.pipeline.build import (
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
+from kd_vision.report.write import write_run_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def train(
     distiller = build_distiller(config, student.spec, teacher.spec) if teacher else None
     frozen = FrozenTeacher(teacher, distiller.requires) if teacher and distiller else None
     fabric = build_fabric(config.train, _loggers(directory))
+    if teacher is not None and not resume:
+        _gate_teacher(config, directory, teacher, student)
     stream = build_stream(
         config, labelled, unlabelled, student.spec.input_channels, fabric.global_rank, fabric.world_size
     )
@@ -132,7 +136,16 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     if trainer.fabric.is_global_zero:
         write_json(directory.metrics, metrics.to_json())
         _summary(directory, fit, split)
+        write_run_report(directory.root)
     return TrainResult(directory.root, directory.student, metrics, split, fit)
+
+
+def _gate_teacher(config: RunConfig, directory: RunDirectory, teacher: Detector, student: Detector) -> None:
+    split = config.evaluate.split
+    truth = load_split(descriptor_of(config), split)
+    said, before = measure_teacher(config, teacher, student, truth)
+    refuse_weak_teacher(config, said, before, split)
+    write_json(directory.root / "teacher.json", {"split": split, **said.to_json()})
 
 
 def _summary(directory: RunDirectory, fit: FitResult, split: str) -> None:

@@ -98,7 +98,7 @@ def run_plots(history: History) -> list[Plot]:
         _run_accuracy(history),
         _lines(
             "Training loss",
-            "The total, and the terms of the detector's own loss, as logged; logarithmic where they differ much.",
+            "The total and the terms of the detector's own loss as logged; logarithmic if they differ much.",
             _train_series(history, "loss/total", _TASK_PREFIX),
             "loss",
             "training-loss",
@@ -148,7 +148,7 @@ def _validation_curves(data: BenchmarkData) -> Plot | None:
 
 def _pairs(data: BenchmarkData) -> Plot | None:
     """Before and after of every seed, joined by a line."""
-    pair = next(iter(data.comparisons()), None)
+    pair = next((pair for pair in data.comparisons() if pair.before.role == "plain"), None)
     if pair is None:
         return None
     number = RESULTS[0][1]
@@ -177,8 +177,8 @@ def _pairs(data: BenchmarkData) -> Plot | None:
         axes.grid(axis="y", visible=False)
 
     caption = (
-        f"AP points on {data.data.name} {data.data.split}. Each line joins the runs of one seed: same data order, "
-        "same initial weights, with and without the teacher."
+        f"AP points on {data.data.name} {data.data.split}. Each line joins the runs of one seed: "
+        "same data order, same initial weights, with and without the teacher."
     )
     return _plot("Seed by seed", caption, "pairs", draw, height=1.3 + 0.45 * len(seeds))
 
@@ -351,7 +351,7 @@ def _plot(title: str, caption: str, name: str, draw: Callable[[Any], None], heig
         draw(axes)
         _, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(loc="outside upper left", ncols=3, handlelength=2.2, columnspacing=1.2)
+            figure.legend(loc="outside upper left", ncols=4, handlelength=1.9, columnspacing=1.1)
         buffer = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)

@@ -94,9 +94,9 @@ def result_table(data: BenchmarkData) -> Table:
     """AP, AP50, AP75 and AP by size for each arm, with gains."""
     return Table(
         f"Accuracy on {data.data.name} {data.data.split}",
-        "AP points (0 to 100), mean ± standard deviation over seeds. AP is the COCO mean over IoU 0.50 to 0.95; "
-        "small, medium and large are box areas below 32², up to 96² and above, in pixels of the original image. "
-        "A gain is the mean of the differences of runs with the same seed.",
+        "AP points (0 to 100), mean ± standard deviation over seeds. AP is the COCO mean over IoU 0.50 to "
+        "0.95; small, medium and large are box areas below 32², up to 96² and above, in pixels of the "
+        "original image. A gain is the mean of the differences of runs with the same seed.",
         ("", *_columns(data)),
         tuple((label, _accuracy_cells(data, number)) for label, number in RESULTS),
     )

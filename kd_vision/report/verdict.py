@@ -63,7 +63,8 @@ def describe_comparison(pair: Comparison) -> str:
     if spread is None:
         return ""
     improved = sum(value > 0 for value in differences.values())
-    text = f"{pair.after.name} against {pair.before.name}: {signed(spread.mean)} AP points ({_runs(differences)})"
+    names = f"{pair.after.name} against {pair.before.name}"
+    text = f"{names}: {signed(spread.mean)} AP points ({_runs(differences)})"
     return f"{text}; {_improved(improved, spread.count)}." if spread.count > 1 else f"{text}."
 
 

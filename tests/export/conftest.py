@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
+from kd_vision.export.parity import synthetic_evidence
 
 SIZE = 96
 CLASSES = ("car", "bus", "truck")
@@ -19,26 +20,47 @@ def one_thread() -> None:
 
 
 def make_lively(model: str, channels: int = 3) -> UltralyticsDetector:
-    """Settle BatchNorm on noise and spread the logits, so that scores and sizes do not tie."""
+    """Settle BatchNorm on the gate's own images and spread the logits, so that scores do not tie."""
     torch.manual_seed(0)
     detector = build(UltralyticsConfig(model=model, input_channels=channels), CLASSES, "student").train()
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the plain mean over what it sees
         norm.reset_running_stats()
+    shown = synthetic_evidence(detector.spec, SIZE).batches
+    images = torch.cat([batch.as_float().images for batch in shown])
     with torch.no_grad():
-        for _ in range(2):
-            detector(torch.rand(4, channels, SIZE, SIZE))
+        detector(images)
     head = detector.head
-    branches = [(head.cv2, head.cv3)]
+    branches = {"one2many": (head.cv2, head.cv3)}
     if detector.spec.end_to_end:
-        branches.append((head.one2one_cv2, head.one2one_cv3))
-    for box_convs, class_convs in branches:
-        for box, label in zip(box_convs, class_convs):
-            box[-1].weight.data *= 4.0
-            label[-1].weight.data *= 8.0
-            label[-1].bias.data.fill_(-3.0)
-    return detector.eval()
+        branches["one2one"] = (head.one2one_cv2, head.one2one_cv3)
+    detector.eval()
+    for name, (box_convs, class_convs) in branches.items():
+        _spread(detector, images, name, "scores", class_convs, spread=2.0, bias=-3.0)
+        direct = head.reg_max == 1  # distances themselves: they must stay positive
+        _spread(detector, images, name, "boxes", box_convs, spread=0.5 if direct else 3.0, bias=2.0)
+    return detector
+
+
+@torch.no_grad()
+def _spread(
+    detector: UltralyticsDetector,
+    images: torch.Tensor,
+    branch: str,
+    what: str,
+    convs: torch.nn.ModuleList,
+    spread: float,
+    bias: float,
+) -> None:
+    """Scale the last convolutions so that what they give varies by `spread` around `bias`."""
+    for conv in convs:
+        conv[-1].bias.zero_()
+    now = float(detector.net(images)[branch][what].std()) if detector.spec.end_to_end else None
+    now = now or float(detector.net(images)[what].std())
+    for conv in convs:
+        conv[-1].weight.mul_(spread / now)
+        conv[-1].bias.fill_(bias)
 
 
 @pytest.fixture(scope="session")

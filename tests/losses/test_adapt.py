@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.adapt import FeatureLoss, LinearFeatureLoss, channel_std, resize_to, standardise
+from kd_vision.losses.adapt import FeatureLoss, LinearFeatureLoss, centred, channel_std, resize_to
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.feature_mse import FeatureMSE
 from kd_vision.losses.feature_pkd import FeaturePKD, FeaturePKDConfig
@@ -125,20 +125,23 @@ def test_levels_are_summed(specs: Pair, no_targets: Targets) -> None:
     assert float(Mean(LossConfig(), *specs)(*sides, no_targets)) == pytest.approx(1 + 10 + 2 + 30)
 
 
-def test_standardise_by_hand() -> None:
+def test_deviation_by_hand_and_against_torch() -> None:
     maps = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64).view(2, 1, 1, 2)
-    # mean 3, unbiased variance (4 + 1 + 0 + 9) / 3
-    std = (14 / 3) ** 0.5
-    assert float(channel_std(maps)) == pytest.approx(std, abs=1e-12)
-    expected = torch.tensor([-2.0, -1.0, 0.0, 3.0], dtype=torch.float64) / (std + 1e-6)
-    torch.testing.assert_close(standardise(maps).flatten(), expected)
-    torch.testing.assert_close(
-        standardise(maps, least_std=10.0).flatten(), expected * (std + 1e-6) / (10 + 1e-6)
-    )
+    assert centred(maps).flatten().tolist() == [-2.0, -1.0, 0.0, 3.0]
+    assert float(channel_std(centred(maps))) == pytest.approx((14 / 3) ** 0.5, abs=1e-12)
+    many = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    many.requires_grad_()
+    ours, theirs = channel_std(centred(many)), many.std(dim=(0, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours.sum(), many), torch.autograd.grad(theirs.sum(), many), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
 
 
-def test_a_single_value_has_no_deviation() -> None:
+def test_a_single_value_has_no_deviation_and_no_gradient() -> None:
     lone = torch.full((1, 2, 1, 1), 5.0, requires_grad=True)
-    assert float(channel_std(lone).max()) <= 1e-12
-    (gradient,) = torch.autograd.grad(standardise(lone, least_std=1e-3).sum(), lone)
-    assert bool(torch.isfinite(gradient).all())
+    std = channel_std(centred(lone))
+    (gradient,) = torch.autograd.grad(std.sum(), lone)
+    assert std.tolist() == [0.0, 0.0]
+    assert float(gradient.abs().max()) == 0.0

@@ -177,6 +177,20 @@ class Canvas:
         self._multiply(np.asarray(light, np.uint8), 1 / LIT)
         self.shadow[:] = LIT
 
+    def add_light(self, outlines: Sequence[tuple[Pose, Points]], strength: int) -> None:
+        """Brighten what soft, slightly yellow beams fall on.
+
+        Args:
+            outlines: frame and (N, 2) convex outline of every beam, metres.
+            strength: grey levels added in the middle of a beam.
+        """
+        beams = np.zeros((self.side, self.side), np.uint8)
+        for pose, points in outlines:
+            corners = np.rint(_transform(self.matrix(pose), points) * _FIXED).astype(np.int32)
+            cv2.fillConvexPoly(beams, corners, (strength,), cv2.LINE_8, _FRACTION_BITS)
+        light = np.asarray(cv2.blur(beams, (9, 9)), np.uint8)
+        cv2.add(self.image, cv2.merge([light, light, cv2.convertScaleAbs(light, alpha=0.75)]), dst=self.image)
+
     def _multiply(self, factor: Bytes, scale: float) -> None:
         cv2.multiply(self.image, cv2.merge([factor, factor, factor]), dst=self.image, scale=scale)
 
@@ -205,9 +219,7 @@ class Brush:
             moved = corners + np.int32(self.canvas.margin * _FIXED)
             cv2.fillConvexPoly(self.canvas.owners, moved, (self.owner,), cv2.LINE_8, _FRACTION_BITS)
 
-    def box(
-        self, x0: float, y0: float, x1: float, y1: float, colour: Colour, solid: bool = False
-    ) -> None:
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, solid: bool = False) -> None:
         """Fill a rectangle."""
         self.poly(rectangle(x0, y0, x1, y1), colour, solid)
 
@@ -275,7 +287,8 @@ def cloud_tile(roughness: float) -> Bytes:
     frequency[0, 0] = 1.0
     field = np.fft.irfft2(spectrum / frequency**roughness, (_TILE, _TILE))
     field = (field - field.mean()) / field.std()
-    return np.clip(np.rint(128 + 40 * field), 0, 255).astype(np.uint8)
+    tile: Bytes = np.clip(np.rint(128 + 40 * field), 0, 255).astype(np.uint8)
+    return tile
 
 
 @lru_cache(maxsize=16)

@@ -129,7 +129,7 @@ def _bridge(site: Site) -> None:
     for across in road.lanes:
         along = -site.reach
         while along < site.reach:
-            along += 6 + rng.exponential(26.0 / max(0.2, site.habits.density))
+            along += 6 + rng.exponential(26.0 / site.habits.density)
             kind = "car" if rng.random() < 0.75 else site.vehicle()
             spot = pose.move(along, across, 0.0 if across > 0 else np.pi)
             site.plan.on_bridges.append(Placement(kind, spot, *site.size(kind)))
@@ -147,7 +147,7 @@ def countryside(site: Site) -> None:
     site.stroll(road.pose.move(0.0, -road.half_width + 0.3), 30, 0.5, 0.8)
     yard = Pose(float(rng.uniform(-18, 18)), road.pose.y + 22 * (1 if road.pose.y < 0 else -1))
     site.surface(yard, rectangle(-13, -11, 13, 11), (140, 128, 106), 0.4)
-    for _ in range(int(rng.integers(2, 6))):
+    for _ in range(int(rng.poisson(3.5 * site.habits.density))):
         spot = yard.move(rng.uniform(-11, 11), rng.uniform(-9, 9), rng.uniform(0, 6.28))
         site.put(site.vehicle((0.5, 0.2, 0.3, 0.0)), spot)
     site.stroll(yard, 11, 9, 1.4)

@@ -31,11 +31,11 @@ _PAINTS: tuple[Colour, ...] = (
 _PAINT_WEIGHTS = np.array([0.25, 0.18, 0.14, 0.15, 0.08, 0.08, 0.05, 0.03, 0.02, 0.02])
 _FLEET: tuple[Colour, ...] = (
     (228, 228, 224), (216, 218, 220), (190, 30, 34), (36, 78, 150), (226, 178, 36), (46, 118, 74),
-    (120, 124, 128),
+    (160, 164, 170),
 )  # fmt: skip
 _CLOTHES: tuple[Colour, ...] = (
-    (28, 30, 40), (40, 48, 88), (178, 36, 40), (230, 228, 220), (210, 170, 60), (70, 110, 76), (120, 116, 112),
-    (206, 104, 40), (110, 60, 110),
+    (28, 30, 40), (40, 48, 88), (178, 36, 40), (230, 228, 220), (210, 170, 60), (70, 110, 76),
+    (120, 116, 112), (206, 104, 40), (110, 60, 110),
 )  # fmt: skip
 _HAIR: tuple[Colour, ...] = ((38, 28, 22), (84, 60, 38), (168, 140, 92), (20, 20, 22), (214, 210, 204))
 _SKIN: Colour = (196, 152, 122)
@@ -71,12 +71,20 @@ def outline(kind: ObjectKind, length: float, width: float) -> Points:
     return rectangle(-length / 2, -width / 2, length / 2, width / 2)
 
 
-def paint_headlamps(brush: Brush, length: float, width: float) -> None:
-    """Draw burning headlamps, their first light on the ground, and rear lamps."""
+def beams(length: float, width: float) -> list[list[tuple[float, float]]]:
+    """Return the outlines of what the two headlamps light up in front of a vehicle."""
+    nose = length / 2
+    return [
+        [(nose, side), (nose + 4.0, side - 0.9), (nose + 4.0, side + 0.9)]
+        for side in (-0.34 * width, 0.34 * width)
+    ]
+
+
+def paint_lamps(brush: Brush, length: float, width: float) -> None:
+    """Draw burning head and rear lamps onto a vehicle."""
     nose = length / 2
     for side in (-0.34 * width, 0.34 * width):
-        brush.poly([(nose, side), (nose + 3.2, side - 0.8), (nose + 3.2, side + 0.8)], (168, 160, 128))
-        brush.box(nose - 0.35, side - 0.25, nose + 0.1, side + 0.25, (255, 250, 226))
+        brush.box(nose - 0.4, side - 0.25, nose, side + 0.25, (255, 250, 226))
         brush.box(-nose, side - 0.22, -nose + 0.28, side + 0.22, (226, 40, 34))
 
 
@@ -118,7 +126,9 @@ def _paint_car(brush: Brush, length: float, width: float, rng: np.random.Generat
 
 
 def _paint_van(brush: Brush, length: float, width: float, rng: np.random.Generator) -> None:
-    colour = shade(_pick(rng, _FLEET[:3]) if rng.random() < 0.6 else _paint_colour(rng), rng.uniform(0.9, 1.05))
+    colour = shade(
+        _pick(rng, _FLEET[:3]) if rng.random() < 0.6 else _paint_colour(rng), rng.uniform(0.9, 1.05)
+    )
     half, end = width / 2, length / 2
     brush.poly(_shell(length, width, 0.2, 0.03), shade(colour, 0.9), solid=True)
     brush.poly(_band(end - 0.3 * length, end - 0.14 * length, 0.86 * half, 0.74 * half), _GLASS)
@@ -315,7 +325,7 @@ KINDS: dict[str, ObjectKind] = {
     "van": ObjectKind(_paint_van, (4.9, 6.2), (1.95, 2.15), 2.4, CLASSES.index("van"), True),
     "truck": ObjectKind(_paint_truck, (7.0, 10.6), (2.35, 2.6), 3.4, CLASSES.index("truck"), True),
     "bus": ObjectKind(_paint_bus, (9.2, 11.6), (2.45, 2.65), 3.1, CLASSES.index("bus"), True),
-    "person": ObjectKind(_paint_person, (1.3, 1.6), (1.25, 1.5), 1.7, CLASSES.index("person")),
+    "person": ObjectKind(_paint_person, (1.4, 1.7), (1.3, 1.55), 1.7, CLASSES.index("person")),
     "bicycle": ObjectKind(_paint_bicycle, (2.5, 2.9), (1.3, 1.45), 1.5, CLASSES.index("bicycle")),
     "trailer": ObjectKind(_paint_trailer, (5.5, 9.0), (2.3, 2.6), 3.2),
     "container": ObjectKind(_paint_container, (5.9, 6.2), (2.4, 2.5), 2.6),

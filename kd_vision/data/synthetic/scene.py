@@ -21,16 +21,27 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_vision.core.errors import RequestError
-from kd_vision.data.synthetic.draw import SUPERSAMPLE, Brush, Bytes, Canvas, Colour, Pose, oval, rectangle, shade
+from kd_vision.data.synthetic.draw import (
+    SUPERSAMPLE,
+    Brush,
+    Bytes,
+    Canvas,
+    Colour,
+    Pose,
+    oval,
+    rectangle,
+    shade,
+)
 from kd_vision.data.synthetic.layouts import LAYOUT_WEIGHTS, LAYOUTS
-from kd_vision.data.synthetic.objects import CLASSES, KINDS, outline, paint_headlamps, reach
+from kd_vision.data.synthetic.objects import CLASSES, KINDS, beams, outline, paint_lamps, reach
 from kd_vision.data.synthetic.site import Building, Habits, Placement, Road, Site, Tree, earth
 from kd_vision.data.synthetic.weather import Weather, develop, sample_weather
 
 MIN_VISIBLE = 0.35
 MIN_BOX_PX = 4.0
 _ROOFS: tuple[Colour, ...] = (
-    (146, 82, 62), (128, 70, 58), (112, 112, 116), (158, 156, 152), (86, 88, 94), (178, 170, 156), (104, 92, 82),
+    (146, 82, 62), (128, 70, 58), (112, 112, 116), (158, 156, 152), (86, 88, 94), (178, 170, 156),
+    (104, 92, 82),
 )  # fmt: skip
 _CROWNS: tuple[Colour, ...] = ((54, 78, 40), (66, 90, 46), (48, 70, 44), (84, 96, 50), (104, 92, 48))
 
@@ -60,7 +71,7 @@ class SceneConfig:
     vehicle_mix: tuple[float, float, float, float] = (0.72, 0.12, 0.1, 0.06)
     pedestrians: float = 1.0
     cyclists: float = 1.0
-    metres_per_pixel: tuple[float, float] = (0.21, 0.29)
+    metres_per_pixel: tuple[float, float] = (0.19, 0.25)
 
     def __post_init__(self) -> None:
         low, high = self.metres_per_pixel
@@ -68,13 +79,17 @@ class SceneConfig:
         rules = (
             (64 <= self.image_size <= 2048, "image_size", self.image_size, "64 to 2048 pixels"),
             (0 <= self.difficulty <= 1, "difficulty", self.difficulty, "0 to 1"),
-            (0 <= self.density <= 3, "density", self.density, "0 to 3"),
+            (0.1 <= self.density <= 3, "density", self.density, "0.1 to 3"),
             (0 <= self.pedestrians <= 10, "pedestrians", self.pedestrians, "0 to 10"),
             (0 <= self.cyclists <= 10, "cyclists", self.cyclists, "0 to 10"),
             (len(mix) == 4 and min(mix) >= 0 < sum(mix), "vehicle_mix", mix, "four shares, not all 0"),
             (0.05 <= low <= high <= 0.3, "metres_per_pixel", (low, high), "a range within 0.05 to 0.3"),
         )
-        wrong = [f"scene: {name}: {value} is out of range; give {right}" for ok, name, value, right in rules if not ok]
+        wrong = [
+            f"scene: {name}: {value} is out of range; give {right}"
+            for ok, name, value, right in rules
+            if not ok
+        ]
         if wrong:
             raise RequestError(*wrong)
 
@@ -97,7 +112,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
+class Drawn:
     """An object on the canvas: the pixels it had when drawn and their window (x0, y0, x1, y1)."""
 
     number: int
@@ -112,19 +127,29 @@ def render_scene(seed: int | np.random.SeedSequence, config: SceneConfig) -> Sce
     Args:
         seed: not negative; the same seed and config give the same scene.
         config: what kind of scene.
+
+    Raises:
+        ValueError: the seed is negative.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     weather = sample_weather(rng, config.difficulty)
     pixels_per_metre = 1 / rng.uniform(*config.metres_per_pixel)
-    canvas = Canvas(config.image_size, pixels_per_metre, rng.uniform(0, 2 * math.pi), earth(rng))
+    canvas = Canvas(config.image_size, pixels_per_metre, _rotation(rng), earth(rng))
     canvas.sun_offset = weather.sun_offset
     site = Site(canvas, rng, _habits(config))
     names = tuple(LAYOUTS)
     LAYOUTS[names[int(rng.choice(len(names), p=LAYOUT_WEIGHTS))]](site)
-    drawn = _raise(site, weather)
+    drawn = draw_plan(site, weather)
     clean = cv2.resize(canvas.image, (config.image_size,) * 2, interpolation=cv2.INTER_AREA)
-    boxes, labels = _annotate(canvas, drawn)
+    boxes, labels = annotate(canvas, drawn)
     return Scene(develop(np.asarray(clean, np.uint8), weather, rng), boxes, labels, CLASSES)
+
+
+def _rotation(rng: np.random.Generator) -> float:
+    """Draw the camera's heading: half of the flights follow the streets, the others do not."""
+    if rng.random() < 0.5:
+        return float(rng.integers(4) * math.pi / 2 + rng.normal(0, 0.1))
+    return float(rng.uniform(0, 2 * math.pi))
 
 
 def _habits(config: SceneConfig) -> Habits:
@@ -133,13 +158,13 @@ def _habits(config: SceneConfig) -> Habits:
         vehicle_mix=config.vehicle_mix,
         pedestrians=config.pedestrians,
         cyclists=config.cyclists,
-        clutter=0.3 + 1.4 * config.difficulty,
-        trees=0.4 + 0.9 * config.difficulty,
+        clutter=0.3 + 1.0 * config.difficulty,
+        trees=0.35 + 0.7 * config.difficulty,
     )
 
 
-def _raise(site: Site, weather: Weather) -> list[_Drawn]:
-    """Draw all that stands on the site, from the ground up."""
+def draw_plan(site: Site, weather: Weather) -> list[Drawn]:
+    """Draw all that stands on the site, from the ground up; return what may be annotated."""
     canvas, plan = site.canvas, site.plan
     canvas.apply_texture()
     light = weather.shadow_light
@@ -148,7 +173,8 @@ def _raise(site: Site, weather: Weather) -> list[_Drawn]:
         if kind.height > 0:
             canvas.cast(outline(kind, thing.length, thing.width), thing.pose, kind.height, light)
     canvas.apply_shadow(weather.softness * 0.3)
-    drawn = [_draw(site, number, thing, weather) for number, thing in enumerate(plan.low, start=1)]
+    lamps = _lamps_on(site, weather)
+    drawn = [_draw(site, number, thing, lit) for number, (thing, lit) in enumerate(lamps, start=1)]
     _cast_tall(site, light)
     canvas.apply_shadow(weather.softness)
     for building in plan.buildings:
@@ -157,23 +183,39 @@ def _raise(site: Site, weather: Weather) -> list[_Drawn]:
         _draw_bridge(site, road)
     for number, thing in enumerate(plan.on_bridges, start=len(plan.low) + 1):
         if canvas.sees(thing.pose, thing.length):
-            drawn.append(_draw(site, number, thing, weather))
+            drawn.append(_draw(site, number, thing, weather.sky == "dusk"))
     for tree in plan.trees:
         _draw_tree(site, tree, weather)
     return [thing for thing in drawn if thing is not None]
 
 
-def _draw(site: Site, number: int, thing: Placement, weather: Weather) -> _Drawn | None:
+def _lamps_on(site: Site, weather: Weather) -> list[tuple[Placement, bool]]:
+    """Decide who drives with lamps on, and light the ground in front of them."""
+    low = site.plan.low
+    if weather.sky != "dusk":
+        return [(thing, False) for thing in low]
+    lit = [KINDS[thing.kind].lights and site.rng.random() < 0.6 for thing in low]
+    lights = [
+        (thing.pose, beam)
+        for thing, on in zip(low, lit, strict=True)
+        if on
+        for beam in beams(thing.length, thing.width)
+    ]
+    site.canvas.add_light(lights, 80)
+    return list(zip(low, lit, strict=True))
+
+
+def _draw(site: Site, number: int, thing: Placement, lit: bool) -> Drawn | None:
     """Draw one thing; return its record if its kind is annotated."""
     kind = KINDS[thing.kind]
     brush = Brush(site.canvas, thing.pose, number)
-    if kind.lights and weather.sky == "dusk" and site.rng.random() < 0.6:
-        paint_headlamps(brush, thing.length, thing.width)
     kind.paint(brush, thing.length, thing.width, site.rng)
+    if lit and kind.lights:
+        paint_lamps(brush, thing.length, thing.width)
     if kind.label is None:
         return None
     pixels, window = brush.claimed(reach(thing.length, thing.width))
-    return _Drawn(number, kind.label, pixels, window)
+    return Drawn(number, kind.label, pixels, window)
 
 
 def _cast_tall(site: Site, light: int) -> None:
@@ -254,10 +296,12 @@ def _draw_tree(site: Site, tree: Tree, weather: Weather) -> None:
         brush.disc(x * tree.radius, y * tree.radius, size * tree.radius, shade(green, lit), solid=True)
 
 
-def _annotate(
-    canvas: Canvas, drawn: list[_Drawn]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Apply the annotation rule to what is left of every object."""
+def annotate(canvas: Canvas, drawn: list[Drawn]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Apply the annotation rule to what is left of every object.
+
+    Returns:
+        boxes_xyxy (M, 4) float32 in final pixels, labels (M,) int64.
+    """
     boxes: list[tuple[float, float, float, float]] = []
     labels: list[int] = []
     first, last = canvas.margin, canvas.margin + canvas.side

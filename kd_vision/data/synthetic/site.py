@@ -232,11 +232,10 @@ class Site:
     def traffic(self, road: Road, flow: float, mix: tuple[float, ...] | None = None) -> None:
         """Fill the lanes of a road. `flow` 0: a few vehicles; 1: bumper to bumper."""
         rng = self.rng
-        flow = min(1.0, flow * self.habits.density)
         for across in road.lanes:
             turn = 0.0 if across > 0 else np.pi
             along = -self.reach + rng.uniform(0, 15)
-            mean_gap = 3.0 + 45.0 * (1 - flow) ** 1.5
+            mean_gap = (3.0 + 45.0 * (1 - flow) ** 1.5) / self.habits.density
             while along < self.reach:
                 kind = self.vehicle(mix)
                 half = sum(KINDS[kind].length) / 4
@@ -249,6 +248,7 @@ class Site:
         """Park vehicles along one side of a road, in the frame of the road."""
         along = -self.reach
         across = side * (road.half_width - 1.15)
+        share *= min(1.3, self.habits.density)
         while along < self.reach:
             if self.rng.random() < share:
                 kind = "van" if self.rng.random() < 0.12 else "car"
@@ -309,7 +309,9 @@ class Site:
         self.plan.buildings.append(Building(pose, length, width, height))
         return True
 
-    def houses(self, count: int, sizes: tuple[float, float], heights: tuple[float, float], turn: float) -> None:
+    def houses(
+        self, count: int, sizes: tuple[float, float], heights: tuple[float, float], turn: float
+    ) -> None:
         """Try to put `count` buildings anywhere, all turned alike up to right angles."""
         rng = self.rng
         for _ in range(count):
@@ -359,13 +361,11 @@ class Site:
         last = len(self._map) - 1
         return int(self._map[min(max(row, 0), last), min(max(column, 0), last)])
 
-    def _cells(
-        self, pose: Pose, outline: Points
-    ) -> tuple[npt.NDArray[np.int32], int, int, int, int]:
+    def _cells(self, pose: Pose, outline: Points) -> tuple[npt.NDArray[np.int32], int, int, int, int]:
         """Return an outline in cells and its window clipped to the map."""
         cos, sin = np.cos(pose.heading), np.sin(pose.heading)
         turned = np.asarray(outline, np.float64) @ np.array([[cos, sin], [-sin, cos]])
-        moved = turned + (pose.x + self.reach, pose.y + self.reach)
+        moved = turned + np.array((pose.x + self.reach, pose.y + self.reach))
         corners = np.rint(moved * _CELLS_PER_METRE).astype(np.int32)
         side = len(self._map)
         (low_x, low_y), (high_x, high_y) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()

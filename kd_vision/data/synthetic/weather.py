@@ -13,7 +13,7 @@ from kd_vision.data.synthetic.draw import Bytes, cloud_tile
 
 SKIES: tuple[str, ...] = ("clear", "overcast", "haze", "low_sun", "dusk", "rain")
 _CALM = np.array([0.6, 0.2, 0.05, 0.1, 0.03, 0.02])
-_ROUGH = np.array([0.12, 0.16, 0.2, 0.18, 0.18, 0.16])
+_ROUGH = np.array([0.18, 0.16, 0.17, 0.18, 0.16, 0.15])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def sample_weather(rng: np.random.Generator, difficulty: float) -> Weather:
     length = rng.uniform(1.4, 2.4) if low else rng.uniform(0.35, 1.2)
     bright = rng.uniform(0.9, 1.1) * (rng.uniform(0.45, 0.68) if dusk else 0.85 if sky == "rain" else 1.0)
     warmth = rng.uniform(0.05, 0.14) if low else rng.uniform(-0.14, -0.05) if dusk else rng.normal(0, 0.02)
-    severity = 0.25 + 1.5 * difficulty
+    severity = 0.2 + 1.2 * difficulty
     noise = (rng.uniform(0.8, 2.6) + (rng.uniform(3.0, 6.0) if dusk else 0.0)) * severity
     return Weather(
         sky=sky,
@@ -71,7 +71,7 @@ def sample_weather(rng: np.random.Generator, difficulty: float) -> Weather:
         contrast=float(rng.uniform(1.0, 1.08) - 0.28 * difficulty * rng.uniform(0.3, 1.0)),
         tint=(bright * (1 + warmth), bright, bright * (1 - warmth)),
         haze=float(severity * rng.uniform(0.2, 0.4) if sky == "haze" else 0.03 + 0.05 * rng.random()),
-        blur=float((0.15 + 0.75 * difficulty * rng.random()) * (1.15 if sky == "rain" else 1.0)),
+        blur=float((0.1 + 0.7 * difficulty * rng.random()) * (1.15 if sky == "rain" else 1.0)),
         noise=float(noise),
         rain=float(severity * rng.uniform(4, 12) if sky == "rain" else 0.0),
         jpeg_quality=int(95 - 45 * difficulty * rng.random()),
@@ -107,20 +107,16 @@ def develop(image: Bytes, weather: Weather, rng: np.random.Generator) -> Bytes:
     return _compress(picture, weather.jpeg_quality)
 
 
-def _air(
-    height: int, width: int, weather: Weather, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _air(height: int, width: int, weather: Weather, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return (H, W) haze in [0, 0.85], thicker in places."""
     tile = cloud_tile(2.0)
     row, column = (int(start) for start in rng.integers(0, 256, 2))
     patch = cv2.resize(tile[row : row + 200, column : column + 200], (width, height))
     wisps = 1 + (patch.astype(np.float32) - 128) * np.float32(0.5 / 40)
-    return np.clip(np.float32(weather.haze) * wisps, 0, 0.85)
+    return np.asarray(np.clip(np.float32(weather.haze) * wisps, 0, 0.85), np.float32)
 
 
-def _streaks(
-    height: int, width: int, amount: float, rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _streaks(height: int, width: int, amount: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return (H, W) light that falling drops add."""
     layer = np.zeros((height, width), np.uint8)
     slant = rng.uniform(-0.6, 0.6)

@@ -116,7 +116,9 @@ def _foreign(out: Path) -> list[str]:
     if not names:
         return []
     if _RECIPE not in names:
-        return [f"{out}: is not empty and was not made by `kd-vision data synth`; give a new or an empty folder"]
+        return [
+            f"{out}: is not empty and was not made by `kd-vision data synth`; give a new or an empty folder"
+        ]
     others = sorted(names - _OURS)
     if others:
         return [f"{out}: holds more than synthetic scenes ({', '.join(others[:5])}); give a new folder"]
@@ -174,10 +176,14 @@ def _descriptor(recipe: dict[str, Any]) -> str:
 
 def _empty_coco(split: str, seed: int, config: SceneConfig) -> dict[str, Any]:
     # No date: the same seed has to give the same bytes.
-    description = f"kd_vision synthetic aerial scenes, split {split}, seed {seed}, difficulty {config.difficulty}"
+    description = (
+        f"kd_vision synthetic aerial scenes, split {split}, seed {seed}, difficulty {config.difficulty}"
+    )
     return {
         "info": {"description": description, "version": "1"},
-        "licenses": [{"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
+        "licenses": [
+            {"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+        ],
         "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, start=1)],
         "images": [],
         "annotations": [],

@@ -1,0 +1,242 @@
+"""Teacher, plain twin and distilled student over several seeds: before and after, with proof."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kd_vision.config.load import load_config
+from kd_vision.config.schema import RunConfig
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import RunDirectory, read_json
+from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.detectors.base import Detector
+from kd_vision.evaluation.coco import evaluate_detections
+from kd_vision.evaluation.metrics import Metrics
+from kd_vision.export.latency import measure_latency
+from kd_vision.pipeline.build import build_teacher, descriptor_of, final_split, output_directory
+from kd_vision.pipeline.environment import hardware, versions
+from kd_vision.pipeline.evaluate import predict_split
+from kd_vision.pipeline.export import run_export
+from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.train import train
+from kd_vision.report.benchmark_data import (
+    Arm,
+    ArmRun,
+    BenchmarkData,
+    CurvePoint,
+    DataFacts,
+    Latency,
+    Role,
+    write_benchmark,
+)
+from kd_vision.report.examples import pick_examples, write_examples
+from kd_vision.report.write import write_benchmark_report
+
+_EXAMPLES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """What a benchmark gave.
+
+    Attributes:
+        directory: where its files are.
+        data: every number, as in ``benchmark.json``.
+        report_html, report_md: for people.
+    """
+
+    directory: Path
+    data: BenchmarkData
+    report_html: Path
+    report_md: Path
+
+
+def benchmark(
+    config: RunConfig | Path | str,
+    seeds: Sequence[int] = (0,),
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = True,
+    with_latency: bool = True,
+) -> BenchmarkResult:
+    """Train the plain twin and the distilled student for every seed; measure both and the teacher.
+
+    The twins of a seed share weights at the start, data order, augmentation and number of steps;
+    unlabelled images are the distilled student's alone, beside the same labelled batches. Runs
+    that are finished are not made again, so that a benchmark that was killed goes on where it was.
+
+    Args:
+        config: a config with a teacher, or the path of one.
+        seeds: one pair of runs each.
+        out: directory; None: ``runs/<config name>-benchmark``.
+        overrides: ``key=value`` strings, where `config` is a path.
+        quiet: no progress bars.
+        with_latency: export each arm and time it.
+
+    Raises:
+        RequestError: the config has no teacher, or the directory holds other runs.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(Path(config), overrides)
+    if config.teacher is None:
+        raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise RequestError(f"--seeds: give different seeds, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
+    root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
+    for seed in seeds:
+        for name in ("plain", "distilled"):
+            _run_arm(config, name, seed, root, quiet)
+    return assemble(config, seeds, root, quiet, with_latency)
+
+
+def assemble(
+    config: RunConfig, seeds: Sequence[int], root: Path, quiet: bool = True, with_latency: bool = True
+) -> BenchmarkResult:
+    """Measure the finished runs below `root` and write ``benchmark.json`` and the reports."""
+    descriptor = descriptor_of(config)
+    split = final_split(config, descriptor)
+    truth = load_split(descriptor, split)
+    teacher = build_teacher(config, truth.classes)
+    assert teacher is not None
+    taught = {"teacher": predict_split(teacher, truth, config.image_size, config.evaluate, quiet)}
+    arms = [_teacher_arm(config, teacher, evaluate_detections(truth, taught["teacher"]))]
+    for name in _student_arms(root):
+        arms.append(_student_arm(config, name, seeds, root, with_latency))
+        taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
+    picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
+    data = BenchmarkData(
+        title=f"{arms[0].model} teaches {arms[1].model} on {truth.name}",
+        data=DataFacts(name=truth.name, split=split, n_images=len(truth.images), classes=truth.classes),
+        image_size=config.image_size,
+        steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
+        seeds=tuple(seeds),
+        arms=tuple(arms),
+        examples=write_examples(root, truth, picks, taught),
+        examples_seed=seeds[0],
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=" ".join(["kd-vision", *sys.argv[1:]]),
+        hardware={k: v for k, v in hardware().items() if not isinstance(v, list)},
+        versions=versions(),
+    )
+    write_benchmark(root, data)
+    markdown, html = write_benchmark_report(root)
+    return BenchmarkResult(root, data, html, markdown)
+
+
+def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool) -> None:
+    directory = RunDirectory(root / name / f"seed{seed}")
+    own = _arm_config(config, name, seed)
+    if directory.metrics.is_file():
+        _refuse_other_run(directory, own)
+        return
+    train(own, directory.root, directory.last_checkpoint.is_file(), quiet=quiet, title=f"{name}, seed {seed}")
+
+
+def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
+    if name == "plain":
+        settings = config.train.model_copy(update={"seed": seed, "unlabelled_ratio": 0.0})
+        return replace(config, teacher=None, terms=(), recipe=None, train=settings)
+    return replace(config, train=config.train.model_copy(update={"seed": seed}))
+
+
+def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
+    """A finished run counts only if it was made by this very config."""
+    there = load_config(directory.config).to_mapping()
+    changed = [key for key, value in config.to_mapping().items() if there.get(key) != value]
+    if changed:
+        raise RequestError(
+            f"{directory.root}: holds a finished run of another config (it differs in {', '.join(changed)}); "
+            f"give another --out"
+        )
+
+
+def _student_arms(root: Path) -> list[str]:
+    """Plain, distilled, then whatever else was put beside them in the same form."""
+    others = sorted(p.name for p in root.iterdir() if any(p.glob("seed*/metrics.json")))
+    return ["plain", "distilled", *(name for name in others if name not in ("plain", "distilled"))]
+
+
+def _teacher_arm(config: RunConfig, teacher: Detector, metrics: Metrics) -> Arm:
+    weights: Path | None = getattr(config.teacher, "weights", None)
+    return Arm(
+        name="teacher",
+        role="teacher",
+        description="the teacher, as given",
+        model=teacher.spec.name,
+        parameters=teacher.spec.parameters,
+        gflops=gflops(teacher, config.image_size),
+        file_bytes=weights.stat().st_size if weights else None,
+        runs=(ArmRun(seed=None, metrics=metrics),),
+    )
+
+
+def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path, with_latency: bool) -> Arm:
+    first = root / name / f"seed{seeds[0]}"
+    loaded = load_model(first / "student.pt", config.image_size)
+    assert loaded.detector is not None
+    roles: Mapping[str, Role] = {"plain": "plain", "distilled": "distilled"}
+    terms = ", ".join(f"{term.name} x{term.config.weight}" for term in config.terms)
+    texts = {"plain": "the same student, seed and steps without a teacher", "distilled": f"learns by {terms}"}
+    described = first / "description.txt"
+    text = described.read_text(encoding="utf-8").strip() if described.is_file() else texts.get(name, name)
+    student = first / "student.pt"
+    return Arm(
+        name=name,
+        role=roles.get(name, "other"),
+        description=text,
+        model=loaded.detector.spec.name,
+        parameters=loaded.detector.spec.parameters,
+        gflops=gflops(loaded.detector, config.image_size),
+        file_bytes=student.stat().st_size,
+        onnx_latency_ms=_latency(student, config) if with_latency else None,
+        runs=tuple(_arm_run(root, name, seed) for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()),
+    )
+
+
+def _arm_run(root: Path, name: str, seed: int) -> ArmRun:
+    directory = RunDirectory(root / name / f"seed{seed}")
+    fit = read_json(directory.root / "fit.json")
+    curve = [row for row in directory.read_log() if row.get("split") == "val"]
+    return ArmRun(
+        seed=seed,
+        metrics=Metrics.from_json(read_json(directory.metrics), str(directory.metrics)),
+        seconds=fit["seconds"],
+        images_per_second=fit["images_per_second"],
+        curve=tuple(CurvePoint(step=row["step"], ap=row["AP"]) for row in curve),
+        directory=f"{name}/seed{seed}",
+    )
+
+
+def _steps(directory: Path) -> int:
+    return int(read_json(directory / "fit.json")["steps"])
+
+
+def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet: bool) -> dict[int, Detections]:
+    loaded = load_model(directory / "student.pt", config.image_size)
+    return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, quiet)
+
+
+def _latency(student: Path, config: RunConfig) -> Latency:
+    """Export next to the student (through the parity gate) and time the file."""
+    out = student.with_suffix(".onnx")
+    if not out.is_file():
+        run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
+    timed = measure_latency(out)
+    return Latency(median=timed.median_ms, p90=timed.p90_ms, runs=timed.runs, threads=timed.threads)
+
+
+def gflops(detector: Detector, image_size: int) -> float:
+    """Billions of floating-point operations for one image (a multiply-add is two)."""
+    module = detector.export_module()
+    image = torch.zeros(1, detector.spec.input_channels, image_size, image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(image)
+    return float(counter.get_total_flops()) / 1e9

@@ -1,0 +1,214 @@
+"""Everything wrong with a run, found before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kd_vision.config.schema import RunConfig
+from kd_vision.core.errors import GateError, RequestError, TrainingError
+from kd_vision.data.check import check_data
+from kd_vision.data.dataset import load_split
+from kd_vision.detectors.base import Detector
+from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
+from kd_vision.evaluation.metrics import Metrics
+from kd_vision.losses.combiner import Distiller
+from kd_vision.pipeline.build import (
+    build_distiller,
+    build_stream,
+    build_student,
+    build_teacher,
+    descriptor_of,
+    training_data,
+)
+from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
+
+State = Literal["ok", "warning", "error", "gate"]
+_PROBE_BATCHES = 2
+_MOST_DEFECTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a check.
+
+    Attributes:
+        topic: what was looked at.
+        state: `error`: the request is wrong (exit 2); `gate`: a gate refused (exit 3).
+        text: what was found.
+    """
+
+    topic: str
+    state: State
+    text: str
+
+
+def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: None) -> list[Finding]:
+    """Look at data, pair, losses and teacher; return everything found, good and bad.
+
+    Args:
+        config: the run.
+        progress: told what is looked at next.
+    """
+    findings: list[Finding] = []
+    progress("data")
+    findings += _data(config)
+    progress("models")
+    try:
+        labelled, unlabelled = training_data(config)
+        student = build_student(config, labelled.classes)
+        teacher = build_teacher(config, labelled.classes)
+    except RequestError as error:
+        return findings + [Finding("models", "error", line) for line in error.problems]
+    findings += _pair(config, student, teacher)
+    distiller = None
+    if teacher is not None:
+        progress("teacher's mAP")
+        findings += _teacher(config, teacher, student)
+        progress("losses")
+        try:
+            distiller = build_distiller(config, student.spec, teacher.spec)
+        except RequestError as error:
+            return findings + [Finding("losses", "error", line) for line in error.problems]
+    progress("gradients on two batches")
+    stream = build_stream(_light(config), labelled, unlabelled, student.spec.input_channels)
+    return findings + _liveness(config, student, teacher, distiller, stream)
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0, 2 for a wrong request, 3 where only a gate refused."""
+    states = {finding.state for finding in findings}
+    return 2 if "error" in states else 3 if "gate" in states else 0
+
+
+def _light(config: RunConfig) -> RunConfig:
+    """The same run without worker processes and cache: two batches need neither."""
+    return replace(config, train=config.train.model_copy(update={"workers": 0, "cache": "none"}))
+
+
+def _data(config: RunConfig) -> list[Finding]:
+    try:
+        defects = check_data(descriptor_of(config))
+    except RequestError as error:
+        return [Finding("data", "error", line) for line in error.problems]
+    found = [Finding("data", _state(d.level), str(d)) for d in defects[:_MOST_DEFECTS]]
+    if len(defects) > _MOST_DEFECTS:
+        found.append(Finding("data", "warning", f"{len(defects) - _MOST_DEFECTS} more; see `kd-vision data check`"))
+    return found or [Finding("data", "ok", "no defect")]
+
+
+def _state(level: str) -> State:
+    return "error" if level == "error" else "warning"
+
+
+def _pair(config: RunConfig, student: Detector, teacher: Detector | None) -> list[Finding]:
+    spec = student.spec
+    found = [
+        Finding("student", "ok", f"{spec.name}, {spec.parameters / 1e6:.2f} M parameters, {len(spec.classes)} classes, "
+                f"strides {', '.join(str(s) for s in spec.level_strides.values())}")
+    ]  # fmt: skip
+    if teacher is None:
+        return [*found, Finding("teacher", "ok", "none: plain training")]
+    said = teacher.spec
+    found.append(Finding("teacher", "ok", f"{said.name}, {said.parameters / 1e6:.2f} M parameters, same classes"))
+    if said.parameters < spec.parameters:
+        found.append(Finding("teacher", "warning", "is smaller than the student"))
+    if config.image_size % said.size_multiple:
+        text = f"image_size {config.image_size} is not a multiple of the teacher's {said.size_multiple}"
+        found.append(Finding("teacher", "error", text))
+    return found
+
+
+def _teacher(config: RunConfig, teacher: Detector, student: Detector) -> list[Finding]:
+    split = config.evaluate.split
+    truth = load_split(descriptor_of(config), split)
+    said, before = measure_teacher(config, teacher, student, truth)
+    try:
+        refuse_weak_teacher(config, said, before, split)
+    except GateError as error:
+        return [Finding("teacher's mAP", "gate", str(error))]
+    return [Finding("teacher's mAP", "ok", _compare(said, before, split))]
+
+
+def _compare(teacher: Metrics, student: Metrics, split: str) -> str:
+    return f"AP {100 * (teacher.ap or 0):.1f} on '{split}'; untrained student {100 * (student.ap or 0):.1f}"
+
+
+def _liveness(
+    config: RunConfig, student: Detector, teacher: Detector | None, distiller: Distiller | None, stream: Any
+) -> list[Finding]:
+    """Run two batches, measure every term's gradient at the neck, and the memory a step holds."""
+    channels = distiller.requires if distiller else frozenset()
+    frozen = FrozenTeacher(teacher, channels) if teacher is not None else None
+    run = TrainingStep(student, distiller, frozen).train()
+    guard = TermGuard(distiller)
+    norms: list[dict[str, float]] = []
+    held = 0
+    try:
+        for step, batch in zip(range(_PROBE_BATCHES), stream.batches(), strict=False):
+            with _SavedBytes() as saved:
+                found = terms(run, batch.as_float(), with_features=True)
+                guard.check(found, step)
+            held = max(held, saved.total)
+            norms.append(gradient_norms(found))
+            run.zero_grad()
+    except (TrainingError, RequestError) as error:
+        return [Finding("gradients", "error", str(error))]
+    return [*_shares(distiller, norms), *_costs(config, run, held)]
+
+
+def _shares(distiller: Distiller | None, norms: list[dict[str, float]]) -> list[Finding]:
+    found = []
+    weights = distiller.weights(1.0) if distiller else {}
+    for name, loss in (distiller.terms() if distiller else {}).items():
+        live = [n[name] for n in norms]
+        if not any(live):
+            state: State = "warning" if loss.may_vanish else "error"
+            found.append(Finding("gradients", state, f"{name}: zero at the student's neck on two batches"))
+            continue
+        shares = [weights[name] * n[name] / n["task"] for n in norms if n.get("task")]
+        text = f"{name}: alive"
+        if shares and loss.config.weight != "auto":
+            text += f", {100 * sum(shares) / len(shares):.0f} % of the task's gradient at weight {weights[name]:g}"
+        found.append(Finding("gradients", "ok", text))
+    return found
+
+
+def _costs(config: RunConfig, run: TrainingStep, held: int) -> list[Finding]:
+    own = sum(p.numel() for p in run.parameters())
+    taught = sum(p.numel() for p in run.teacher.detector.parameters()) if run.teacher else 0
+    # weights, gradients, two moments, moving average of the student; weights of the teacher
+    memory = 4 * (5 * own + taught) + held
+    disk = 4 * (5 * own) * 2 + 4 * own
+    return [
+        Finding("memory", "ok", f"about {memory / 1e9:.2f} GB on the device at batch {config.train.batch_size}"),
+        Finding("disk", "ok", f"about {disk / 1e6:.0f} MB in the run directory"),
+    ]
+
+
+class _SavedBytes:
+    """Counts the bytes autograd keeps for the backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._seen: set[int] = set()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> _SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in self._seen:
+            self._seen.add(place)
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor

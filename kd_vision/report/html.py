@@ -1,0 +1,150 @@
+"""The report as one HTML file that needs no network: styles, plots and images stand inside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kd_vision.core.predictions import Detections
+from kd_vision.data.images import Pixels, read_image
+from kd_vision.report.benchmark_data import BenchmarkData, Example
+from kd_vision.report.examples import (
+    FALSE_COLOUR,
+    MISSED_COLOUR,
+    RIGHT_COLOUR,
+    SCORE_THRESHOLD,
+    TRUTH_COLOUR,
+    Truth,
+    draw_panel,
+    encode_jpeg,
+    example_detections,
+    example_truth,
+    judge,
+)
+from kd_vision.report.markdown import benchmark_facts, describe_difference
+from kd_vision.report.plots import Plot, arm_colours, benchmark_plots, run_plots
+from kd_vision.report.run_data import RunData
+from kd_vision.report.tables import (
+    Table,
+    class_table,
+    cost_table,
+    metrics_class_table,
+    metrics_table,
+    result_table,
+    seed_table,
+)
+from kd_vision.report.verdict import judge_benchmark
+
+_FOLD_CLASSES = 20
+_JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a comparison: whose, how it fares, and the image as a data URI."""
+
+    name: str
+    outcome: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ExampleView:
+    """One image with its panels."""
+
+    file_name: str
+    difference: str
+    panels: tuple[Panel, ...]
+
+
+def benchmark_html(data: BenchmarkData, directory: Path) -> str:
+    """Return the text of `report.html` of a benchmark.
+
+    Args:
+        data: the benchmark.
+        directory: where its example images and run directories are.
+
+    Raises:
+        RequestError: an example image cannot be read.
+    """
+    return (
+        _environment()
+        .get_template("benchmark.html.j2")
+        .render(
+            title=data.title,
+            verdict=judge_benchmark(data),
+            data=data,
+            colours=arm_colours(data.arms),
+            results=result_table(data),
+            classes=class_table(data),
+            fold_classes=len(data.data.classes) > _FOLD_CLASSES,
+            cost=cost_table(data).without_empty_columns(),
+            runs=seed_table(data),
+            plots=_safe(benchmark_plots(data, directory)),
+            examples=[_view(data, example, directory) for example in data.examples],
+            legend=_legend(),
+            threshold=SCORE_THRESHOLD,
+            facts=benchmark_facts(data),
+        )
+    )
+
+
+def run_html(run: RunData) -> str:
+    """Return the text of `report.html` of one training run."""
+    tables: list[Table] = []
+    if run.metrics is not None:
+        tables = [metrics_table(run.metrics), metrics_class_table(run.metrics)]
+    return (
+        _environment()
+        .get_template("run.html.j2")
+        .render(title=run.title, run=run, tables=tables, plots=_safe(run_plots(run.history)))
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("kd_vision.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _safe(plots: Sequence[Plot]) -> list[tuple[str, str, Markup]]:
+    """Mark the drawings as HTML; their text was escaped when they were drawn."""
+    return [(plot.title, plot.caption, Markup(plot.svg)) for plot in plots]
+
+
+def _legend() -> list[tuple[str, str]]:
+    return [
+        (TRUTH_COLOUR, "ground truth"),
+        (RIGHT_COLOUR, "right"),
+        (FALSE_COLOUR, "false"),
+        (MISSED_COLOUR, "missed (corners)"),
+    ]
+
+
+def _view(data: BenchmarkData, example: Example, directory: Path) -> ExampleView:
+    image = read_image(directory / example.image, 3)
+    truth = example_truth(example)
+    boxes = int((~truth.crowd).sum())
+    panels = [_panel("ground truth", f"{boxes} box{'' if boxes == 1 else 'es'}", image, truth, None, data)]
+    for arm in data.arms:
+        if arm.name in example.detections:
+            found = example_detections(example.detections[arm.name])
+            panels.append(_panel(arm.name, str(judge(truth, found)), image, truth, found, data))
+    return ExampleView(example.file_name, describe_difference(example.difference), tuple(panels))
+
+
+def _panel(
+    name: str, outcome: str, image: Pixels, truth: Truth, found: Detections | None, data: BenchmarkData
+) -> Panel:
+    drawn = draw_panel(image, truth, found, data.data.classes)
+    encoded = base64.b64encode(encode_jpeg(drawn, _JPEG_QUALITY)).decode("ascii")
+    return Panel(name, outcome, f"data:image/jpeg;base64,{encoded}")

@@ -1,0 +1,189 @@
+"""A benchmark with known numbers, drawn images and logs; and the run directory of one training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from kd_vision.evaluation.metrics import ClassMetrics, Metrics
+from kd_vision.report.benchmark_data import (
+    Arm,
+    ArmRun,
+    BenchmarkData,
+    CurvePoint,
+    DataFacts,
+    Example,
+    FoundBox,
+    Latency,
+    TruthBox,
+    write_benchmark,
+)
+
+CLASSES = ("RBC", "WBC", "Platelets")
+STEPS = (65, 130, 195, 260, 325)
+
+
+def make_metrics(ap: float, classes: tuple[str, ...] = CLASSES) -> Metrics:
+    """Numbers that all follow from one AP; no small boxes."""
+    return Metrics(
+        ap=ap,
+        ap50=ap + 0.2,
+        ap75=ap - 0.1,
+        ap_small=None,
+        ap_medium=ap - 0.05,
+        ap_large=ap + 0.05,
+        ar1=ap / 2,
+        ar10=ap,
+        ar100=ap + 0.1,
+        ar_small=None,
+        ar_medium=ap,
+        ar_large=ap + 0.1,
+        per_class={
+            name: ClassMetrics(ap=ap + 0.01 * (index % 7), ap50=ap + 0.2, boxes=100 + index)
+            for index, name in enumerate(classes)
+        },
+        n_images=72,
+    )
+
+
+def make_arm(name: str, role: Any, aps: list[float], classes: tuple[str, ...] = CLASSES, **facts: Any) -> Arm:
+    """An arm with one run per AP, seeds 0, 1, ...; its curve rises to that AP."""
+    runs = tuple(
+        ArmRun(
+            seed=seed,
+            metrics=make_metrics(ap, classes),
+            seconds=120.0 + seed,
+            images_per_second=43.0,
+            curve=tuple(CurvePoint(step=step, ap=ap * (step / 325) ** 0.5) for step in STEPS),
+            directory=f"{name}/seed{seed}",
+        )
+        for seed, ap in enumerate(aps)
+    )
+    given = {"description": f"how {name} was made", "model": "yolov8n", "parameters": 3_011_433, **facts}
+    return Arm(name=name, role=role, runs=runs, **given)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """Numbers that follow from AP 0.46."""
+    return make_metrics(0.46)
+
+
+@pytest.fixture
+def benchmark() -> Callable[..., BenchmarkData]:
+    """Build a benchmark from the APs of the plain and the distilled student."""
+
+    def build(plain: list[float], distilled: list[float], **changes: Any) -> BenchmarkData:
+        classes = changes.pop("classes", CLASSES)
+        other = changes.pop("other", None)
+        latency = Latency(median=12.34, p90=14.0, runs=50, threads=2)
+        teacher = make_arm(
+            "teacher", "teacher", [0.614], classes, model="yolov8s", parameters=11_136_761, gflops=28.6
+        )
+        arms = [teacher, make_arm("plain", "plain", plain, classes)]
+        if other is not None:
+            arms.append(make_arm("built-in", "other", other, classes))
+        facts: dict[str, Any] = {"gflops": 8.7, "file_bytes": 6_250_000, "onnx_latency_ms": latency}
+        arms.append(make_arm("distilled", "distilled", distilled, classes, **facts))
+        content: dict[str, Any] = {
+            "title": "yolov8s → yolov8n",
+            "data": DataFacts(name="bccd", split="test", n_images=72, classes=classes),
+            "image_size": 256,
+            "steps": 325,
+            "seeds": tuple(range(len(plain))),
+            "arms": tuple(arms),
+            "created": "2026-07-29T12:00:00",
+            "command": "kd-vision benchmark configs/bccd.yaml --seeds 0 1 2",
+            "hardware": {"cpu": "2 cores", "gpu": None},
+            "versions": {"torch": "2.15.0"},
+        }
+        return BenchmarkData(**{**content, **changes})
+
+    return build
+
+
+@pytest.fixture
+def benchmark_directory(tmp_path: Path, benchmark: Callable[..., BenchmarkData]) -> Path:
+    """A complete benchmark directory: three seeds, four arms, two examples, logs of distilled runs."""
+    directory = tmp_path / "bench"
+    (directory / "examples").mkdir(parents=True)
+    examples = tuple(_example(directory, number) for number in (4, 9))
+    data = benchmark(
+        [0.455, 0.46, 0.465],
+        [0.509, 0.513, 0.515],
+        other=[0.485, 0.49, 0.489],
+        examples=examples,
+        examples_seed=0,
+    )
+    for seed in range(3):
+        write_log(directory / f"distilled/seed{seed}", seed)
+    write_benchmark(directory, data)
+    return directory
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """A complete run directory of `train`."""
+    directory = tmp_path / "run"
+    write_log(directory, 0)
+    (directory / "config.yaml").write_text("image_size: 256\nstudent: {model: <yolov8n>}\n")
+    (directory / "environment.json").write_text(json.dumps({"versions": {"torch": "2.15"}, "seed": 0}))
+    (directory / "metrics.json").write_text(json.dumps(make_metrics(0.46).to_json()))
+    return directory
+
+
+def write_log(directory: Path, seed: int) -> None:
+    """`metrics.jsonl` of a run of 325 steps with two distillation terms."""
+    directory.mkdir(parents=True)
+    lines: list[dict[str, Any]] = []
+    for step in range(5, 326, 5):
+        decay = float(np.exp(-step / 150))
+        lines.append(
+            {
+                "step": step,
+                "epoch": step // 13,
+                "split": "train",
+                "lr": 0.01,
+                "images_per_second": 43.0,
+                "loss/total": 9 * decay + 3 + seed / 10,
+                "loss/task/box": 3 * decay + 1,
+                "loss/task/class": 4 * decay + 0.5,
+                "loss/kd/class_qfl": 2 * decay + 0.5,
+                "loss/kd/box_iou": 0.8 * decay + 0.2,
+                "share/class_qfl": 0.6 - 0.2 * decay,
+                "share/box_iou": 0.3,
+            }
+        )
+        if step in STEPS:
+            ap = 0.46 * (step / 325) ** 0.5
+            lines.append({"step": step, "epoch": step // 13, "split": "val", "AP": ap, "AP50": ap + 0.2})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (directory / "metrics.jsonl").write_text(text)
+
+
+def _example(directory: Path, number: int) -> Example:
+    rng = np.random.default_rng(number)
+    image = np.full((240, 320, 3), 225, np.uint8)
+    image = (image - rng.integers(0, 25, image.shape)).astype(np.uint8)
+    boxes: list[tuple[float, float, float, float]] = []
+    for column in range(4):
+        centre = (45 + 75 * column, int(rng.integers(50, 190)))
+        cv2.circle(image, centre, 26, (150, 90, 160), -1)
+        boxes.append((centre[0] - 26, centre[1] - 26, centre[0] + 26, centre[1] + 26))
+    name = f"examples/{number}.jpg"
+    cv2.imwrite(str(directory / name), image)
+    found = tuple(FoundBox(box_xyxy=box, score=0.9 - 0.1 * i, label=i % 3) for i, box in enumerate(boxes))
+    wrong = FoundBox(box_xyxy=(5.0, 200.0, 60.0, 235.0), score=0.4, label=1)
+    return Example(
+        image=name,
+        file_name=f"BloodImage_{number}.jpg",
+        ground_truth=tuple(TruthBox(box_xyxy=box, label=i % 3) for i, box in enumerate(boxes)),
+        detections={"teacher": found, "plain": (*found[:2], wrong), "distilled": found[:3]},
+        difference=2.0,
+    )

@@ -1,0 +1,105 @@
+"""Trains the same student on the same data with ultralytics' own trainer, plain or with its `distill_model`.
+
+The result lies where `kd-vision benchmark` looks for arms, in the same form, so that its report compares them:
+
+    python tools/train_peer.py configs/bccd_yolov8s_to_yolov8n.yaml --arm builtin --seeds 0 1 2 --out runs/bccd
+    python tools/train_peer.py configs/bccd_yolov8s_to_yolov8n.yaml --arm peer-plain --seeds 0 1 2 --out runs/bccd
+
+Same optimiser steps as ours: `nbs` equals the batch, so that every batch is a step. The last weights (moving average)
+are taken, as with `keep: last`, and measured by kd_vision like every other arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ultralytics import YOLO
+
+from kd_vision.config.load import load_config
+from kd_vision.config.schema import RunConfig
+from kd_vision.data.convert import convert
+from kd_vision.data.dataset import load_split
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.pipeline.build import descriptor_of, final_split
+from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.models import load_model
+
+ARMS = {
+    "builtin": "ultralytics' own distill_model at its default gain, ultralytics' trainer",
+    "peer-plain": "ultralytics' own trainer without a teacher",
+}
+
+
+def main() -> None:
+    """Train and measure the arm for every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--arm", choices=sorted(ARMS), required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the benchmark")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[])
+    options = parser.parse_args()
+    config = load_config(options.config, options.overrides)
+    data = yolo_copy(config, options.out / "yolo")
+    for seed in options.seeds:
+        directory = options.out / options.arm / f"seed{seed}"
+        if not (directory / "metrics.json").is_file():
+            run_seed(config, options.arm, seed, data, directory)
+
+
+def yolo_copy(config: RunConfig, out: Path) -> Path:
+    """Write the data set as ultralytics reads it, once."""
+    described = out / "ultralytics.yaml"
+    if not described.is_file():
+        convert(load_descriptor(config.data), out, "yolo")
+    return described
+
+
+def run_seed(config: RunConfig, arm: str, seed: int, data: Path, directory: Path) -> None:
+    """Train one seed and write student.pt, metrics.json, fit.json and description.txt."""
+    student, teacher, train = config.student, config.teacher, config.train
+    directory.mkdir(parents=True, exist_ok=True)
+    model = YOLO(f"{student.model}.yaml")
+    if student.weights is not None:
+        model = model.load(str(student.weights))
+    began = time.perf_counter()
+    model.train(
+        data=str(data.resolve()),
+        imgsz=config.image_size,
+        epochs=train.epochs,
+        batch=train.batch_size,
+        nbs=train.batch_size,
+        seed=seed,
+        close_mosaic=config.augment.close_mosaic,
+        workers=1,
+        cache="ram",
+        device="cpu",
+        val=False,
+        plots=False,
+        verbose=False,
+        exist_ok=True,
+        project=str(directory.resolve()),
+        name="ultralytics",
+        **({"distill_model": str(teacher.weights)} if arm == "builtin" else {}),
+    )
+    seconds = time.perf_counter() - began
+    last = directory / "ultralytics" / "weights" / "last.pt"
+    (directory / "student.pt").write_bytes(last.read_bytes())
+    descriptor = descriptor_of(config)
+    truth = load_split(descriptor, final_split(config, descriptor))
+    loaded = load_model(directory / "student.pt", config.image_size)
+    metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
+    images = len(load_split(descriptor, "train").images) * train.epochs
+    steps = -(-len(load_split(descriptor, "train").images) // train.batch_size) * train.epochs
+    (directory / "description.txt").write_text(ARMS[arm] + "\n", encoding="utf-8")
+    fit = {"steps": steps, "seconds": seconds, "images_per_second": images / seconds}
+    (directory / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
+    (directory / "metrics.json").write_text(json.dumps(metrics.to_json(), indent=2), encoding="utf-8")
+    print(arm, seed, metrics.ap)
+
+
+if __name__ == "__main__":
+    main()
