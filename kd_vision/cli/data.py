@@ -140,10 +140,10 @@ def _run_synth(args: argparse.Namespace) -> int:
 
     splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) > 0}
     console = Console()
-    with console.status("drawing scenes"):
-        write_scenes(args.out, splits, args.unlabelled, args.seed, args.image_size, args.difficulty)
-    total = sum(splits.values()) + args.unlabelled
-    console.print(f"{args.out}: {total} scenes")
+    size = (args.image_size, args.difficulty)
+    with _progress(console, "drawing scenes") as report:
+        descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=report)
+    console.print(f"{descriptor}: {sum(splits.values()) + args.unlabelled} scenes")
     return 0
 
 

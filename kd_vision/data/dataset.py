@@ -23,7 +23,14 @@ from kd_vision.data.records import (
 from kd_vision.data.voc import read_voc_split
 from kd_vision.data.yolo import read_yolo_split
 
-__all__ = ["DetectionData", "ImageRecord", "load_split", "load_unlabelled", "read_raw_split", "without_labels"]
+__all__ = [
+    "DetectionData",
+    "ImageRecord",
+    "load_split",
+    "load_unlabelled",
+    "read_raw_split",
+    "without_labels",
+]
 
 _SHOWN = 20
 _READERS = {"coco": read_coco_split, "yolo": read_yolo_split, "voc": read_voc_split}

@@ -6,12 +6,15 @@ Shapes: H W pixels, C channels.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from kd_vision.core.errors import RequestError
 
@@ -20,8 +23,21 @@ _EXIF_ORIENTATION = 0x0112
 _SWAPS_AXES = frozenset({5, 6, 7, 8})
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "La", "PA", "RGBA", "RGBa"})
+_MOST_PIXELS = 1 << 29
+_KINDS = "give JPEG, PNG, TIFF, BMP or WebP"
 
 Pixels = npt.NDArray[np.uint8]
+
+# Files are opened by kind instead of by Image.open: other packages replace that function (that of
+# ultralytics tries to install software when a file is broken), and only these kinds are wanted.
+_OPENERS: dict[bytes, Callable[[IO[bytes]], Image.Image]] = {
+    b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"II*\x00": TiffImagePlugin.TiffImageFile,
+    b"MM\x00*": TiffImagePlugin.TiffImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+}
 
 
 def read_image(path: Path, channels: int) -> Pixels:
@@ -41,23 +57,13 @@ def read_image(path: Path, channels: int) -> Pixels:
         RequestError: the file is missing, truncated, no image, or of a kind that has no right
             reading in `channels` channels.
     """
-    data = _read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    with _reasons(path):
+        data = path.read_bytes()
+        with _opened(path, io.BytesIO(data)) as image:
             orientation = _orientation(image)
             pixels = _decode_fast(data, image, channels)
             if pixels is None:
                 pixels = _decode(path, image, channels)
-    except RequestError:
-        raise
-    except UnidentifiedImageError:
-        raise RequestError(
-            f"{path}: is not an image of a known kind; give JPEG, PNG, TIFF, BMP or WebP"
-        ) from None
-    except Image.DecompressionBombError:
-        raise RequestError(f"{path}: is too large to read; cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise RequestError(f"{path}: is corrupt ({error}); replace or remove the file") from None
     return np.ascontiguousarray(_upright(pixels, orientation))
 
 
@@ -67,19 +73,9 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         RequestError: the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if _orientation(image) in _SWAPS_AXES else (width, height)
-    except FileNotFoundError:
-        raise RequestError(f"{path}: image is missing") from None
-    except Image.DecompressionBombError:
-        raise RequestError(f"{path}: is too large to read; cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = (
-            "is not an image of a known kind" if isinstance(error, UnidentifiedImageError) else str(error)
-        )
-        raise RequestError(f"{path}: {reason}; give JPEG, PNG, TIFF, BMP or WebP") from None
+    with _reasons(path), path.open("rb") as file, _opened(path, file) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SWAPS_AXES else (width, height)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -93,13 +89,30 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Turn what Pillow and the system raise into a line that names the file."""
     try:
-        return path.read_bytes()
+        yield
     except FileNotFoundError:
         raise RequestError(f"{path}: image is missing") from None
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise RequestError(f"{path}: image cannot be read ({error.strerror})") from None
+    # Pillow's decoders answer broken files with all of these.
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError) as error:
+        raise RequestError(f"{path}: is corrupt ({error}); replace or remove the file") from None
+
+
+def _opened(path: Path, file: IO[bytes]) -> Image.Image:
+    start = file.read(16)
+    file.seek(0)
+    opener = next((opener for mark, opener in _OPENERS.items() if start.startswith(mark)), None)
+    if opener is None:
+        raise RequestError(f"{path}: is not an image of a known kind; {_KINDS}")
+    image = opener(file)
+    if image.width * image.height > _MOST_PIXELS:
+        raise RequestError(f"{path}: {image.width}x{image.height} is too large to read; cut it into tiles")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

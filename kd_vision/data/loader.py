@@ -9,10 +9,12 @@ Shapes: B images, C channels, H W pixels, M boxes, S the side of the network's i
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Union
 
@@ -185,7 +187,7 @@ class TrainStream:
     def _main_share(self, epoch: int, step_in_epoch: int) -> list[tuple[int, int]]:
         """Return (position, index) of this process' images of a step."""
         count = len(self._main)
-        order = self._order(0, epoch, count)
+        order = _order(self._config.seed, 0, epoch, count)
         at = step_in_epoch * self._config.batch_size * self._world
         whole = min(self._config.batch_size * self._world, count - at)
         # Every process must get as many images: the last step is filled up from the epoch's start.
@@ -200,11 +202,9 @@ class TrainStream:
         found = []
         for place in range(first, first + self._extra_count):
             turn, position = divmod(place, len(pool))
-            found.append((turn, position, int(self._order(1, turn, len(pool))[position])))
+            order = _order(self._config.seed, 1, turn, len(pool))
+            found.append((turn, position, int(order[position])))
         return found
-
-    def _order(self, kind: int, turn: int, count: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self._config.seed, _ORDER, kind, turn]).permutation(count)
 
     def _sample(
         self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool
@@ -267,19 +267,26 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
 
 def free_memory() -> int:
     """Return the bytes this process may still take: of the machine, or of its container if less."""
-    free = sys.maxsize
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        pass
+    limits = [_machine_memory()]
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        free = min(free, limit - used)
+        limits.append(limit - used)
     except (OSError, ValueError):
-        pass
-    return max(free, 0) if free < sys.maxsize else 0
+        pass  # No container, or one without a limit.
+    return max(min(limits), 0)
+
+
+def _machine_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass  # Not Linux: half of what is built in is a careful guess.
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 class _EvalMaker:
@@ -301,6 +308,12 @@ class _EvalMaker:
             samples.append(AugmentedSample(Sample(image, boxes, record.labels[~record.crowd])))
             letterboxes.append(letterbox)
         return _collate(samples, list(records), self._channels, tuple(letterboxes))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, kind: int, turn: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the order of the images of an epoch, the same for every step that asks."""
+    return np.random.default_rng([seed, _ORDER, kind, turn]).permutation(count)
 
 
 class _Steps(Dataset[Union[ImageBatch, _Failure]]):

@@ -69,8 +69,7 @@ def append_nms(model: ModelProto, settings: NmsSettings, classes: int, points: i
     }
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     model.graph.node.extend(_survivors() + _best_rows())
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None, rows, 6]))
+    declare_output(model, OUTPUT, [None, rows, 6])
     return model
 
 
@@ -138,13 +137,26 @@ def rename_output(model: ModelProto, name: str) -> None:
     model.graph.output[0].name = name
 
 
-def declare_output(model: ModelProto, sides: Sequence[int | None]) -> None:
-    """Say the shape of the only output; None: any length, without a name.
+def free_batch(model: ModelProto, sides: Sequence[int]) -> None:
+    """Give the only output a batch axis without a name, by a reshape that shape inference cannot see through.
 
-    A named batch axis would make ultralytics take the height and width for free as well, and feed
-    the graph images it cannot read.
+    ultralytics takes a file whose output has a named batch axis for one that is free in height and
+    width as well, and feeds it images that the graph cannot read.
+
+    Args:
+        model: whose batch axis is dynamic.
+        sides: lengths of the other axes.
     """
     name = model.graph.output[0].name
+    rename_output(model, f"{name}_shaped")
+    shape = numpy_helper.from_array(np.array([-1, *sides], np.int64), "free_batch_shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.append(_node("Reshape", [f"{name}_shaped", "free_batch_shape"], name))
+    declare_output(model, name, [None, *sides])
+
+
+def declare_output(model: ModelProto, name: str, sides: Sequence[int | None]) -> None:
+    """Say the name and the shape of the only output; None: any length, without a name."""
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(sides)))
 

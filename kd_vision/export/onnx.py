@@ -5,9 +5,9 @@ Shapes: B images, C channels, H W input pixels, A grid points, K classes.
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +43,7 @@ from kd_vision.export.graph import (
     append_nms,
     check,
     declare_output,
+    free_batch,
     rename_output,
     write_metadata,
 )
@@ -50,8 +51,9 @@ from kd_vision.export.parity import ParityEvidence, ParityProof, check_parity, s
 
 # 11: TopK, ScatterND and GatherElements as we use them. 20: the last one of torch's tracing exporter.
 LOWEST_OPSET, HIGHEST_OPSET = 11, 20
-# Every onnxruntime since 1.14 (early 2023) and ultralytics open opset 18. 19 and 20 open as well but give these
-# graphs nothing, and onnxruntime's CUDA provider has no kernel for Resize of opset 19, so the neck would leave the GPU.
+# onnxruntime since 1.14 (early 2023) and ultralytics open opset 18. They open 19 and 20 as well, which give
+# these graphs nothing, while onnxruntime's CUDA provider has no kernel for Resize of opset 19: the neck would
+# leave the GPU.
 DEFAULT_OPSET = 18
 # onnxruntime refuses files of a newer format than its own; 10 is that of 1.18 (May 2024).
 _NEWEST_IR = 10
@@ -160,8 +162,8 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
     if config.image_size % spec.size_multiple:
         near = max(1, round(config.image_size / spec.size_multiple)) * spec.size_multiple
         problems.append(
-            f"--image-size: {config.image_size} is not a multiple of {spec.size_multiple}, the largest stride of "
-            f"{spec.name}; nearest: {near}"
+            f"--image-size: {config.image_size} is not a multiple of {spec.size_multiple}, the largest "
+            f"stride of {spec.name}; nearest: {near}"
         )
     if isinstance(config.batch, int) and config.batch < 1:
         problems.append(f"--batch: {config.batch} images make no batch; give 1 or more, or 'dynamic'")
@@ -203,7 +205,10 @@ def _build(
         sides = (batch, min(config.max_detections, len(spec.classes) * sides[2]), 6)
     if config.simplify:
         model = _slim(model)
-    declare_output(model, [None if config.batch == "dynamic" else batch, *sides[1:]])
+    if config.batch == "dynamic":
+        free_batch(model, sides[1:])
+    else:
+        declare_output(model, OUTPUT, sides)
     model.ir_version = min(model.ir_version, _NEWEST_IR)
     model.producer_name, model.producer_version = "kd_vision", __version__
     write_metadata(model, describe(spec, config, layout, provenance))
@@ -215,8 +220,8 @@ def _check_layout(sides: tuple[int, ...], layout: Layout, spec: DetectorSpec) ->
     place, wanted = (2, 6) if layout == "end_to_end" else (1, 4 + len(spec.classes))
     if len(sides) != 3 or sides[place] != wanted:
         raise KDVisionError(
-            f"{spec.name}: the export module of family '{spec.family}' gives {sides}, which is not '{layout}' "
-            f"of {len(spec.classes)} classes; its adapter must be put right"
+            f"{spec.name}: the export module of family '{spec.family}' gives {sides}, which is not "
+            f"'{layout}' of {len(spec.classes)} classes; its adapter must be put right"
         )
 
 
@@ -229,20 +234,20 @@ def _trace(module: nn.Module, image: Tensor, config: OnnxExportConfig) -> onnx.M
     one that older torch builds have.
     """
     axes = {_INPUT: {0: "batch"}, OUTPUT: {0: "batch"}} if config.batch == "dynamic" else None
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        traced = Path(folder) / "traced.onnx"
         warnings.simplefilter("ignore")  # of deprecation, and of shapes that are constant here on purpose
         torch.onnx.export(
             module.eval(),
             (image,),
-            buffer,
+            str(traced),
             opset_version=config.opset,
             input_names=[_INPUT],
             output_names=[OUTPUT],
             dynamic_axes=axes,
             dynamo=False,
         )
-    model = onnx.load_from_string(buffer.getvalue())
+        model = onnx.load(traced)
     rename_output(model, OUTPUT)
     return model
 
@@ -252,7 +257,9 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
         slimmed = onnxslim.slim(model)
     except Exception as error:  # onnxslim documents no class of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise KDVisionError(f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify") from error
+        raise KDVisionError(
+            f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify"
+        ) from error
     if not isinstance(slimmed, onnx.ModelProto):
         raise KDVisionError("onnxslim gave no graph; export with --no-simplify")
     return slimmed

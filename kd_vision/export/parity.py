@@ -8,8 +8,9 @@ Shapes: M boxes of one image, B images, C channels, H W input pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -150,7 +151,10 @@ def check_parity(
             found[1].update(zip(batch.image_ids, theirs, strict=True))
     aps: tuple[float | None, float | None] = (None, None)
     if evidence.data is not None:
-        aps = (evaluate_detections(evidence.data, found[0]).ap, evaluate_detections(evidence.data, found[1]).ap)
+        aps = (
+            evaluate_detections(evidence.data, found[0]).ap,
+            evaluate_detections(evidence.data, found[1]).ap,
+        )
     return _judge(comparisons, evidence, aps)
 
 
@@ -203,7 +207,9 @@ def _compare(reference: Detections, exported: Detections, limits: ParityLimits) 
     has_partner[1][pairs[:, 1]] = True
     counted = reference.scores >= limits.score_floor, exported.scores >= limits.score_floor
     scores = np.abs(reference.scores[pairs[:, 0]] - exported.scores[pairs[:, 1]])
-    pixels = np.abs(reference.boxes_xyxy[pairs[:, 0]] - exported.boxes_xyxy[pairs[:, 1]]).max(axis=1, initial=0.0)
+    pixels = np.abs(reference.boxes_xyxy[pairs[:, 0]] - exported.boxes_xyxy[pairs[:, 1]]).max(
+        axis=1, initial=0.0
+    )
     return _Comparison(
         reference.scores[counted[0]],
         exported.scores[counted[1]],
@@ -217,9 +223,14 @@ def _compare(reference: Detections, exported: Detections, limits: ParityLimits) 
 def _judge(
     comparisons: list[_Comparison], evidence: ParityEvidence, aps: tuple[float | None, float | None]
 ) -> ParityProof:
-    scores = _join([each.reference_scores for each in comparisons] + [each.exported_scores for each in comparisons])
-    matched = _join([each.reference_matched for each in comparisons] + [each.exported_matched for each in comparisons])
-    matched = matched.astype(bool)
+    scores = _join(
+        [each.reference_scores for each in comparisons] + [each.exported_scores for each in comparisons]
+    )
+    reference, exported = (
+        [e.reference_matched for e in comparisons],
+        [e.exported_matched for e in comparisons],
+    )
+    matched: npt.NDArray[np.bool_] = _join(reference + exported) > 0
     confident = scores >= evidence.limits.confident_score
     score_differences = _join([each.score_differences for each in comparisons])
     pixel_differences = _join([each.pixel_differences for each in comparisons])
@@ -248,12 +259,13 @@ def _broken(proof: ParityProof, limits: ParityLimits) -> Iterator[str]:
     """Say each broken limit: what was measured, and what is allowed."""
     if not proof.reference_boxes and not proof.exported_boxes:
         yield (
-            f"neither side found a box with a score of {limits.score_floor:g} or more on {proof.images} images, so "
-            f"nothing is proven; give --data with images the model knows"
+            f"neither side found a box with a score of {limits.score_floor:g} or more on {proof.images} "
+            f"images, so nothing is proven; give --data with images the model knows"
         )
         return
     if proof.matched_share < limits.matched_share:
-        yield f"only {proof.matched_share:.4f} of the boxes have a partner; at least {limits.matched_share:g} must"
+        share = limits.matched_share
+        yield f"only {proof.matched_share:.4f} of the boxes have a partner; at least {share:g} must"
     confident = 1.0 - proof.unmatched_confident / max(proof.confident_boxes, 1)
     if confident < limits.confident_matched_share:
         yield (
@@ -268,16 +280,13 @@ def _broken(proof: ParityProof, limits: ParityLimits) -> Iterator[str]:
         if not value <= most:
             yield f"{name}: {value:.3g}; at most {most:g} is allowed"
     if proof.ap_reference is not None or proof.ap_exported is not None:
-        difference = abs((proof.ap_reference or 0.0) - (proof.ap_exported or 0.0))
-        if difference > limits.ap:
-            yield (
-                f"AP {proof.ap_exported or 0.0:.4f} of the file against {proof.ap_reference or 0.0:.4f} of the "
-                f"model; at most {limits.ap:g} apart is allowed"
-            )
+        model, file = proof.ap_reference or 0.0, proof.ap_exported or 0.0
+        if abs(model - file) > limits.ap:
+            yield f"AP: {file:.4f} of the file, {model:.4f} of the model; at most {limits.ap:g} apart"
 
 
-def _join(parts: list[npt.NDArray[np.generic]]) -> npt.NDArray[np.float64]:
-    return np.concatenate([np.asarray(part, np.float64) for part in parts]) if parts else np.zeros(0)
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 
 
 def _p99(values: npt.NDArray[np.float64]) -> float:
@@ -294,7 +303,7 @@ def _iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
     shared = sides[..., 0] * sides[..., 1]
     whole = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1) - shared
-    iou = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    iou: npt.NDArray[np.float64] = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
     iou[np.abs(a - b).max(axis=-1) < _SAME_CORNERS] = 1.0
     return iou
 

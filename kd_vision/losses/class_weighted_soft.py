@@ -28,8 +28,8 @@ class ClassWeightedSoftConfig(LossConfig):
         foreground: weight of the "is this class" half of a target.
         background: weight of the "is not" half. Above `foreground`, missing an object costs relatively less.
         confident: a score above this, outside every box of that class, is a false positive.
-        silent: a box none of whose points scores this much for its class is a false negative; its points
-            that stay below are affected.
+        silent: a box none of whose points scores this much for its class is a false negative, and so is
+            each of its points. Single silent points are not: others may answer for the object.
         false_positive: trust in a false positive, 0 (not taught) to 1 (as any other target).
         false_negative: trust in a false negative.
     """
@@ -80,7 +80,7 @@ def teacher_trust(
     of_class = scores[targets.image_index, :, targets.labels]
     missed = (of_class * inside).amax(dim=1, keepdim=True) < config.silent
     covered = _per_class(inside, targets, scores)
-    overlooked = _per_class(inside & missed, targets, scores) & (scores < config.silent)
+    overlooked = _per_class(inside & missed, targets, scores)
     labelled = images_with_targets(targets, len(scores))[:, None, None]
     invented = labelled & ~covered & (scores > config.confident)
     trust = torch.ones_like(scores).masked_fill(invented, config.false_positive)

@@ -167,13 +167,11 @@ def write_examples(
             name: _found_boxes(detections.get(pick.image_id, Detections.empty()), scale)
             for name, detections in arms.items()
         }
-        name = image.file_name or image.path.name
-        truth = _truth_boxes(truth_of(image), scale)
         examples.append(
             Example(
                 image=path.relative_to(directory).as_posix(),
-                file_name=name,
-                ground_truth=truth,
+                file_name=image.file_name or image.path.name,
+                ground_truth=_truth_boxes(truth_of(image), scale),
                 detections=found,
                 difference=pick.difference,
             )
@@ -191,7 +189,7 @@ def draw_panel(
     """Draw one side of the comparison.
 
     Right boxes are blue, false ones orange and thicker; of a missed box the corners are drawn in
-    magenta. Up to twelve boxes carry class and score.
+    magenta. Class and score stand beside false boxes, and beside all where there are twelve or fewer.
 
     Args:
         image: (H, W, 3) RGB.
@@ -205,26 +203,14 @@ def draw_panel(
     """
     canvas, scale = _shrink(image, _PANEL_SIDE)
     canvas = canvas.copy()
-    scaled = Truth((truth.boxes_xyxy * scale).astype(np.float32), truth.labels, truth.crowd)
+    boxes = (truth.boxes_xyxy * scale).astype(np.float32)
     if found is None:
-        own = Detections(
-            scaled.boxes_xyxy[~truth.crowd],
-            np.ones(int((~truth.crowd).sum()), np.float32),
-            truth.labels[~truth.crowd],
-        )
-        names = [classes[label] for label in own.labels]
-        return _draw_boxes(canvas, own, names, TRUTH_COLOUR, 2)
+        real = ~truth.crowd
+        names = [classes[label] for label in truth.labels[real]]
+        return _draw_boxes(canvas, boxes[real], names, TRUTH_COLOUR, 2)
     judgement = judge(truth, found, threshold)
-    boxes = (found.boxes_xyxy * scale).astype(np.float32)
-    shown = Detections(boxes, found.scores, found.labels)
-    names = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
-    canvas = _draw_missed(canvas, scaled.boxes_xyxy[judgement.missed])
-    few = int((judgement.right | judgement.false).sum()) <= _MOST_NAMED
-    for flags, colour, thickness in ((judgement.right, RIGHT_COLOUR, 2), (judgement.false, FALSE_COLOUR, 3)):
-        kept = np.flatnonzero(flags)
-        part = Detections(shown.boxes_xyxy[kept], shown.scores[kept], shown.labels[kept])
-        canvas = _draw_boxes(canvas, part, [names[index] for index in kept] if few else [], colour, thickness)
-    return canvas
+    canvas = _draw_missed(canvas, boxes[judgement.missed])
+    return _draw_found(canvas, found, judgement, scale, classes)
 
 
 def example_truth(example: Example) -> Truth:
@@ -282,15 +268,30 @@ def _shrink(image: Pixels, side: int) -> tuple[Pixels, float]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
 
 
-def _draw_boxes(canvas: Pixels, found: Detections, names: list[str], colour: str, thickness: int) -> Pixels:
-    if not len(found):
+def _draw_found(
+    canvas: Pixels, found: Detections, judgement: Judgement, scale: float, classes: Sequence[str]
+) -> Pixels:
+    names = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
+    boxes = (found.boxes_xyxy * scale).astype(np.float32)
+    few = int((judgement.right | judgement.false).sum()) <= _MOST_NAMED
+    for flags, colour, thickness, named in (
+        (judgement.right, RIGHT_COLOUR, 2, few),
+        (judgement.false, FALSE_COLOUR, 3, True),
+    ):
+        own = [names[index] for index in np.flatnonzero(flags)] if named else []
+        canvas = _draw_boxes(canvas, boxes[flags], own, colour, thickness)
+    return canvas
+
+
+def _draw_boxes(canvas: Pixels, boxes: Boxes, names: list[str], colour: str, thickness: int) -> Pixels:
+    if not len(boxes):
         return canvas
-    boxes = sv.Detections(xyxy=found.boxes_xyxy, class_id=np.zeros(len(found), int))
+    given = sv.Detections(xyxy=boxes, class_id=np.zeros(len(boxes), int))
     bgr = _swapped(colour)
-    canvas = sv.BoxAnnotator(color=bgr, thickness=thickness).annotate(canvas, boxes)
+    canvas = sv.BoxAnnotator(color=bgr, thickness=thickness).annotate(canvas, given)
     if names and len(names) <= _MOST_NAMED:
         labels = sv.LabelAnnotator(color=bgr, text_scale=0.4, text_padding=2, smart_position=True)
-        canvas = labels.annotate(canvas, boxes, labels=names)
+        canvas = labels.annotate(canvas, given, labels=names)
     return np.asarray(canvas, np.uint8)
 
 

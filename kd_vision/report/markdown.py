@@ -64,7 +64,7 @@ def benchmark_facts(data: BenchmarkData) -> list[tuple[str, str]]:
         ("optimiser steps", "not stated" if data.steps is None else str(data.steps)),
         ("seeds", ", ".join(map(str, data.seeds)) or "none"),
     ]
-    facts += [(name, str(value)) for name, value in data.hardware.items()]
+    facts += [(name, "none" if value is None else str(value)) for name, value in data.hardware.items()]
     return facts + list(data.versions.items())
 
 

@@ -43,6 +43,7 @@ _OTHER_COLOURS = ("#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7b3f00")
 _DASHES = ("-", "--", "-.", ":")
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -282,8 +283,11 @@ def _lines(
             colour = palette[number % len(palette)]
             style = _DASHES[number % len(_DASHES)]
             axes.plot(series.steps, series.values, style, color=colour, label=key)
-        axes.set_yscale("log" if logarithmic else "linear")
-        if not logarithmic and lowest >= 0:
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        elif lowest >= 0:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(unit)

@@ -79,5 +79,5 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            text = str(value)
+            text = "none" if value is None else str(value)
             yield f"{prefix}{key}", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -72,7 +72,14 @@ def coco_set(tmp_path: Path) -> CocoSet:
         "train",
         ["a.png", "b.png"],
         [
-            {"id": 11, "image_id": 1, "category_id": 7, "bbox": [1.25, 2.5, 10.1, 20.2], "area": 99.5, "iscrowd": 0},
+            {
+                "id": 11,
+                "image_id": 1,
+                "category_id": 7,
+                "bbox": [1.25, 2.5, 10.1, 20.2],
+                "area": 99.5,
+                "iscrowd": 0,
+            },
             {"id": 12, "image_id": 1, "category_id": 3, "bbox": [30, 4, 20, 8], "area": 160, "iscrowd": 0},
             {"id": 13, "image_id": 2, "category_id": 3, "bbox": [0, 0, 64, 48], "area": 3072, "iscrowd": 1},
             {"id": 14, "image_id": 2, "category_id": 7, "bbox": [8, 8, 16, 12], "area": 192, "iscrowd": 0},
@@ -88,8 +95,13 @@ def coco_set(tmp_path: Path) -> CocoSet:
     return made
 
 
-def data_of(folder: Path, sizes: list[tuple[int, int]], labelled: bool = True) -> DetectionData:
-    """Noise images of the sizes (width, height); image i has one box, label i % 2."""
+@pytest.fixture
+def make_data(tmp_path: Path) -> Callable[[list[tuple[int, int]]], DetectionData]:
+    """Make noise images of the sizes (width, height); image i (from 1) has one box, label i % 2."""
+    return lambda sizes: _data_of(tmp_path / f"images{len(sizes)}", sizes)
+
+
+def _data_of(folder: Path, sizes: list[tuple[int, int]]) -> DetectionData:
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, (width, height) in enumerate(sizes, start=1):
@@ -106,7 +118,6 @@ def data_of(folder: Path, sizes: list[tuple[int, int]], labelled: bool = True) -
                 labels=np.array([number % 2]),
                 crowd=np.array([False]),
                 areas=np.array([width * height / 4.0]),
-                labelled=labelled,
                 file_name=path.name,
             )
         )

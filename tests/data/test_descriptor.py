@@ -47,7 +47,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("format: coco\n", "names neither splits nor an unlabelled folder"),
-        ("format: yolo\nsplits: {a: {images: i}}\n", "format yolo needs classes: its files hold only numbers"),
+        (
+            "format: yolo\nsplits: {a: {images: i}}\n",
+            "format yolo needs classes: its files hold only numbers",
+        ),
         ("format: coco\nsplits: {a: {images: i}}\n", "splits.a needs annotations: a JSON file"),
         ("format: voc\nsplits: {a: {images: i}}\n", "splits.a needs annotations: a folder of XML files"),
         ("format: coco\nunlabelled: u\nclasses: [a, b, a]\n", "classes must be different names; repeated: a"),
@@ -71,7 +74,9 @@ def test_unset_variable_is_named_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_descriptor_we_ship_says_where_it_comes_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_descriptor_we_ship_says_where_it_comes_from(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KDV_DATA", "/data")
     descriptor = load_descriptor(path)
     assert descriptor.source

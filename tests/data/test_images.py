@@ -152,3 +152,32 @@ def test_list_images_goes_into_folders_and_leaves_other_files(tmp_path: Path) ->
     assert names == ["a.png", "b.JPG", "deeper/c.tif"]
     with pytest.raises(RequestError, match="image folder is missing"):
         list_images(tmp_path / "nowhere")
+
+
+def test_broken_file_does_not_reach_the_image_open_that_other_packages_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:20])
+
+    def installs_software(*_: object) -> None:
+        raise ModuleNotFoundError("pi_heif")
+
+    monkeypatch.setattr(Image, "open", installs_software)
+    with pytest.raises(RequestError, match=r"cut.png: is corrupt"):
+        read_image(path, 3)
+    with pytest.raises(RequestError, match=r"cut.png: is corrupt"):
+        image_size(path)
+
+
+def test_absurd_size_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "huge.bmp"
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[18:26] = (100_000).to_bytes(4, "little") * 2
+    path.write_bytes(bytes(content))
+    with pytest.raises(
+        RequestError, match=r"huge.bmp: 100000x100000 is too large to read; cut it into tiles"
+    ):
+        read_image(path, 3)

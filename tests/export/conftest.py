@@ -64,12 +64,13 @@ def _spread(
 
 
 @pytest.fixture(scope="session")
-def lively() -> Callable[[str], UltralyticsDetector]:
-    made: dict[str, UltralyticsDetector] = {}
+def lively() -> Callable[..., UltralyticsDetector]:
+    """Give a detector by name and channels; each is made once."""
+    made: dict[tuple[str, int], UltralyticsDetector] = {}
 
-    def get(model: str) -> UltralyticsDetector:
-        if model not in made:
-            made[model] = make_lively(model)
-        return made[model]
+    def get(model: str, channels: int = 3) -> UltralyticsDetector:
+        if (model, channels) not in made:
+            made[model, channels] = make_lively(model, channels)
+        return made[model, channels]
 
     return get

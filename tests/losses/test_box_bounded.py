@@ -52,14 +52,14 @@ def test_gradient_is_that_of_the_error_beyond_the_bound() -> None:
 
 @pytest.fixture
 def scene(rows_side: Callable[..., Channels]) -> tuple[Channels, Channels, Targets, Tensor]:
-    """Points at x = 4, 12, 20, 28; a bus covers the first three, where the teacher scores .8, .5, .01."""
+    """Points at x = 4, 12, 20, 28; a car covers the first three, where the teacher scores .8, .5, .01."""
     logits = torch.full((4, 3), -300.0, dtype=torch.float64)
-    logits[:, 1] = torch.logit(numbers(0.8, 0.5, 0.01, 0.9))
+    logits[:, 0] = torch.logit(numbers(0.8, 0.5, 0.01, 0.9))
     truth = torch.tensor([[0.0, 0.0, 24.0, 8.0]])
     worse, better = numbers(0, 0, 12, 8), numbers(0, 0, 20, 8)
     ours = torch.stack([worse, better, worse, worse]).requires_grad_()
     theirs = torch.stack([better, worse, better, better])
-    targets = Targets(torch.tensor([0]), torch.tensor([1]), truth)
+    targets = Targets(torch.tensor([0]), torch.tensor([0]), truth)
     return rows_side(logits, ours), rows_side(logits, theirs), targets, ours
 
 

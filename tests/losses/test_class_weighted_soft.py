@@ -76,8 +76,8 @@ def test_a_seen_object_may_be_silent_at_other_points() -> None:
     ).flatten().tolist() == pytest.approx([0.2, 0.2])
 
 
-def test_two_objects_of_a_class_do_not_hide_each_other() -> None:
-    """A point in a missed box that scores for the neighbour stays trusted."""
+def test_a_seen_object_does_not_excuse_a_missed_one_of_its_class() -> None:
+    """Only the points of the missed box are doubted."""
     points = torch.tensor([[4.0, 4], [12.0, 4], [20.0, 4]])
     boxes = torch.tensor([[0.0, 0, 8, 8], [8.0, 0, 24, 8]])
     targets = Targets(torch.tensor([0, 0]), torch.tensor([0, 0]), boxes)

@@ -1,0 +1,35 @@
+# Needs only python3 (3.10 or later), make and the package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test stress bench lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/kd-vision demo --out demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+stress: $(VENV)/.installed
+	$(BIN)/python -m pytest -m stress
+
+bench: $(VENV)/.installed
+	$(BIN)/python tools/bench_training.py
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# A pip of its own age cannot read newer wheels, so it is brought up to date first.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kd_vision needs Python 3.10 or later; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,74 @@
+"""``kd-vision predict``: boxes on an image, a folder or a video."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """\
+Writes into --out: a copy of every image (or of the video) with the boxes drawn, and predictions.json,
+a COCO results list whose entries also carry the file name and the name of the class.
+
+examples:
+  kd-vision predict runs/bccd image.jpg
+  kd-vision predict student.onnx footage.mp4 --out drawn --score 0.4
+  kd-vision predict student.pt images/ --json
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the program."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="find objects on an image, a folder or a video",
+        description="Find objects on an image, a folder of images or a video.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="run directory, .ckpt, .pt or .onnx")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="image, folder of images, or video")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="predictions.json only, no drawn copies")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="allow a .pt that runs code of its own when opened"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it and say what was found."""
+    from rich.console import Console
+
+    from kd_vision.pipeline.predict import run_predict
+
+    result = run_predict(
+        args.model,
+        args.source,
+        args.out,
+        score=args.score,
+        draw=not args.json,
+        image_size=args.image_size,
+        trust=args.trust,
+        quiet=False,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    found = ", ".join(f"{count} {name}" for name, count in result.boxes.items() if count) or "nothing"
+    console.print(f"{result.frames} pictures, found: {found}")
+    console.print(str(result.predictions))
+    for copy in result.copies[:5]:
+        console.print(str(copy))
+    if len(result.copies) > 5:
+        console.print(f"... and {len(result.copies) - 5} more in {result.predictions.parent}")
+    return 0

@@ -1,0 +1,108 @@
+"""The whole story on synthetic aerial scenes: much footage, few labels, before and after, a file to ship."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_vision.core.console import ProgressBar
+from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import write_text
+from kd_vision.data.synthetic import write_scenes
+from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
+from kd_vision.pipeline.export import ExportResult, run_export
+from kd_vision.pipeline.train import train
+
+IMAGE_SIZE = 192
+SEED = 0
+DIFFICULTY = 0.5
+UNLABELLED = 480
+SPLITS = {"plenty": 480, "train": 48, "val": 48, "test": 160}
+
+_TEACHER = """\
+# The teacher: a larger model, trained on plenty of labelled scenes.
+data: scenes/plenty.yaml
+image_size: {size}
+student: {{family: ultralytics, model: yolov8s}}
+train: {{epochs: {epochs}, batch_size: 16, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
+augment: {{close_mosaic: 2, vertical_flip: 0.5}}
+"""
+
+_PAIR = """\
+# Few labels, much footage: 48 labelled scenes and, for the distilled student, 480 without labels.
+data: scenes/data.yaml
+image_size: {size}
+teacher: {{family: ultralytics, weights: teacher/student.pt}}
+student: {{family: ultralytics, model: yolov8n}}
+distill: imitation
+train: {{epochs: {epochs}, batch_size: 16, unlabelled_ratio: 1, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
+augment: {{close_mosaic: 10, vertical_flip: 0.5}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        benchmark: before and after.
+        student: the distilled student.
+        export: its ONNX file with the proof of parity.
+    """
+
+    benchmark: BenchmarkResult
+    student: Path
+    export: ExportResult
+
+
+def demo(
+    out: Path,
+    teacher_epochs: int = 12,
+    student_epochs: int = 80,
+    splits: dict[str, int] = SPLITS,
+    unlabelled: int = UNLABELLED,
+    quiet: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> DemoResult:
+    """Run the story; what is finished below `out` is not made again.
+
+    Args:
+        out: directory of everything.
+        teacher_epochs, student_epochs: length of training.
+        splits, unlabelled: how many scenes.
+        quiet: no progress bars.
+        tell: told what comes next.
+
+    Raises:
+        RequestError: `out` holds something else.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "scenes").is_dir():
+        raise RequestError(f"{out}: is not empty and holds no demo; give another --out")
+    tell("1/4  scenes: roads, fields, buildings, weather; cars, trucks, buses, people, bicycles")
+    _scenes(out, splits, unlabelled, quiet)
+    write_text(out / "teacher.yaml", _TEACHER.format(size=IMAGE_SIZE, epochs=teacher_epochs))
+    write_text(out / "pair.yaml", _PAIR.format(size=IMAGE_SIZE, epochs=student_epochs))
+    tell(f"2/4  teacher: yolov8s on {splits['plenty']} labelled scenes")
+    if not (out / "teacher" / "metrics.json").is_file():
+        resume = (out / "teacher" / "checkpoints" / "last.ckpt").is_file()
+        train(out / "teacher.yaml", out / "teacher", resume, quiet=quiet, title="teacher")
+    tell(f"3/4  student: yolov8n on {splits['train']} labelled scenes; the distilled one also sees {unlabelled} without labels")
+    result = benchmark(out / "pair.yaml", [SEED], out / "benchmark", quiet=quiet)
+    tell("4/4  export to ONNX through the parity gate")
+    student = out / "benchmark" / "distilled" / f"seed{SEED}" / "student.pt"
+    shutil.copyfile(student, out / "student.pt")
+    exported = run_export(out / "student.pt", out / "student.onnx", out / "scenes" / "data.yaml", image_size=IMAGE_SIZE)
+    return DemoResult(result, out / "student.pt", exported)
+
+
+def _scenes(out: Path, splits: dict[str, int], unlabelled: int, quiet: bool) -> None:
+    folder = out / "scenes"
+    if not (folder / "data.yaml").is_file():
+        with ProgressBar("scenes", quiet=quiet) as bar:
+            write_scenes(folder, splits, unlabelled, SEED, IMAGE_SIZE, DIFFICULTY, bar.step)
+    text = (folder / "data.yaml").read_text(encoding="utf-8")
+    # The teacher trains on the split of plenty and is judged on the same scenes as the student.
+    lines = [line for line in text.splitlines(keepends=True) if not line.lstrip().startswith("train:")]
+    write_text(folder / "plenty.yaml", "".join(lines).replace("  plenty:", "  train:"))

@@ -1,0 +1,130 @@
+"""MODEL to a file for the device, proven against the model it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from kd_vision.core.errors import RequestError
+from kd_vision.core.validation import validate
+from kd_vision.data.dataset import load_split
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.data.loader import eval_batches
+from kd_vision.detectors.base import Detector
+from kd_vision.export import exporter_for
+from kd_vision.export.latency import Latency, measure_latency
+from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx, refuse_wrong_request
+from kd_vision.export.parity import ParityEvidence, ParityProof
+from kd_vision.pipeline.evaluate import check_classes
+from kd_vision.pipeline.models import LoadedModel, load_model
+
+_EVIDENCE_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        path: of the file.
+        proof: of parity with the model.
+        latency: of one image on one CPU thread; None for a fixed batch above one, or where the
+            caller did not want it.
+        layout: of the output.
+        size_bytes: of the file.
+        image_size: height and width of the input.
+    """
+
+    path: Path
+    proof: ParityProof
+    latency: Latency | None
+    layout: str
+    size_bytes: int
+    image_size: int
+
+
+def run_export(
+    model: Path | str,
+    out: Path | str,
+    data: Path | str | None = None,
+    split: str = "val",
+    image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    trust: bool = False,
+    with_latency: bool = True,
+) -> ExportResult:
+    """Export a model and prove that the file finds the same boxes.
+
+    Args:
+        model: run directory, ``.ckpt`` or ``.pt``.
+        out: the file to write; its suffix chooses the exporter.
+        data: data descriptor; the gate then compares on its split, AP included. None: on seeded
+            noise and drawn shapes.
+        split: of the data.
+        image_size: input side; None: as trained.
+        options: of `OnnxExportConfig`, without `image_size`.
+        trust: allow a pickle outside the allow-list.
+        with_latency: measure the time of one image.
+
+    Raises:
+        RequestError: the request is wrong.
+        GateError: the file does not find the same boxes; it was not kept.
+    """
+    out = Path(out)
+    exporter_for(out)
+    loaded = load_model(Path(model), image_size, trust)
+    detector = _torch_detector(loaded)
+    config = validate(OnnxExportConfig, {"image_size": loaded.image_size, **(options or {})}, "export")
+    refuse_wrong_request(detector.spec, out, config)
+    evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size)
+    exported = export_onnx(detector, out, config, provenance(loaded.path), evidence)
+    single = config.batch in (1, "dynamic")
+    latency = measure_latency(exported.path) if with_latency and single else None
+    return _result(exported, latency, config)
+
+
+def provenance(path: Path) -> dict[str, str]:
+    """Say where a model comes from, without the paths of this machine.
+
+    Args:
+        path: the file that was opened.
+    """
+    found = {
+        "model": path.name,
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    for folder in path.resolve().parents[:2]:
+        config = folder / "config.yaml"
+        if config.is_file():
+            found["run"] = folder.name
+            found["config_sha256"] = hashlib.sha256(config.read_bytes()).hexdigest()
+            break
+    return found
+
+
+def _torch_detector(loaded: LoadedModel) -> Detector:
+    if loaded.detector is None:
+        raise RequestError(
+            f"{loaded.path}: a model of the kind '{loaded.kind}' cannot be exported; give a run directory, "
+            f".ckpt or .pt"
+        )
+    return loaded.detector
+
+
+def _evidence(detector: Detector, data: Path, split: str, image_size: int) -> ParityEvidence:
+    truth = load_split(load_descriptor(data), split)
+    check_classes(detector, truth, detector.spec.name)
+    batches = eval_batches(truth, image_size, _EVIDENCE_BATCH, detector.spec.input_channels)
+    source = f"all {len(truth)} images of the split '{split}' of {data.name}"
+    return ParityEvidence(batches, source, truth)
+
+
+def _result(exported: ExportedFile, latency: Latency | None, config: OnnxExportConfig) -> ExportResult:
+    return ExportResult(
+        exported.path, exported.proof, latency, exported.layout, exported.size_bytes, config.image_size
+    )

@@ -1,0 +1,160 @@
+"""MODEL on pictures: boxes in a file, and copies with the boxes drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_vision.core.batch import ImageBatch, Targets
+from kd_vision.core.console import ProgressBar
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import write_json
+from kd_vision.data.loader import letterbox_image
+from kd_vision.data.sources import Frame, FrameWriter, Source, open_source
+from kd_vision.detectors.base import PredictOptions, Predictor
+from kd_vision.detectors.drawing import draw_detections
+from kd_vision.pipeline.models import load_model
+
+_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """What was found.
+
+    Attributes:
+        predictions: the JSON file with the boxes.
+        copies: annotated images, or the annotated video.
+        frames: pictures seen.
+        boxes: by class name, how many were found.
+    """
+
+    predictions: Path
+    copies: tuple[Path, ...]
+    frames: int
+    boxes: dict[str, int]
+
+
+def run_predict(
+    model: Path | str,
+    source: Path | str,
+    out: Path | str = Path("predictions"),
+    score: float = 0.25,
+    draw: bool = True,
+    image_size: int | None = None,
+    trust: bool = False,
+    quiet: bool = True,
+) -> PredictResult:
+    """Find boxes on an image, a folder of images or a video.
+
+    ``predictions.json`` in `out` is a COCO results list. Image ids count pictures from 1 and
+    category ids labels from 1; `file_name` (and `frame` of a video, from 0) and `category` say
+    what they are.
+
+    Args:
+        model: run directory, ``.ckpt``, ``.pt`` or ``.onnx``.
+        source: image, folder or video.
+        out: folder for what is written.
+        score: boxes below are left out.
+        draw: write annotated copies too.
+        image_size: input side; None: as trained or exported.
+        trust: allow a pickle outside the allow-list.
+        quiet: no progress bar.
+
+    Raises:
+        RequestError: model or source is missing or of an unknown kind, an image cannot be read.
+    """
+    if not 0.0 <= score < 1.0:
+        raise RequestError(f"--score: {score:g} is not a score; give 0 or more, and less than 1")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"--out: {out} is a file; give a folder")
+    loaded = load_model(Path(model), image_size, trust)
+    spec = loaded.predictor.spec
+    pictures = open_source(Path(source), spec.input_channels)
+    entries: list[dict[str, Any]] = []
+    seen = 0
+    with ExitStack() as stack:
+        writer = stack.enter_context(FrameWriter(pictures, out)) if draw else None
+        bar = stack.enter_context(ProgressBar(f"predict {pictures.path.name}", quiet=quiet))
+        for frame, found in predict_frames(loaded.predictor, pictures.frames(), loaded.image_size, score):
+            seen += 1
+            entries += _entries(frame, found, spec.classes, pictures)
+            if writer is not None:
+                writer.write(frame, draw_detections(frame.pixels, found, spec.classes))
+            bar.step(seen, max(pictures.count, seen))
+    path = out / "predictions.json"
+    write_json(path, entries)
+    counts = Counter(str(entry["category"]) for entry in entries)
+    copies = tuple(writer.written) if writer is not None else ()
+    return PredictResult(path, copies, seen, {name: counts[name] for name in spec.classes})
+
+
+def predict_frames(
+    predictor: Predictor, frames: Iterable[Frame], image_size: int, score: float
+) -> Iterator[tuple[Frame, Detections]]:
+    """Yield each frame with its boxes, in pixels of the frame, in order.
+
+    Args:
+        predictor: gives boxes.
+        frames: pictures of any size.
+        image_size: input side S.
+        score: boxes below are left out.
+    """
+    options = PredictOptions(score_threshold=score)
+    waiting = iter(frames)
+    while chunk := list(islice(waiting, _BATCH)):
+        batch = frame_batch(chunk, image_size)
+        with torch.no_grad():
+            answers = predictor.predict(batch, options)
+        yield from zip(chunk, answers, strict=True)
+
+
+def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
+    """Letterbox frames into one batch without targets, as evaluation does.
+
+    Args:
+        frames: pictures of any size.
+        image_size: input side S.
+
+    Returns:
+        (B, C, S, S) uint8 with a letterbox per image; image ids are frame indices plus one.
+    """
+    boxed = [letterbox_image(frame.pixels, image_size) for frame in frames]
+    images = np.stack([image.transpose(2, 0, 1) for image, _ in boxed])
+    none = torch.zeros(0, dtype=torch.int64)
+    return ImageBatch(
+        images=torch.from_numpy(images),
+        targets=Targets(none, none, torch.zeros(0, 4)),
+        labelled=torch.zeros(len(frames), dtype=torch.bool),
+        image_ids=tuple(frame.index + 1 for frame in frames),
+        letterboxes=tuple(letterbox for _, letterbox in boxed),
+    )
+
+
+def _entries(
+    frame: Frame, found: Detections, classes: Sequence[str], source: Source
+) -> Iterator[dict[str, Any]]:
+    where: dict[str, Any] = {"file_name": frame.name}
+    if source.is_video:
+        where["frame"] = frame.index
+    rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    for box, score, label in rows:
+        left, top, right, bottom = box
+        yield {
+            "image_id": frame.index + 1,
+            "category_id": label + 1,
+            "bbox": [left, top, right - left, bottom - top],
+            "score": score,
+            "category": classes[label],
+            **where,
+        }

@@ -1,0 +1,107 @@
+"""Config files: what is right is typed, what is wrong is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kd_vision.config.load import load_config, recipe_names
+from kd_vision.core.errors import RequestError
+
+BASE = "data: d.yaml\nimage_size: 64\nstudent: {model: yolov8n}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_file_and_overrides_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, BASE + "teacher: {weights: sub/t.pt}\ndistill: imitation\n")
+    config = load_config(path)
+    assert config.data == tmp_path / "d.yaml"
+    assert config.teacher.weights == tmp_path / "sub" / "t.pt"  # type: ignore[union-attr]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert load_config(path, ["teacher.weights=u.pt"]).teacher.weights == elsewhere / "u.pt"  # type: ignore[union-attr]
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "data: d.yaml\nimage_sise: 64\nstudent: {family: ultralytic}\n"
+        "teacher: {weights: t.pt}\ndistill: [{loss: class_bc}, {loss: box_iou, wait: 1}]\n"
+        "train: {epoch: 3, batch_size: none}\n",
+    )
+    with pytest.raises(RequestError) as caught:
+        load_config(path)
+    assert list(caught.value.problems) == [
+        f"{path}: train.batch_size: input should be a valid integer, unable to parse string as an integer; given 'none'",
+        f"{path}: train.epoch: unknown key; did you mean 'epochs'?",
+        f"{path}: image_sise: unknown key; did you mean 'image_size'?",
+        f"{path}: student.family: unknown family 'ultralytic'; did you mean 'ultralytics'?",
+        f"{path}: distill.0.loss: loss 'class_bc' is unknown; did you mean 'class_bce'?",
+        f"{path}: distill.1.wait: unknown key; did you mean 'weight'?",
+    ]
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, BASE + "train: {lr: 1e-3, weight_decay: 5e-4}\n"))
+    assert config.train.lr == 0.001
+    assert config.train.weight_decay == 0.0005
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "image_size: 96\n")
+    with pytest.raises(RequestError, match=r"c\.yaml:4: key 'image_size' is given twice"):
+        load_config(path)
+
+
+def test_overrides_reach_into_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "teacher: {weights: t.pt}\ndistill: [{loss: box_iou}]\n")
+    config = load_config(path, ["distill.0.weight=auto", "train.epochs=7"])
+    assert config.terms[0].config.weight == "auto"
+    assert config.train.epochs == 7
+    with pytest.raises(RequestError, match="'3' is no position in a list of 1"):
+        load_config(path, ["distill.3.weight=1"])
+    with pytest.raises(RequestError, match="--set epochs: expected key.path=value"):
+        load_config(path, ["epochs"])
+
+
+def test_distill_without_teacher_and_teacher_without_losses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="distill: needs a teacher"):
+        load_config(write(tmp_path, BASE + "distill: imitation\n"))
+    with pytest.raises(RequestError, match="a teacher without one teaches nothing"):
+        load_config(write(tmp_path, BASE + "teacher: {weights: t.pt}\ndistill: []\n"))
+
+
+def test_two_terms_of_one_loss_need_names(tmp_path: Path) -> None:
+    text = BASE + "teacher: {weights: t.pt}\ndistill: [{loss: box_iou}, {loss: box_iou%s}]\n"
+    with pytest.raises(RequestError, match="a second term named 'box_iou'"):
+        load_config(write(tmp_path, text % ""))
+    config = load_config(write(tmp_path, text % ", name: coarse, levels: [P5]"))
+    assert [term.name for term in config.terms] == ["box_iou", "coarse"]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_loads_and_a_resolved_config_reads_back_the_same(tmp_path: Path, recipe: str) -> None:
+    import yaml
+
+    config = load_config(write(tmp_path, BASE + f"teacher: {{weights: t.pt}}\ndistill: {recipe}\n"))
+    assert config.terms
+    again = tmp_path / "resolved.yaml"
+    again.write_text(yaml.safe_dump(config.to_mapping()))
+    assert load_config(again).to_mapping() == config.to_mapping()
+
+
+def test_missing_file_and_unset_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
+        load_config(tmp_path / "none.yaml")
+    monkeypatch.delenv("KDV_NOWHERE", raising=False)
+    with pytest.raises(RequestError, match="the variable KDV_NOWHERE is not set"):
+        load_config(write(tmp_path, BASE.replace("d.yaml", "${KDV_NOWHERE}/d.yaml")))

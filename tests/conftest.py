@@ -1,0 +1,99 @@
+"""A tiny data set and tiny runs that many tests share. Everything is made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SIZE = 64
+COLOURS = ((220, 40, 40), (40, 40, 220))
+
+
+def make_split(folder: Path, name: str, count: int, seed: int) -> None:
+    """Write `count` images with one or two coloured squares each, and their COCO file."""
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    for index in range(count):
+        image = rng.integers(90, 130, (SIZE, SIZE, 3), dtype=np.uint8)
+        for _ in range(int(rng.integers(1, 3))):
+            label = int(rng.integers(0, 2))
+            side = int(rng.integers(14, 26))
+            left, top = (int(v) for v in rng.integers(0, SIZE - side, 2))
+            image[top : top + side, left : left + side] = COLOURS[label]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label + 1,
+                 "bbox": [left, top, side, side], "area": side * side, "iscrowd": 0}
+            )  # fmt: skip
+        cv2.imwrite(str(folder / name / f"{index}.png"), image[..., ::-1])
+        images.append({"id": index + 1, "file_name": f"{index}.png", "width": SIZE, "height": SIZE})
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Descriptor of a data set of coloured squares: train 12, val 6, unlabelled 8 images of 64 px."""
+    folder = tmp_path_factory.mktemp("squares")
+    for seed, (name, count) in enumerate({"train": 12, "val": 6, "free": 8}.items()):
+        make_split(folder, name, count, seed)
+    descriptor = folder / "squares.yaml"
+    descriptor.write_text(
+        "format: coco\nroot: .\nsplits:\n"
+        "  train: {images: train, annotations: annotations/train.json}\n"
+        "  val: {images: val, annotations: annotations/val.json}\n"
+        "unlabelled: free\nclasses: [red, blue]\n"
+    )
+    return descriptor
+
+
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory, squares: Path) -> Path:
+    """A yolov8n that has learned the squares a little: the teacher of the tests."""
+    from kd_vision.pipeline.train import train
+
+    folder = tmp_path_factory.mktemp("teacher")
+    config = folder / "teacher.yaml"
+    config.write_text(
+        f"data: {squares}\nimage_size: 64\nstudent: {{model: yolov8n}}\n"
+        "train: {epochs: 30, batch_size: 6, lr: 0.003, warmup_epochs: 1, workers: 0, validate_every: 0,\n"
+        "        keep: last, ema_ramp: 10, precision: 32-true}\naugment: {mosaic: 0.0}\n"
+    )
+    return train(config, folder / "run").student
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, squares: Path, teacher_file: Path) -> Callable[..., Path]:
+    """Return a function that writes a small distillation config; keyword `text` adds lines."""
+
+    def write(teacher: bool = True, distill: str = "[{loss: class_qfl}, {loss: box_iou}]", train: str = "") -> Path:
+        lines = [f"data: {squares}", "image_size: 64", "student: {model: yolov8n}"]
+        if teacher:
+            lines += [f"teacher: {{weights: {teacher_file}}}", f"distill: {distill}"]
+        settings = "epochs: 2, batch_size: 4, workers: 0, validate_every: 0, keep: last, log_every: 1"
+        lines += [f"train: {{{settings}{', ' + train if train else ''}}}", "augment: {close_mosaic: 0}"]
+        path = tmp_path / "config.yaml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights beside the repository; skips where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real data in ../shared, which is not part of the product")
+    return SHARED

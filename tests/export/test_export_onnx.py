@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import batched_nms
+
+from kd_vision.core.batch import ImageBatch
+from kd_vision.core.errors import GateError, RequestError
+from kd_vision.core.predictions import Detections
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.data.sources import Frame
+from kd_vision.detectors.base import PredictOptions
+from kd_vision.detectors.onnx import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN, OnnxPredictor
+from kd_vision.detectors.postprocess import to_original
+from kd_vision.detectors.ultralytics import UltralyticsDetector
+from kd_vision.export import EXPORTERS, exporter_for
+from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx
+from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityProof, synthetic_evidence
+from kd_vision.pipeline.predict import frame_batch
+
+Lively = Callable[..., UltralyticsDetector]
+SIZE = 96
+CLASSES = ("car", "bus", "truck")
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: str
+    options: dict[str, Any]
+    layout: str
+    output: list[int | None]
+
+
+CASES = [
+    Case("v8", "yolov8n", {}, "dense_xywh", [1, 7, 189]),
+    Case("v11-dynamic", "yolo11n", {"batch": "dynamic"}, "dense_xywh", [None, 7, 189]),
+    Case("v12-opset-11", "yolo12n", {"opset": 11}, "dense_xywh", [1, 7, 189]),
+    Case("v26-dynamic", "yolo26n", {"batch": "dynamic"}, "end_to_end", [None, 189, 6]),
+    Case("v8-nms", "yolov8n", {"nms": True, "max_detections": 50}, "nms", [1, 50, 6]),
+    Case("v8-nms-dynamic", "yolov8n", {"nms": True, "batch": "dynamic"}, "nms", [None, 300, 6]),
+    Case("v8-batch-3", "yolov8n", {"batch": 3, "opset": 20, "simplify": False}, "dense_xywh", [3, 7, 189]),
+]
+
+
+@dataclass(frozen=True)
+class Exported:
+    case: Case
+    detector: UltralyticsDetector
+    file: ExportedFile
+    config: OnnxExportConfig
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def exported(request: pytest.FixtureRequest, lively: Lively, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    case: Case = request.param
+    detector = lively(case.model)
+    config = OnnxExportConfig(image_size=SIZE, **case.options)
+    out = tmp_path_factory.mktemp("onnx") / f"{case.name}.onnx"
+    return Exported(case, detector, export_onnx(detector, out, config, {"run": "bccd-7"}), config)
+
+
+def one_batch() -> ImageBatch:
+    """Four images in one batch, other ones than the gate's first."""
+    batches = list(synthetic_evidence(make_spec(), SIZE, images=4).batches)
+    return ImageBatch(
+        images=torch.cat([batch.images for batch in batches]),
+        targets=batches[0].targets,
+        labelled=torch.zeros(4, dtype=torch.bool),
+        image_ids=(1, 2, 3, 4),
+        letterboxes=tuple(batch.letterboxes[0] for batch in batches),
+    )
+
+
+def share_found(wanted: Detections, given: Detections) -> float:
+    """Share of boxes for which the other side has one of the same class, within 1e-3 and 0.1 pixels."""
+    boxes = np.abs(wanted.boxes_xyxy[:, None] - given.boxes_xyxy[None]).max(axis=-1) < 0.1
+    scores = np.abs(wanted.scores[:, None] - given.scores[None]) < 1e-3
+    return float((boxes & scores & (wanted.labels[:, None] == given.labels[None])).any(axis=1).mean())
+
+
+def make_spec() -> DetectorSpec:
+    return DetectorSpec("test", "test", CLASSES, {}, {}, frozenset())
+
+
+def test_file_gives_the_boxes_of_the_model(exported: Exported) -> None:
+    options = exported.config.predict_options
+    wanted = exported.detector.predict(one_batch(), options)
+    given = OnnxPredictor(exported.file.path).predict(one_batch(), options)
+    for ours, theirs in zip(wanted, given):
+        assert len(ours) == len(theirs) > 5
+        # Order is no question where scores tie, and NMS may decide a tie either way: 1 of 100 may differ.
+        assert share_found(ours, theirs) >= 0.99
+        assert share_found(theirs, ours) >= 0.99
+
+
+def test_graph_is_as_asked(exported: Exported) -> None:
+    model = onnx.load(exported.file.path)
+    batch = exported.case.options.get("batch", 1)
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    assert [sides[0].dim_param] == ["batch"] if batch == "dynamic" else sides[0].dim_value == batch
+    assert [side.dim_value for side in sides][1:] == [3, SIZE, SIZE]
+    output = model.graph.output[0].type.tensor_type.shape.dim
+    assert [side.dim_value or None for side in output] == exported.case.output
+    assert not any(side.dim_param for side in output)
+    assert model.opset_import[0].version == exported.config.opset
+    assert model.ir_version <= 10
+    operators = {node.op_type for node in model.graph.node}
+    assert ("NonMaxSuppression" in operators) == exported.config.nms
+    assert exported.file.layout == exported.case.layout
+
+
+def test_metadata_says_what_the_file_is(exported: Exported) -> None:
+    values = {each.key: each.value for each in onnx.load(exported.file.path).metadata_props}
+    assert json.loads(values[KEY_CLASSES]) == list(CLASSES)
+    assert json.loads(values[KEY_TRAINING_RUN]) == {"run": "bccd-7"}
+    assert json.loads(values[KEY_PREPROCESSING]) == {
+        "resize": "letterbox",
+        "pad_value": 114,
+        "scale": "1/255",
+        "channel_order": "RGB",
+        "layout": "NCHW",
+        "height": SIZE,
+        "width": SIZE,
+    }
+    assert values["names"] == "{0: 'car', 1: 'bus', 2: 'truck'}"
+    assert (values["stride"], values["task"], values["channels"]) == ("32", "detect", "3")
+    proof = ParityProof.model_validate_json(values[KEY_PARITY])
+    assert proof == exported.file.proof
+    assert proof.passed
+    assert proof.source == SYNTHETIC_SOURCE
+    assert proof.reference_boxes > 100
+
+
+def test_predictor_reads_the_file(exported: Exported) -> None:
+    predictor = OnnxPredictor(exported.file.path)
+    assert predictor.layout == exported.case.layout
+    assert predictor.image_size == SIZE
+    assert predictor.spec.classes == CLASSES
+    assert predictor.spec.end_to_end == (exported.case.layout != "dense_xywh")
+
+
+def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_path: Path) -> None:
+    """On pictures that are not square, given in one call, at a threshold a user would take."""
+    from ultralytics import YOLO
+
+    pictures = [pixels[:70] for pixels in one_batch().images.permute(0, 2, 3, 1).numpy()]
+    model = YOLO(exported.file.path, task="detect")
+    bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in pictures]
+    results = model.predict(bgr, conf=0.3, iou=0.7, verbose=False, project=str(tmp_path))
+    assert model.names == dict(enumerate(CLASSES))
+    batch = frame_batch([Frame(index, "", picture) for index, picture in enumerate(pictures)], SIZE)
+    wanted = OnnxPredictor(exported.file.path).predict(batch, PredictOptions(0.3))
+    if exported.case.layout == "dense_xywh":
+        wanted = best_class_only(exported.file.path, batch)
+    counted = 0
+    for result, ours in zip(results, wanted):
+        theirs = Detections(
+            result.boxes.xyxy.numpy(), result.boxes.conf.numpy(), result.boxes.cls.numpy().astype(np.int64)
+        )
+        assert len(theirs) == len(ours)
+        assert not len(ours) or share_found(theirs, ours) == share_found(ours, theirs) == 1.0
+        counted += len(ours)
+    assert counted > 10
+
+
+def best_class_only(path: Path, batch: ImageBatch) -> list[Detections]:
+    """As ultralytics predicts from dense output: each point answers for its best class alone."""
+    found = []
+    output = torch.from_numpy(OnnxPredictor(path).run(batch.as_float().images.numpy()))
+    for rows, letterbox in zip(output, batch.letterboxes):
+        score, label = rows[4:].max(dim=0)
+        centre, half = rows[:2].T, rows[2:4].T / 2
+        boxes = torch.cat((centre - half, centre + half), dim=1)
+        sure = score > 0.3
+        keep = batched_nms(boxes[sure], score[sure], label[sure], 0.7)
+        detections = (each[sure][keep].numpy() for each in (boxes, score, label))
+        found.append(to_original(Detections(*detections), letterbox))
+    return found
+
+
+def test_ultralytics_agrees_between_student_pt_and_onnx(lively: Lively, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    detector = lively("yolov8n")
+    detector.save(tmp_path / "student.pt", {})
+    export_onnx(detector, tmp_path / "student.onnx", OnnxExportConfig(image_size=SIZE), {})
+    picture = np.ascontiguousarray(one_batch().images[1].permute(1, 2, 0).numpy()[:70, :, ::-1])
+    found = []
+    for name in ("student.pt", "student.onnx"):
+        result = YOLO(tmp_path / name, task="detect").predict(
+            picture, conf=0.1, imgsz=SIZE, rect=False, verbose=False, project=str(tmp_path)
+        )[0]
+        found.append(result.boxes.data.numpy())
+    assert len(found[0]) > 10
+    np.testing.assert_allclose(found[0], found[1], atol=0.05)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channel_counts(channels: int, lively: Lively, tmp_path: Path) -> None:
+    detector = lively("yolov8n", channels)
+    exported = export_onnx(detector, tmp_path / "a.onnx", OnnxExportConfig(image_size=SIZE), {})
+    assert exported.proof.passed
+    assert OnnxPredictor(exported.path).input.channels == channels
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+class TestEveryExporter:
+    def parts(self, name: str) -> tuple[Callable[..., ExportedFile], type[Any]]:
+        found = []
+        for path in (EXPORTERS[name].path, EXPORTERS[name].config):
+            module, attribute = path.split(":")
+            found.append(getattr(importlib.import_module(module), attribute))
+        return found[0], found[1]
+
+    def test_its_suffix_leads_to_it(self, name: str) -> None:
+        assert exporter_for(Path("a") / f"b{EXPORTERS[name].suffix}") == name
+
+    def test_refuses_before_the_first_forward_pass(self, name: str, lively: Lively, tmp_path: Path) -> None:
+        export, config = self.parts(name)
+        detector = lively("yolov8n")
+        calls: list[object] = []
+        hook = detector.register_forward_pre_hook(lambda *_: calls.append(1))
+        with pytest.raises(RequestError) as caught:
+            export(detector, tmp_path / "no" / "a.txt", config(image_size=100), {})
+        hook.remove()
+        assert calls == []
+        assert len(caught.value.problems) == 3
+        assert list(tmp_path.iterdir()) == []
+
+    def test_proves_writes_and_leaves_nothing_beside(self, name: str, lively: Lively, tmp_path: Path) -> None:
+        export, config = self.parts(name)
+        detector = lively("yolov8n").train()
+        out = tmp_path / f"a{EXPORTERS[name].suffix}"
+        exported = export(detector, out, config(image_size=SIZE), {})
+        assert exported.proof.passed
+        assert detector.training
+        detector.eval()
+        assert list(tmp_path.iterdir()) == [out]
+        assert exported.size_bytes == out.stat().st_size > 1_000_000
+
+
+def test_no_exporter_for_a_suffix() -> None:
+    with pytest.raises(RequestError) as caught:
+        exporter_for(Path("a.engine"))
+    assert str(caught.value) == "--out: a.engine: no exporter writes '.engine' files; possible: .onnx (onnx)"
+
+
+def test_all_mistakes_of_a_request_at_once(lively: Lively, tmp_path: Path) -> None:
+    config = OnnxExportConfig(image_size=100, batch=0, opset=25, nms=True, precision="int8")
+    with pytest.raises(RequestError) as caught:
+        export_onnx(lively("yolo26n"), tmp_path / "no" / "a.bin", config, {})
+    assert caught.value.problems == (
+        f"--out: {tmp_path}/no/a.bin ends with '.bin'; an ONNX file ends with .onnx",
+        f"--out: folder {tmp_path}/no does not exist; make it first",
+        "--image-size: 100 is not a multiple of 32, the largest stride of yolo26n; nearest: 96",
+        "--batch: 0 images make no batch; give 1 or more, or 'dynamic'",
+        "--opset: 25 is not supported; possible: 11 to 20, default 18",
+        "--nms: yolo26n has an end-to-end head, which needs no NMS; leave --nms out",
+        "--precision: int8 is not available in this version; possible: fp32",
+    )
+
+
+class _Wrong(nn.Module):
+    """An export module with a fault."""
+
+    def __init__(self, module: nn.Module, fault: str) -> None:
+        super().__init__()
+        self.module = module
+        self.fault = fault
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.module(images)
+        boxes, scores = output[:, :4], output[:, 4:]
+        if self.fault == "shifted":
+            boxes = boxes + torch.tensor([1.0, 0.0, 0.0, 0.0])[None, :, None]
+        if self.fault == "swapped":
+            scores = scores[:, [1, 0, 2]]
+        if self.fault == "scaled":
+            scores = scores * 0.95
+        if self.fault == "smaller":
+            boxes = boxes * torch.tensor([1.0, 1.0, 0.9, 0.9])[None, :, None]
+        return torch.cat((boxes, scores), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("shifted", "coordinate difference in pixels, 99th percentile: 1"),
+        ("swapped", "of the boxes have a partner"),
+        ("scaled", "score difference, 99th percentile"),
+        ("smaller", "coordinate difference in pixels, 99th percentile"),
+    ],
+)
+def test_gate_refuses_a_wrong_graph(
+    fault: str, reason: str, lively: Lively, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = lively("yolov8n")
+    module = _Wrong(detector.export_module(), fault)
+    monkeypatch.setattr(detector, "export_module", lambda nms_free=None: module)
+    out = tmp_path / "a.onnx"
+    out.write_bytes(b"the export of yesterday")
+    with pytest.raises(GateError, match=reason) as caught:
+        export_onnx(detector, out, OnnxExportConfig(image_size=SIZE), {})
+    assert caught.value.exit_code == 3
+    assert "no file was written" in str(caught.value)
+    assert out.read_bytes() == b"the export of yesterday"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_nms_thresholds_are_baked_in(lively: Lively, tmp_path: Path) -> None:
+    config = OnnxExportConfig(image_size=SIZE, nms=True, score_threshold=0.3, nms_iou=0.4, max_detections=20)
+    detector = lively("yolov8n")
+    exported = export_onnx(detector, tmp_path / "a.onnx", config, {})
+    given = OnnxPredictor(exported.path).predict(one_batch(), PredictOptions(0.0, 0.9, 300))
+    wanted = detector.predict(one_batch(), PredictOptions(0.3, 0.4, 20))
+    assert [len(each) for each in given] == [len(each) for each in wanted]
+    assert min(each.scores.min() for each in given if len(each)) > 0.3
