@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from kd_vision.core.strict_yaml import parse_scalar
+
 torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -82,8 +84,16 @@ def write_config(tmp_path: Path, squares: Path, teacher_file: Path) -> Callable[
         lines = [f"data: {squares}", "image_size: 64", "student: {model: yolov8n}"]
         if teacher:
             lines += [f"teacher: {{weights: {teacher_file}}}", f"distill: {distill}"]
-        settings = "epochs: 2, batch_size: 4, workers: 0, validate_every: 0, keep: last, log_every: 1"
-        lines += [f"train: {{{settings}{', ' + train if train else ''}}}", "augment: {close_mosaic: 0}"]
+        settings = {
+            "epochs": 2,
+            "batch_size": 4,
+            "workers": 0,
+            "validate_every": 0,
+            "keep": "last",
+            "log_every": 1,
+        }
+        settings |= parse_scalar(f"{{{train}}}")
+        lines += [f"train: {json.dumps(settings)}", "augment: {close_mosaic: 0}"]
         path = tmp_path / "config.yaml"
         path.write_text("\n".join(lines) + "\n")
         return path

@@ -26,7 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one pair of runs each (default: 0)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="one pair of runs each (default: 0)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory (default: runs/<config name>-benchmark)")
     parser.add_argument("--no-latency", action="store_true", help="leave export and ONNX latency out")
     parser.set_defaults(run=run)

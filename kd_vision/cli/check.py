@@ -43,7 +43,12 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     with Console(stderr=True).status("data") as status:
         findings = check(config, status.update)
-    marks = {"ok": "[green]ok  [/]", "warning": "[yellow]warn[/]", "error": "[red]ERR [/]", "gate": "[red]GATE[/]"}
+    marks = {
+        "ok": "[green]ok  [/]",
+        "warning": "[yellow]warn[/]",
+        "error": "[red]ERR [/]",
+        "gate": "[red]GATE[/]",
+    }
     for finding in findings:
         console.print(f"{marks[finding.state]} {finding.topic:<14} {escape(finding.text)}", soft_wrap=True)
     return exit_code(findings)

@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     console.print(f"report   {result.benchmark.report_html}", soft_wrap=True)
     console.print(f"student  {result.student}", soft_wrap=True)
     console.print(
-        f"ONNX     {result.export.path}  (parity: {100 * proof.matched_share:.2f} % of boxes match)", soft_wrap=True
+        f"ONNX     {result.export.path}  (parity: {100 * proof.matched_share:.2f} % of boxes match)",
+        soft_wrap=True,
     )
     return 0

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from kd_vision.config.schema import EvaluateConfig
     from kd_vision.pipeline.evaluate import evaluate
-    from kd_vision.report.tables import metrics_table
+    from kd_vision.report.tables import console_metrics
 
     result = evaluate(
         options.model,
@@ -61,5 +61,5 @@ def run(options: argparse.Namespace) -> int:
         quiet=False,
     )
     title = f"{options.model} on {options.split}, {result.metrics.n_images} images at {result.image_size} px"
-    Console().print(metrics_table(result.metrics, title))
+    Console().print(console_metrics(result.metrics, title))
     return 0

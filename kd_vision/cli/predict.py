@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kd_vision.cli.options import add_trust
+
 _EPILOG = """\
 Writes into --out: a copy of every image (or of the video) with the boxes drawn, and predictions.json,
 a COCO results list whose entries also carry the file name and the name of the class.
@@ -34,16 +36,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where to write (default: %(default)s)",
     )
-    parser.add_argument(
-        "--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)"
-    )
+    parser.add_argument("--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="predictions.json only, no drawn copies")
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)"
-    )
-    parser.add_argument(
-        "--trust", action="store_true", help="allow a .pt that runs code of its own when opened"
-    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 

@@ -38,11 +38,11 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.pipeline.train import train
-    from kd_vision.report.tables import metrics_table
+    from kd_vision.report.tables import console_metrics
 
     result = train(options.config, options.out, options.resume, options.overrides, quiet=False)
     console = Console()
-    console.print(metrics_table(result.metrics, f"{result.split}, {result.metrics.n_images} images"))
+    console.print(console_metrics(result.metrics, f"{result.split}, {result.metrics.n_images} images"))
     console.print(f"student  {result.student}", highlight=False, soft_wrap=True)
     console.print(f"report   {result.directory / 'report.html'}", highlight=False, soft_wrap=True)
     return 0

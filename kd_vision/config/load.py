@@ -88,9 +88,7 @@ def _detector(content: Any, role: str, where: str, found: list[str]) -> BaseMode
     return _try(model, content, where, role, found)
 
 
-def _terms(
-    content: Mapping[str, Any], where: str, found: list[str]
-) -> tuple[tuple[TermConfig, ...], str | None]:
+def _terms(content: Mapping[str, Any], where: str, found: list[str]) -> tuple[tuple[TermConfig, ...], str | None]:
     given = content.get("distill")
     if content.get("teacher") is None:
         if given is not None:
@@ -103,7 +101,9 @@ def _terms(
             return (), None
         given = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
     if not isinstance(given, list) or not given:
-        found.append(f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing")
+        found.append(
+            f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing"
+        )
         return (), None
     terms: dict[str, TermConfig] = {}
     for index, item in enumerate(given):
@@ -133,9 +133,7 @@ def _term(item: Any, key: str, where: str, found: list[str]) -> TermConfig | Non
     return None if config is None else TermConfig(name, loss, config)
 
 
-def _try(
-    model: type[Model], content: Mapping[str, Any], where: str, key: str, found: list[str]
-) -> Model | None:
+def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, found: list[str]) -> Model | None:
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:

@@ -95,9 +95,7 @@ class RunConfig:
         if self.teacher is not None:
             found["teacher"] = _plain(self.teacher)
             found["allow_weak_teacher"] = self.allow_weak_teacher
-            found["distill"] = [
-                {"loss": term.loss, "name": term.name, **_plain(term.config)} for term in self.terms
-            ]
+            found["distill"] = [{"loss": term.loss, "name": term.name, **_plain(term.config)} for term in self.terms]
         return found
 
 

@@ -29,9 +29,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 mark = key_node.start_mark
-                raise RequestError(
-                    f"{mark.name}:{mark.line + 1}: key '{key}' is given twice; keep one of them"
-                )
+                raise RequestError(f"{mark.name}:{mark.line + 1}: key '{key}' is given twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -84,8 +82,7 @@ def resolve_path(text: str, relative_to: Path) -> Path:
     unset = re.search(r"\$\{?(\w+)\}?", expanded)
     if unset:
         raise RequestError(
-            f"{text}: the variable {unset.group(1)} is not set; set it, e.g. "
-            f"`export {unset.group(1)}=/path/to/data`"
+            f"{text}: the variable {unset.group(1)} is not set; set it, e.g. `export {unset.group(1)}=/path/to/data`"
         )
     path = Path(expanded)
     return path if path.is_absolute() else (relative_to / path).resolve()

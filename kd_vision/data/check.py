@@ -50,9 +50,7 @@ class _Seen:
     bits: npt.NDArray[np.bool_]
 
 
-def check_data(
-    descriptor: DataDescriptor, on_image: Callable[[int, int], None] | None = None
-) -> list[Defect]:
+def check_data(descriptor: DataDescriptor, on_image: Callable[[int, int], None] | None = None) -> list[Defect]:
     """Return every defect, errors and warnings, in the order of the splits.
 
     Kinds: unreadable, malformed, orphan, missing, corrupt, size-mismatch, unknown-category,
@@ -154,17 +152,14 @@ def _inspect(part: str, image: RawImage) -> tuple[list[Defect], _Seen | None]:
         pixels = read_image(image.path, 3)
     except RequestError as error:
         found = [
-            Defect("corrupt", image.path, 0, problem.removeprefix(f"{image.path}: "))
-            for problem in error.problems
+            Defect("corrupt", image.path, 0, problem.removeprefix(f"{image.path}: ")) for problem in error.problems
         ]
         return found + _box_defects(image, image.size), None
     size = (pixels.shape[1], pixels.shape[0])
     found = []
     if image.size is not None and image.size != size:
         said, real = (f"{width}x{height}" for width, height in (image.size, size))
-        found.append(
-            Defect("size-mismatch", file, line, f"{image.file_name} is {real}, here it is said to be {said}")
-        )
+        found.append(Defect("size-mismatch", file, line, f"{image.file_name} is {real}, here it is said to be {said}"))
     digest = hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()
     return found + _box_defects(image, size), _Seen(part, image, digest, _gradient_bits(pixels))
 
@@ -186,11 +181,7 @@ def _frame_defects(image: RawImage, box: RawBox, size: tuple[int, int]) -> list[
     if beyond <= _ROUNDING:
         return []
     text = f"{box.what} of {image.file_name}: box leaves the {size[0]}x{size[1]} image by {beyond:.4g} pixels"
-    return [
-        Defect(
-            "out-of-frame", image.annotation_file, box.line, text, "error" if beyond > _SLIGHT else "warning"
-        )
-    ]
+    return [Defect("out-of-frame", image.annotation_file, box.line, text, "error" if beyond > _SLIGHT else "warning")]
 
 
 def _size_text(box: RawBox) -> str:

@@ -125,16 +125,10 @@ def _expect(text: str, at: int, sign: str) -> int:
 def _categories(coco: CocoFile, defects: list[Defect]) -> dict[CategoryKey, str]:
     found: dict[CategoryKey, str] = {}
     for line, entry in sorted(coco.entries["categories"], key=lambda pair: _id_or_zero(pair[1])):
-        if (
-            not isinstance(entry, dict)
-            or not _is_id(entry.get("id"))
-            or not isinstance(entry.get("name"), str)
-        ):
+        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
             _report(defects, coco, line, "malformed", "category needs a whole-number id and a name")
         elif entry["id"] in found or entry["name"] in found.values():
-            _report(
-                defects, coco, line, "malformed", f"category {entry['id']} '{entry['name']}' is given twice"
-            )
+            _report(defects, coco, line, "malformed", f"category {entry['id']} '{entry['name']}' is given twice")
         else:
             found[entry["id"]] = entry["name"]
     return found
@@ -143,11 +137,7 @@ def _categories(coco: CocoFile, defects: list[Defect]) -> dict[CategoryKey, str]
 def _images(coco: CocoFile, folder: Path, defects: list[Defect]) -> dict[int, RawImage]:
     found: dict[int, RawImage] = {}
     for line, entry in coco.entries["images"]:
-        if (
-            not isinstance(entry, dict)
-            or not _is_id(entry.get("id"))
-            or not isinstance(entry.get("file_name"), str)
-        ):
+        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
             _report(defects, coco, line, "malformed", "image needs a whole-number id and a file_name")
             continue
         if entry["id"] in found:
@@ -159,28 +149,19 @@ def _images(coco: CocoFile, folder: Path, defects: list[Defect]) -> dict[int, Ra
     return found
 
 
-def _add_box(
-    coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage], defects: list[Defect]
-) -> None:
+def _add_box(coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage], defects: list[Defect]) -> None:
     if not isinstance(entry, dict):
         _report(defects, coco, line, "malformed", "annotation is not a mapping")
         return
     what = f"annotation {entry.get('id', '?')}"
     box = entry.get("bbox")
-    if (
-        box is None
-        or not _is_box(box)
-        or not _is_id(entry.get("category_id"))
-        or not _is_id(entry.get("image_id"))
-    ):
+    if box is None or not _is_box(box) or not _is_id(entry.get("category_id")) or not _is_id(entry.get("image_id")):
         text = "needs image_id, category_id and bbox with four finite numbers"
         _report(defects, coco, line, "malformed", f"{what} {text}")
         return
     image = images.get(entry["image_id"])
     if image is None:
-        _report(
-            defects, coco, line, "orphan", f"{what} belongs to image {entry['image_id']}, which is not listed"
-        )
+        _report(defects, coco, line, "orphan", f"{what} belongs to image {entry['image_id']}, which is not listed")
         return
     area = entry.get("area")
     image.boxes.append(

@@ -206,13 +206,10 @@ def _number(value: float) -> str:
     return f"{float(value):.12g}"
 
 
-def _write_descriptors(
-    descriptor: DataDescriptor, parts: list[DetectionData], build: Path, to: Format
-) -> None:
+def _write_descriptors(descriptor: DataDescriptor, parts: list[DetectionData], build: Path, to: Format) -> None:
     annotations = {"coco": "annotations/{}.json", "yolo": "labels/{}", "voc": "annotations/{}"}[to]
     splits = {
-        part.name: {"images": f"images/{part.name}", "annotations": annotations.format(part.name)}
-        for part in parts
+        part.name: {"images": f"images/{part.name}", "annotations": annotations.format(part.name)} for part in parts
     }
     content: dict[str, Any] = {"format": to, "root": ".", "splits": splits}
     if descriptor.unlabelled is not None:

@@ -59,8 +59,7 @@ def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
     if problems:
         raise RequestError(*_shortened(problems))
     numbers = tuple(
-        key if isinstance(key, int) and descriptor.format == "coco" else label + 1
-        for label, key in enumerate(keys)
+        key if isinstance(key, int) and descriptor.format == "coco" else label + 1 for label, key in enumerate(keys)
     )
     return DetectionData(split, classes, numbers, tuple(records), dropped)
 
@@ -74,9 +73,7 @@ def load_unlabelled(descriptor: DataDescriptor) -> DetectionData:
         RequestError: the descriptor names no such folder, it is missing or has no images.
     """
     if descriptor.unlabelled is None:
-        raise RequestError(
-            f"{descriptor.root}: the data descriptor has no unlabelled folder; add `unlabelled: FOLDER`"
-        )
+        raise RequestError(f"{descriptor.root}: the data descriptor has no unlabelled folder; add `unlabelled: FOLDER`")
     folder = descriptor.resolve(descriptor.unlabelled)
     paths = list_images(folder)
     if not paths:

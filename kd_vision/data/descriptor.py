@@ -59,9 +59,7 @@ class DataDescriptor(StrictModel):
         if self.classes is not None:
             repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
             if repeated or not self.classes:
-                wrong.append(
-                    f"classes must be different names; repeated: {', '.join(repeated) or 'none given'}"
-                )
+                wrong.append(f"classes must be different names; repeated: {', '.join(repeated) or 'none given'}")
         if self.subset and self.classes is None:
             wrong.append("subset: true needs classes: the names to keep")
         if self.format == "yolo" and self.splits and self.classes is None:

@@ -192,9 +192,7 @@ class TrainStream:
         whole = min(self._config.batch_size * self._world, count - at)
         # Every process must get as many images: the last step is filled up from the epoch's start.
         whole = math.ceil(whole / self._world) * self._world
-        return [
-            (place, int(order[place % count])) for place in range(at + self._rank, at + whole, self._world)
-        ]
+        return [(place, int(order[place % count])) for place in range(at + self._rank, at + whole, self._world)]
 
     def _extra_share(self, pool: _Pool, step: int) -> list[tuple[int, int, int]]:
         """Return (turn, position, index) of this process' unlabelled images of a step."""
@@ -409,9 +407,7 @@ def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
     return width, min(math.ceil(record.height * ratio), image_size)
 
 
-def _training_targets(
-    record: ImageRecord, image_size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _training_targets(record: ImageRecord, image_size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return boxes in pixels of the resized image and labels, without crowds, cut to the image."""
     keep = ~record.crowd
     width, height = _resized(record, image_size)

@@ -90,9 +90,7 @@ class Source:
         finally:
             capture.release()
         if index == 0:
-            raise RequestError(
-                f"{self.path}: holds no frame that OpenCV can decode; convert it to H.264 in .mp4"
-            )
+            raise RequestError(f"{self.path}: holds no frame that OpenCV can decode; convert it to H.264 in .mp4")
 
 
 def open_source(path: Path, channels: int = 3) -> Source:
@@ -117,8 +115,7 @@ def open_source(path: Path, channels: int = 3) -> Source:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return _open_video(path, channels)
     raise RequestError(
-        f"{path}: '{path.suffix}' is neither an image ({_names(IMAGE_SUFFIXES)}) nor a video "
-        f"({_names(VIDEO_SUFFIXES)})"
+        f"{path}: '{path.suffix}' is neither an image ({_names(IMAGE_SUFFIXES)}) nor a video ({_names(VIDEO_SUFFIXES)})"
     )
 
 

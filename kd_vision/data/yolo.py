@@ -83,9 +83,7 @@ def _read_boxes(label_file: Path, size: tuple[int, int], boxes: list[RawBox], de
             text = f"needs 'class cx cy w h' with numbers, found '{content.strip()[:60]}'"
             defects.append(Defect("malformed", label_file, line, text))
             continue
-        boxes.append(
-            RawBox(int(numbers[0]), _xywh(numbers[1:], size), None, False, line, f"box {len(boxes) + 1}")
-        )
+        boxes.append(RawBox(int(numbers[0]), _xywh(numbers[1:], size), None, False, line, f"box {len(boxes) + 1}"))
 
 
 def _numbers(fields: list[str]) -> list[float] | None:

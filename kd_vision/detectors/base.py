@@ -38,9 +38,7 @@ class Predictor(Protocol):
 
     spec: DetectorSpec
 
-    def predict(
-        self, batch: ImageBatch, options: PredictOptions = PredictOptions()
-    ) -> list[Detections]:
+    def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image."""
         ...
 
@@ -68,9 +66,7 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(
-        self, batch: ImageBatch, options: PredictOptions = PredictOptions()
-    ) -> list[Detections]:
+    def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image.
 
         The batch carries a letterbox per image; images are float in [0, 1] or uint8.
@@ -91,7 +87,7 @@ class Detector(nn.Module, ABC):
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the bare detector so that the family's own loader opens it."""
 
-    def set_progress(self, done: float) -> None:  # noqa: B027 - optional on purpose
+    def set_progress(self, done: float) -> None:
         """Tell the detector how much of training is done, in [0, 1], once an epoch.
 
         Heads whose own loss changes over training use it; others ignore it.

@@ -35,12 +35,12 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")
 
-from ultralytics import __version__ as ultralytics_version  # noqa: E402
-from ultralytics.cfg import get_cfg  # noqa: E402
-from ultralytics.nn import tasks  # noqa: E402
-from ultralytics.nn.modules.head import Detect, v10Detect  # noqa: E402
-from ultralytics.utils import SETTINGS  # noqa: E402
-from ultralytics.utils.loss import E2ELoss, v8DetectionLoss  # noqa: E402
+from ultralytics import __version__ as ultralytics_version
+from ultralytics.cfg import get_cfg
+from ultralytics.nn import tasks
+from ultralytics.nn.modules.head import Detect, v10Detect
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 SETTINGS._save = lambda: None  # our use of the package must not rewrite the user's settings file
 dict.update(SETTINGS, sync=False)
@@ -159,9 +159,9 @@ class UltralyticsDetector(Detector):
         head = net.model[-1]
         if self.spec.end_to_end:
             head.end2end = nms_free is not False
-        net = net.fuse(verbose=False)
+        fused: nn.Module = net.fuse(verbose=False)
         head.export, head.format, head.training = True, "onnx", False
-        return net
+        return fused
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
@@ -266,9 +266,7 @@ class UltralyticsDetector(Detector):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UltralyticsDetector:
         """Copy the network; the loss function and the grid cache are rebuilt on demand."""
-        twin = UltralyticsDetector(
-            copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name, self.label_order
-        )
+        twin = UltralyticsDetector(copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name, self.label_order)
         twin._progress = self._progress
         return twin
 
@@ -355,9 +353,7 @@ def _from_checkpoint(
     if config.model is not None:
         fresh = _from_yaml(config.model, len(wanted), config.input_channels, where)
     else:
-        fresh = tasks.DetectionModel(
-            copy.deepcopy(net.yaml), ch=config.input_channels, nc=len(wanted), verbose=False
-        )
+        fresh = tasks.DetectionModel(copy.deepcopy(net.yaml), ch=config.input_channels, nc=len(wanted), verbose=False)
     _transfer(net.state_dict(), fresh, config.weights, where)
     return UltralyticsDetector(fresh, wanted, name)
 
@@ -389,12 +385,11 @@ def _transfer(state: Mapping[str, Tensor], net: nn.Module, source: Path | None, 
     net.load_state_dict(fitting, strict=False)
 
 
-def _only_detectors(net: nn.Module, name: str, where: str) -> tasks.DetectionModel:
+def _only_detectors(net: Any, name: str, where: str) -> tasks.DetectionModel:
     head = net.model[-1] if hasattr(net, "model") else None
     if type(head) not in (Detect, v10Detect):
         raise RequestError(
-            f"{where}: {name} is not a plain detection model (its head is {type(head).__name__}); "
-            f"use e.g. yolo11n"
+            f"{where}: {name} is not a plain detection model (its head is {type(head).__name__}); use e.g. yolo11n"
         )
     if net.model[-1].cv2 is None:
         raise RequestError(f"{where}: {name} was fused for inference; give the unfused checkpoint")

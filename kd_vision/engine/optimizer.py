@@ -25,7 +25,8 @@ def build_optimizer(modules: Iterable[nn.Module], config: TrainConfig, steps: in
         steps: optimiser steps of the whole run, for ``auto``.
         classes: number of classes, for the fitted learning rate.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in modules:
         for child in module.modules():
             for name, parameter in child.named_parameters(recurse=False):

@@ -42,8 +42,7 @@ class StepTerms:
         parts += [self.distillation[name] * weight for name, weight in weights.items() if weight]
         if not parts:
             raise TrainingError(
-                "a batch has neither labelled images nor an active distillation term; "
-                "add labelled images or a teacher"
+                "a batch has neither labelled images nor an active distillation term; add labelled images or a teacher"
             )
         return torch.stack(parts).sum()
 

@@ -107,9 +107,7 @@ class Trainer:
             RequestError: there is none, or it belongs to another run.
         """
         path = self.directory.last_checkpoint
-        self.progress = restore(
-            read_checkpoint(path), path, self.run, self.average, self.optimizer, self.identity
-        )
+        self.progress = restore(read_checkpoint(path), path, self.run, self.average, self.optimizer, self.identity)
         self.directory.truncate_log(self.progress.step)
 
     def fit(self) -> FitResult:

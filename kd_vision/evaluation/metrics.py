@@ -52,29 +52,15 @@ class Metrics(StrictModel):
     ap: Fraction | None = Field(validation_alias=AliasChoices("AP", "ap"), serialization_alias="AP")
     ap50: Fraction | None = Field(validation_alias=AliasChoices("AP50", "ap50"), serialization_alias="AP50")
     ap75: Fraction | None = Field(validation_alias=AliasChoices("AP75", "ap75"), serialization_alias="AP75")
-    ap_small: Fraction | None = Field(
-        validation_alias=AliasChoices("APs", "ap_small"), serialization_alias="APs"
-    )
-    ap_medium: Fraction | None = Field(
-        validation_alias=AliasChoices("APm", "ap_medium"), serialization_alias="APm"
-    )
-    ap_large: Fraction | None = Field(
-        validation_alias=AliasChoices("APl", "ap_large"), serialization_alias="APl"
-    )
+    ap_small: Fraction | None = Field(validation_alias=AliasChoices("APs", "ap_small"), serialization_alias="APs")
+    ap_medium: Fraction | None = Field(validation_alias=AliasChoices("APm", "ap_medium"), serialization_alias="APm")
+    ap_large: Fraction | None = Field(validation_alias=AliasChoices("APl", "ap_large"), serialization_alias="APl")
     ar1: Fraction | None = Field(validation_alias=AliasChoices("AR1", "ar1"), serialization_alias="AR1")
     ar10: Fraction | None = Field(validation_alias=AliasChoices("AR10", "ar10"), serialization_alias="AR10")
-    ar100: Fraction | None = Field(
-        validation_alias=AliasChoices("AR100", "ar100"), serialization_alias="AR100"
-    )
-    ar_small: Fraction | None = Field(
-        validation_alias=AliasChoices("ARs", "ar_small"), serialization_alias="ARs"
-    )
-    ar_medium: Fraction | None = Field(
-        validation_alias=AliasChoices("ARm", "ar_medium"), serialization_alias="ARm"
-    )
-    ar_large: Fraction | None = Field(
-        validation_alias=AliasChoices("ARl", "ar_large"), serialization_alias="ARl"
-    )
+    ar100: Fraction | None = Field(validation_alias=AliasChoices("AR100", "ar100"), serialization_alias="AR100")
+    ar_small: Fraction | None = Field(validation_alias=AliasChoices("ARs", "ar_small"), serialization_alias="ARs")
+    ar_medium: Fraction | None = Field(validation_alias=AliasChoices("ARm", "ar_medium"), serialization_alias="ARm")
+    ar_large: Fraction | None = Field(validation_alias=AliasChoices("ARl", "ar_large"), serialization_alias="ARl")
     per_class: Mapping[str, ClassMetrics]
     n_images: int = Field(ge=0)
 

@@ -31,9 +31,7 @@ def summarise(values: Iterable[float]) -> Spread | None:
     return Spread(statistics.fmean(given), deviation, len(given))
 
 
-def paired_differences(
-    after: Mapping[int, float | None], before: Mapping[int, float | None]
-) -> dict[int, float]:
+def paired_differences(after: Mapping[int, float | None], before: Mapping[int, float | None]) -> dict[int, float]:
     """Return ``after - before`` for every seed that both have.
 
     The pair shares data order and initial weights, so that its difference scatters less than the

@@ -38,18 +38,14 @@ LOSSES: dict[str, LossEntry] = {
         "kd_vision.losses.class_weighted_soft:ClassWeightedSoft",
         "class scores: weighted classes, the teacher trusted less where ground truth contradicts it",
     ),
-    "hinton": LossEntry(
-        "kd_vision.losses.hinton:Hinton", "class scores: alpha * hard labels + (1 - alpha) * T^2 * KL"
-    ),
+    "hinton": LossEntry("kd_vision.losses.hinton:Hinton", "class scores: alpha * hard labels + (1 - alpha) * T^2 * KL"),
     "feature_mse": LossEntry(
         "kd_vision.losses.feature_mse:FeatureMSE", "feature maps: mean squared error after a linear adapter"
     ),
     "feature_pkd": LossEntry(
         "kd_vision.losses.feature_pkd:FeaturePKD", "feature maps: Pearson correlation per channel"
     ),
-    "feature_cwd": LossEntry(
-        "kd_vision.losses.feature_cwd:FeatureCWD", "feature maps: channel-wise KL over positions"
-    ),
+    "feature_cwd": LossEntry("kd_vision.losses.feature_cwd:FeatureCWD", "feature maps: channel-wise KL over positions"),
     "feature_at": LossEntry(
         "kd_vision.losses.feature_at:FeatureAT", "feature maps: where the energy is (attention transfer)"
     ),

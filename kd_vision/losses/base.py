@@ -91,9 +91,7 @@ class DistillationLoss(nn.Module):
         self.levels = common_levels(student, teacher, config.levels)
 
     @classmethod
-    def mismatches(
-        cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec
-    ) -> list[str]:
+    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say why this loss cannot work on the pair, one line a reason; empty: it can."""
         found = []
         for channel in sorted(cls.requires):
@@ -122,23 +120,17 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
 
-def common_levels(
-    student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str, ...] | None
-) -> tuple[str, ...]:
+def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the levels that both sides have, restricted to those asked for, fine to coarse."""
     return tuple(
-        level
-        for level in student.level_strides
-        if level in teacher.level_strides and (asked is None or level in asked)
+        level for level in student.level_strides if level in teacher.level_strides and (asked is None or level in asked)
     )
 
 
 def _grid_mismatches(config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     found = []
     if len(student.classes) != len(teacher.classes):
-        found.append(
-            f"needs the same classes; teacher has {len(teacher.classes)}, student {len(student.classes)}"
-        )
+        found.append(f"needs the same classes; teacher has {len(teacher.classes)}, student {len(student.classes)}")
     return found
 
 

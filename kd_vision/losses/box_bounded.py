@@ -41,9 +41,7 @@ class BoxBoundedConfig(LossConfig):
     min_score: float = Field(default=0.05, ge=0.0, lt=1.0)
 
 
-def bounded_error(
-    student_error: Tensor, teacher_error: Tensor, margin: float = 0.0, form: Form = "hinge"
-) -> Tensor:
+def bounded_error(student_error: Tensor, teacher_error: Tensor, margin: float = 0.0, form: Form = "hinge") -> Tensor:
     """Return what the student pays, elementwise; 0 where e_s + m <= e_t.
 
     `hinge`: max(e_s + m - e_t, 0), continuous. `step`: e_s * [e_s + m > e_t], which jumps by e_t - m.

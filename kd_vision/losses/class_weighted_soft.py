@@ -62,9 +62,7 @@ def weighted_soft(
     return weight * binary_divergence(student_logits, teacher_logits + math.log(foreground / background))
 
 
-def teacher_trust(
-    scores: Tensor, points_xy: Tensor, targets: Targets, config: ClassWeightedSoftConfig
-) -> Tensor:
+def teacher_trust(scores: Tensor, points_xy: Tensor, targets: Targets, config: ClassWeightedSoftConfig) -> Tensor:
     """Return (B, A, K) in [0, 1]: how far each score of the teacher may be taught.
 
     Images without ground truth are trusted everywhere: nothing says where the teacher errs.
@@ -124,7 +122,5 @@ class ClassWeightedSoft(GridLoss):
         pair = self.pair(student, teacher)
         settings = self._settings
         trust = teacher_trust(pair.teacher_logits.sigmoid(), pair.teacher.points_xy, targets, settings)
-        loss = weighted_soft(
-            pair.student_logits, pair.teacher_logits, settings.foreground, settings.background
-        )
+        loss = weighted_soft(pair.student_logits, pair.teacher_logits, settings.foreground, settings.background)
         return (trust * loss).sum() / pair.normaliser

@@ -66,9 +66,7 @@ class Distiller(nn.Module):
             found[name] = float(base) * loss.config.schedule.factor(progress)
         return found
 
-    def forward(
-        self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets
-    ) -> dict[str, Tensor]:
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """Return every term by name, unweighted.
 
         Heads with two branches learn on every branch that both sides have, each branch counting
@@ -78,9 +76,7 @@ class Distiller(nn.Module):
         return {name: _on_branches(loss, student, teacher, targets) for name, loss in self.terms().items()}
 
 
-def _on_branches(
-    loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets
-) -> Tensor:
+def _on_branches(loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Tensor:
     if "features" in loss.requires or not student.grids:
         value: Tensor = loss(student.channels(), teacher.channels(), targets)
         return value

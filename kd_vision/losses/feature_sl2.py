@@ -64,10 +64,7 @@ class FeatureSL2(DistillationLoss):
         super().__init__(config, student, teacher)
         self._teacher_strides = {level: teacher.level_strides[level] for level in self.levels}
         self.projectors = nn.ModuleDict(
-            {
-                level: _projector(student.level_channels[level], teacher.level_channels[level])
-                for level in self.levels
-            }
+            {level: _projector(student.level_channels[level], teacher.level_channels[level]) for level in self.levels}
         )
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:

@@ -106,8 +106,6 @@ class Hinton(GridLoss):
             self._alpha,
             self._temperature,
         )
-        soft = softmax_divergence(
-            pair.student_logits[guided], pair.teacher_logits[guided], self._temperature
-        ).sum()
+        soft = softmax_divergence(pair.student_logits[guided], pair.teacher_logits[guided], self._temperature).sum()
         rows = (inside | guided).sum().clamp(min=1)
         return (mixed * inside.sum() + (1.0 - self._alpha) * soft) / rows

@@ -197,7 +197,9 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
         gflops=gflops(loaded.detector, config.image_size),
         file_bytes=student.stat().st_size,
         onnx_latency_ms=_latency(student, config) if with_latency else None,
-        runs=tuple(_arm_run(root, name, seed) for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()),
+        runs=tuple(
+            _arm_run(root, name, seed) for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()
+        ),
     )
 
 

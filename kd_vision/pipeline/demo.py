@@ -88,7 +88,9 @@ def demo(
     if not (out / "teacher" / "metrics.json").is_file():
         resume = (out / "teacher" / "checkpoints" / "last.ckpt").is_file()
         train(out / "teacher.yaml", out / "teacher", resume, quiet=quiet, title="teacher")
-    tell(f"3/4  student: yolov8n on {splits['train']} labelled scenes; the distilled one also sees {unlabelled} without labels")
+    tell(
+        f"3/4  student: yolov8n on {splits['train']} labelled scenes; the distilled one also sees {unlabelled} without labels"
+    )
     result = benchmark(out / "pair.yaml", [SEED], out / "benchmark", quiet=quiet)
     tell("4/4  export to ONNX through the parity gate")
     student = out / "benchmark" / "distilled" / f"seed{SEED}" / "student.pt"

@@ -13,7 +13,7 @@ from kd_vision.core.run_directory import write_json
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
-from kd_vision.detectors.base import Predictor, PredictOptions
+from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.evaluation.coco import evaluate_detections, to_coco_results
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.evaluation.runner import predict_all

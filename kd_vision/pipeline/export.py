@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from kd_vision.core.batch import ImageBatch
+from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.validation import validate
 from kd_vision.data.dataset import load_split
@@ -56,6 +58,7 @@ def run_export(
     options: Mapping[str, Any] | None = None,
     trust: bool = False,
     with_latency: bool = True,
+    quiet: bool = True,
 ) -> ExportResult:
     """Export a model and prove that the file finds the same boxes.
 
@@ -69,6 +72,7 @@ def run_export(
         options: of `OnnxExportConfig`, without `image_size`.
         trust: allow a pickle outside the allow-list.
         with_latency: measure the time of one image.
+        quiet: no progress bar.
 
     Raises:
         RequestError: the request is wrong.
@@ -80,8 +84,9 @@ def run_export(
     detector = _torch_detector(loaded)
     config = validate(OnnxExportConfig, {"image_size": loaded.image_size, **(options or {})}, "export")
     refuse_wrong_request(detector.spec, out, config)
-    evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size)
-    exported = export_onnx(detector, out, config, provenance(loaded.path), evidence)
+    with ProgressBar("parity", quiet=quiet or data is None) as bar:
+        evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size, bar)
+        exported = export_onnx(detector, out, config, provenance(loaded.path), evidence)
     single = config.batch in (1, "dynamic")
     latency = measure_latency(exported.path) if with_latency and single else None
     return _result(exported, latency, config)
@@ -110,21 +115,27 @@ def provenance(path: Path) -> dict[str, str]:
 def _torch_detector(loaded: LoadedModel) -> Detector:
     if loaded.detector is None:
         raise RequestError(
-            f"{loaded.path}: a model of the kind '{loaded.kind}' cannot be exported; give a run directory, "
-            f".ckpt or .pt"
+            f"{loaded.path}: a model of the kind '{loaded.kind}' cannot be exported; give a run directory, .ckpt or .pt"
         )
     return loaded.detector
 
 
-def _evidence(detector: Detector, data: Path, split: str, image_size: int) -> ParityEvidence:
+def _evidence(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityEvidence:
     truth = load_split(load_descriptor(data), split)
     check_classes(detector, truth, detector.spec.name)
     batches = eval_batches(truth, image_size, _EVIDENCE_BATCH, detector.spec.input_channels)
     source = f"all {len(truth)} images of the split '{split}' of {data.name}"
-    return ParityEvidence(batches, source, truth)
+    return ParityEvidence(_shown(batches, len(truth), bar), source, truth)
+
+
+def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Iterator[ImageBatch]:
+    """Hand batches on, and say how many images are done."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        bar.step(done, total)
 
 
 def _result(exported: ExportedFile, latency: Latency | None, config: OnnxExportConfig) -> ExportResult:
-    return ExportResult(
-        exported.path, exported.proof, latency, exported.layout, exported.size_bytes, config.image_size
-    )
+    return ExportResult(exported.path, exported.proof, latency, exported.layout, exported.size_bytes, config.image_size)

@@ -8,13 +8,14 @@ from typing import Any
 
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import read_json
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors import family_module
 from kd_vision.detectors.base import Detector, Predictor
 from kd_vision.engine.checkpoint import read_checkpoint
+from kd_vision.evaluation.coco import read_coco_results
 
 _DEFAULT_SIZE = 640
+_SMALL_SIZE = 32  # a predictions file looks at no pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,7 @@ def load_model(
         return _load_onnx(path, image_size)
     if path.suffix == ".json":
         return _load_predictions(path, data)
-    raise RequestError(
-        f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx or a predictions .json"
-    )
+    raise RequestError(f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx or a predictions .json")
 
 
 def _inside_run(path: Path) -> Path:
@@ -118,7 +117,5 @@ def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
 
     if data is None:
         raise RequestError(f"{path}: a predictions file says nothing without the data it speaks of; give --data")
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise RequestError(f"{path}: expected a COCO results list of boxes, found a {type(content).__name__}")
-    return LoadedModel(PredictionsFile(path, data), None, 32, "predictions", path)
+    found = read_coco_results(path, data)
+    return LoadedModel(PredictionsFile(found, data.classes, path), None, _SMALL_SIZE, "predictions", path)

@@ -198,7 +198,8 @@ def _refuse_overwrite(directory: RunDirectory, resume: bool) -> None:
 
 
 def _loggers(directory: RunDirectory) -> list[Any]:
-    from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+    from lightning.fabric.loggers.csv_logs import CSVLogger
+    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
     return [
         TensorBoardLogger(root_dir=directory.root, name="", version="tensorboard"),

@@ -188,9 +188,7 @@ class BenchmarkData(StrictModel):
         """
         distilled = self.with_role("distilled")
         over_plain = [Comparison(after, before) for after in distilled for before in self.with_role("plain")]
-        over_other = [
-            Comparison(after, before) for after in distilled[:1] for before in self.with_role("other")
-        ]
+        over_other = [Comparison(after, before) for after in distilled[:1] for before in self.with_role("other")]
         return (*over_plain, *over_other)
 
 
@@ -219,6 +217,4 @@ def _check_example(example: Example, arms: list[str], classes: int) -> None:
     labels = [box.label for box in example.ground_truth]
     labels += [box.label for found in example.detections.values() for box in found]
     if any(label >= classes for label in labels):
-        raise ValueError(
-            f"example {example.image}: label {max(labels)} is no class; labels go from 0 to {classes - 1}"
-        )
+        raise ValueError(f"example {example.image}: label {max(labels)} is no class; labels go from 0 to {classes - 1}")

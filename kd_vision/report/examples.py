@@ -127,9 +127,7 @@ def pick_examples(
     picks = []
     for image in data.images:
         truth = truth_of(image)
-        mistakes = [
-            judge(truth, found.get(image.image_id, Detections.empty())).mistakes for found in (before, after)
-        ]
+        mistakes = [judge(truth, found.get(image.image_id, Detections.empty())).mistakes for found in (before, after)]
         picks.append(Pick(image.image_id, mistakes[0] - mistakes[1]))
     differing = [pick for pick in picks if pick.difference]
     return sorted(differing, key=lambda pick: (-abs(pick.difference), pick.image_id))[:count]
@@ -239,9 +237,7 @@ def truth_of(image: ImageRecord) -> Truth:
 
 def encode_jpeg(image: Pixels, quality: int) -> bytes:
     """Return (H, W, 3) RGB pixels as the bytes of a JPEG file."""
-    _, encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return bytes(encoded.tobytes())
 
 

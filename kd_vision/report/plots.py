@@ -164,9 +164,7 @@ def _pairs(data: BenchmarkData) -> Plot | None:
         for row, seed in enumerate(seeds):
             axes.plot([before[seed], after[seed]], [row, row], color="#9aa3ab", linewidth=2.5, zorder=1)
             middle = (before[seed] + after[seed]) / 2
-            axes.annotate(
-                signed(difference[seed]), (middle, row), (0, 6), textcoords="offset points", ha="center"
-            )
+            axes.annotate(signed(difference[seed]), (middle, row), (0, 6), textcoords="offset points", ha="center")
         rows = list(range(len(seeds)))
         for arm, values, marker in ((pair.before, before, "s"), (pair.after, after, "o")):
             where = [values[seed] for seed in seeds]
@@ -248,8 +246,7 @@ def _terms(histories: Mapping[str, History]) -> Plot | None:
 def _shares(histories: Mapping[str, History]) -> Plot | None:
     return _lines(
         "Gradient share of each term",
-        "Size of the term's gradient at the student's neck over that of the task's own losses "
-        "(1: equally strong).",
+        "Size of the term's gradient at the student's neck over that of the task's own losses (1: equally strong).",
         _mean_series(histories, _SHARE_PREFIX),
         "share of the task gradient",
         "shares",
@@ -258,10 +255,7 @@ def _shares(histories: Mapping[str, History]) -> Plot | None:
 
 def _run_accuracy(history: History) -> Plot | None:
     found = {key: history.series(VAL, key) for key in ("AP", "AP50", "AP75")}
-    curves = {
-        key: Series(series.steps, tuple(100 * value for value in series.values))
-        for key, series in found.items()
-    }
+    curves = {key: Series(series.steps, tuple(100 * value for value in series.values)) for key, series in found.items()}
     caption = "Points on the validation split."
     return _lines("Validation AP during training", caption, curves, "points", "accuracy", zero=True)
 
@@ -312,9 +306,7 @@ def _mean_series(histories: Mapping[str, History], prefix: str) -> dict[str, Ser
             for step, value in zip(series.steps, series.values, strict=True):
                 by_step[step].append(value)
         steps = tuple(sorted(by_step))
-        curves[key.removeprefix(prefix)] = Series(
-            steps, tuple(float(np.mean(by_step[step])) for step in steps)
-        )
+        curves[key.removeprefix(prefix)] = Series(steps, tuple(float(np.mean(by_step[step])) for step in steps))
     return curves
 
 

@@ -69,11 +69,7 @@ class Table:
 
     def without_empty_columns(self) -> Table:
         """Return the table without columns in which no row says anything."""
-        kept = [
-            column
-            for column in range(len(self.columns) - 1)
-            if any(cells[column].text for _, cells in self.rows)
-        ]
+        kept = [column for column in range(len(self.columns) - 1) if any(cells[column].text for _, cells in self.rows)]
         return replace(
             self,
             columns=(self.columns[0], *(self.columns[column + 1] for column in kept)),
@@ -173,9 +169,7 @@ def metrics_class_table(metrics: Metrics) -> Table:
         (name, (Cell(points(numbers.ap)), Cell(points(numbers.ap50)), Cell(str(numbers.boxes))))
         for name, numbers in metrics.per_class.items()
     )
-    return Table(
-        "Each class", "AP points; boxes of the ground truth.", ("class", "AP", "AP50", "boxes"), rows
-    )
+    return Table("Each class", "AP points; boxes of the ground truth.", ("class", "AP", "AP50", "boxes"), rows)
 
 
 def console_table(data: BenchmarkData) -> RichTable:
@@ -198,6 +192,21 @@ def console_table(data: BenchmarkData) -> RichTable:
         for name, cells in part.rows:
             table.add_row(name, *(_styled(cell) for cell in cells))
         table.add_section()
+    return table
+
+
+def console_metrics(metrics: Metrics, title: str) -> RichTable:
+    """Return the twelve COCO numbers and those of each class as one table for the console."""
+    from rich.table import Table as RichTable
+
+    table = RichTable(title=f"{title}: points, pycocotools' definitions")
+    for column, justify in (("", "left"), ("AP", "right"), ("AP50", "right"), ("boxes", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for name, (cell,) in metrics_table(metrics).rows:
+        table.add_row(name, _styled(cell))
+    table.add_section()
+    for name, cells in metrics_class_table(metrics).rows:
+        table.add_row(name, *(_styled(cell) for cell in cells))
     return table
 
 
@@ -288,9 +297,7 @@ def _latency(arm: Arm) -> str:
 
 
 def _latency_facts(data: BenchmarkData) -> str:
-    facts = {
-        (arm.onnx_latency_ms.threads, arm.onnx_latency_ms.runs) for arm in data.arms if arm.onnx_latency_ms
-    }
+    facts = {(arm.onnx_latency_ms.threads, arm.onnx_latency_ms.runs) for arm in data.arms if arm.onnx_latency_ms}
     if len(facts) != 1:
         return ""
     threads, runs = facts.pop()

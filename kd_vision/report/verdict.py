@@ -77,9 +77,7 @@ def _details(data: BenchmarkData, pair: Comparison, gain: float) -> list[str]:
         lines += _gap(data, before.mean, after.mean)
     lines += [describe_comparison(other) for other in data.comparisons() if other != pair]
     if abs(gain) < _SMALL_GAIN and data.data.n_images < _FEW_IMAGES:
-        lines.append(
-            f"A difference below one point on {data.data.n_images} images can be chance: use more seeds."
-        )
+        lines.append(f"A difference below one point on {data.data.n_images} images can be chance: use more seeds.")
     return [line for line in lines if line]
 
 

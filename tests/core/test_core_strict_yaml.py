@@ -12,7 +12,16 @@ from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 0.001), ("-2.5E+2", -250.0), ("7", 7), ("1.", 1.0), (".5", 0.5), ("1e", "1e"), ("e3", "e3"), ("no", False)],
+    [
+        ("1e-3", 0.001),
+        ("-2.5E+2", -250.0),
+        ("7", 7),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("1e", "1e"),
+        ("e3", "e3"),
+        ("no", False),
+    ],
 )
 def test_scalars(text: str, value: object) -> None:
     found = parse_scalar(text)

@@ -45,8 +45,7 @@ class CocoSet:
         for number, name in enumerate(names):
             Image.fromarray(noise(first_seed + number)).save(folder / name)
         images = [
-            {"id": number, "file_name": name, "width": 64, "height": 48}
-            for number, name in enumerate(names, start=1)
+            {"id": number, "file_name": name, "width": 64, "height": 48} for number, name in enumerate(names, start=1)
         ]
         self.files[split] = {
             "info": {},

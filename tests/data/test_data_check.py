@@ -55,9 +55,7 @@ def test_every_defect_of_boxes_is_found_with_its_line(coco_set: CocoSet) -> None
     wide, slight = found["out-of-frame", lines[12]], found["out-of-frame", lines[14]]
     assert wide.message == "annotation 12 of a.png: box leaves the 64x48 image by 6 pixels"
     assert (wide.level, slight.level) == ("error", "warning")
-    assert (
-        found["zero-area", lines[11]].message == "annotation 11 of a.png: box has no area, width 0, height 5"
-    )
+    assert found["zero-area", lines[11]].message == "annotation 11 of a.png: box has no area, width 0, height 5"
 
 
 def test_every_defect_of_images_is_found(coco_set: CocoSet) -> None:
@@ -71,9 +69,7 @@ def test_every_defect_of_images_is_found(coco_set: CocoSet) -> None:
     ]
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:500])
     shutil.copy(folder / "b.png", folder / "twin.png")
-    Image.fromarray(np.random.default_rng(5).integers(0, 255, (48, 64, 3), np.uint8)).save(
-        folder / "wide.png"
-    )
+    Image.fromarray(np.random.default_rng(5).integers(0, 255, (48, 64, 3), np.uint8)).save(folder / "wide.png")
     Image.open(coco_set.root / "val" / "c.png").save(folder / "leak.bmp")
     descriptor = coco_set.write()
     train, val = coco_set.root / "train.json", coco_set.root / "val.json"

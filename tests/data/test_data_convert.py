@@ -57,9 +57,7 @@ def test_coco_to_coco_keeps_every_number(coco_set: CocoSet, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["bccd", "traffic", "coco_tiny"])
 @pytest.mark.parametrize("to", ["yolo", "voc"])
-def test_real_sets_come_back(
-    real: Callable[[str], DataDescriptor], tmp_path: Path, name: str, to: Format
-) -> None:
+def test_real_sets_come_back(real: Callable[[str], DataDescriptor], tmp_path: Path, name: str, to: Format) -> None:
     descriptor = real(name)
     only = {"val": descriptor.splits["val"]}
     descriptor = descriptor.model_copy(update={"splits": only})
@@ -67,9 +65,7 @@ def test_real_sets_come_back(
     assert_alike(load_split(descriptor, "val"), load_split(made, "val"), crowds=to != "yolo")
 
 
-def test_yolo_files_say_what_the_published_ones_say(
-    real: Callable[[str], DataDescriptor], tmp_path: Path
-) -> None:
+def test_yolo_files_say_what_the_published_ones_say(real: Callable[[str], DataDescriptor], tmp_path: Path) -> None:
     descriptor = real("traffic")
     published = load_split(real("traffic_yolo"), "val")
     made = load_descriptor(convert(descriptor, tmp_path / "out", "yolo").descriptor)
@@ -81,9 +77,7 @@ def test_yolo_files_say_what_the_published_ones_say(
         np.testing.assert_allclose(image.boxes_xyxy, ours.boxes_xyxy, atol=0.02)
 
 
-def test_ultralytics_opens_the_yolo_set(
-    coco_set: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ultralytics_opens_the_yolo_set(coco_set: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     convert(coco_set.write(), tmp_path / "out", "yolo")
     check = pytest.importorskip("ultralytics.data.utils").check_det_dataset
@@ -92,18 +86,14 @@ def test_ultralytics_opens_the_yolo_set(
     assert Path(found["train"]) == tmp_path / "out" / "images" / "train"
 
 
-def test_images_are_linked_or_copied_and_unlabelled_ones_come_along(
-    coco_set: CocoSet, tmp_path: Path
-) -> None:
+def test_images_are_linked_or_copied_and_unlabelled_ones_come_along(coco_set: CocoSet, tmp_path: Path) -> None:
     more = coco_set.root / "more"
     more.mkdir()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(more / "x.png")
     coco_set.descriptor["unlabelled"] = "more"
     descriptor = coco_set.write()
     steps: list[tuple[int, int]] = []
-    linked = convert(
-        descriptor, tmp_path / "linked", "coco", on_image=lambda done, all_: steps.append((done, all_))
-    )
+    linked = convert(descriptor, tmp_path / "linked", "coco", on_image=lambda done, all_: steps.append((done, all_)))
     copied = convert(descriptor, tmp_path / "copied", "coco", copy_images=True)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert linked.images == 4
@@ -130,8 +120,6 @@ def test_full_folder_is_refused_and_nothing_half_written_stays(coco_set: CocoSet
 def test_images_that_would_share_a_label_file_are_named(coco_set: CocoSet, tmp_path: Path) -> None:
     coco_set.files["train"]["images"][1]["file_name"] = "a.jpg"
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(coco_set.root / "train" / "a.jpg")
-    with pytest.raises(
-        RequestError, match=r"split train: .*a.jpg and .*a.png would share the name a; rename one"
-    ):
+    with pytest.raises(RequestError, match=r"split train: .*a.jpg and .*a.png would share the name a; rename one"):
         convert(coco_set.write(), tmp_path / "out", "yolo")
     assert convert(coco_set.descriptor and coco_set.write(), tmp_path / "out", "coco").images == 3

@@ -66,9 +66,7 @@ def test_other_classes_are_errors_unless_a_subset_is_asked_for(coco_set: CocoSet
 
 def test_class_that_no_file_has_is_an_error_with_the_near_miss(coco_set: CocoSet) -> None:
     coco_set.descriptor["classes"] = ["cat", "dogs"]
-    with pytest.raises(
-        RequestError, match=r"class 'dogs' .* is not in the annotations; did you mean 'dog'\?"
-    ):
+    with pytest.raises(RequestError, match=r"class 'dogs' .* is not in the annotations; did you mean 'dog'\?"):
         load_split(coco_set.write(), "train")
 
 
@@ -108,9 +106,7 @@ def test_missing_image_file_is_told_before_training(coco_set: CocoSet) -> None:
 
 def test_unknown_split_lists_those_possible(coco_set: CocoSet) -> None:
     descriptor = coco_set.write()
-    with pytest.raises(
-        RequestError, match=r"^unknown split 'vla'; did you mean 'val'\?; possible: train, val$"
-    ):
+    with pytest.raises(RequestError, match=r"^unknown split 'vla'; did you mean 'val'\?; possible: train, val$"):
         load_split(descriptor, "vla")
 
 
@@ -230,9 +226,7 @@ def test_voc_corners_are_taken_as_they_stand(tmp_path: Path) -> None:
 
 def test_voc_mistakes_come_with_file_and_line(tmp_path: Path) -> None:
     descriptor = voc_set(tmp_path, xmax="wide")
-    with pytest.raises(
-        RequestError, match=r"a.xml:3: object needs a name and bndbox with xmin, ymin, xmax, ymax"
-    ):
+    with pytest.raises(RequestError, match=r"a.xml:3: object needs a name and bndbox with xmin, ymin, xmax, ymax"):
         load_split(descriptor, "train")
     (tmp_path / "xml" / "a.xml").write_text("<annotation>\n<object>\n")
     with pytest.raises(RequestError, match=r"a.xml:3: is not XML"):
@@ -241,9 +235,7 @@ def test_voc_mistakes_come_with_file_and_line(tmp_path: Path) -> None:
 
 def test_voc_unknown_name(tmp_path: Path) -> None:
     descriptor = voc_set(tmp_path, name="kat").model_copy(update={"classes": ("cat", "dog")})
-    with pytest.raises(
-        RequestError, match=r"a.xml:3: object 1: unknown category 'kat'; did you mean 'cat'\?"
-    ):
+    with pytest.raises(RequestError, match=r"a.xml:3: object 1: unknown category 'kat'; did you mean 'cat'\?"):
         load_split(descriptor, "train")
 
 
@@ -258,9 +250,7 @@ def test_voc_unknown_name(tmp_path: Path) -> None:
         ("coco_tiny", {"train": (32, 288), "val": (6, 136)}),
     ],
 )
-def test_real_sets_have_the_published_counts(
-    real: Real, name: str, counts: dict[str, tuple[int, int]]
-) -> None:
+def test_real_sets_have_the_published_counts(real: Real, name: str, counts: dict[str, tuple[int, int]]) -> None:
     descriptor = real(name)
     found = {}
     for split in counts:

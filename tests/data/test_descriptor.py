@@ -74,9 +74,7 @@ def test_unset_variable_is_named_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_descriptor_we_ship_says_where_it_comes_from(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_descriptor_we_ship_says_where_it_comes_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDV_DATA", "/data")
     descriptor = load_descriptor(path)
     assert descriptor.source

@@ -177,7 +177,5 @@ def test_absurd_size_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[18:26] = (100_000).to_bytes(4, "little") * 2
     path.write_bytes(bytes(content))
-    with pytest.raises(
-        RequestError, match=r"huge.bmp: 100000x100000 is too large to read; cut it into tiles"
-    ):
+    with pytest.raises(RequestError, match=r"huge.bmp: 100000x100000 is too large to read; cut it into tiles"):
         read_image(path, 3)

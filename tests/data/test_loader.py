@@ -85,9 +85,7 @@ def test_unlabelled_images_alone_can_be_trained_on(make_data: Make) -> None:
 
 def test_processes_share_every_step_without_overlap(make_data: Make) -> None:
     data = make_data([(32, 32)] * 9)
-    streams = [
-        TrainStream(data, None, STILL, LoaderConfig(32, 2), 1, rank, world_size=2) for rank in range(2)
-    ]
+    streams = [TrainStream(data, None, STILL, LoaderConfig(32, 2), 1, rank, world_size=2) for rank in range(2)]
     assert [stream.steps_per_epoch for stream in streams] == [3, 3]
     steps = [[batch.image_ids for batch in stream.batches()] for stream in streams]
     together = [one + other for one, other in zip(*steps, strict=True)]
@@ -117,9 +115,7 @@ def test_crowds_are_no_training_targets_and_boxes_are_cut_to_the_image(make_data
         crowd=np.array([True, False]),
         areas=np.array([1024.0, 864.0]),
     )
-    batch = TrainStream(
-        replace(data, images=(record,)), None, STILL, LoaderConfig(32, 1), epochs=20
-    ).batch_at(0)
+    batch = TrainStream(replace(data, images=(record,)), None, STILL, LoaderConfig(32, 1), epochs=20).batch_at(0)
     assert batch.targets.boxes_xyxy.tolist() == [[0, 4, 16, 32]]
     assert batch.targets.labels.tolist() == [1]
 

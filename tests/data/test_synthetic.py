@@ -81,9 +81,7 @@ def test_same_seed_gives_the_same_bytes_of_every_file(written: Path, tmp_path: P
     assert sum(name.endswith(".jpg") for name in first) == 7
 
 
-def test_same_bytes_in_another_process_with_other_threads_and_hash_seed(
-    written: Path, tmp_path: Path
-) -> None:
+def test_same_bytes_in_another_process_with_other_threads_and_hash_seed(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     code = (
         "import cv2, sys; from pathlib import Path; cv2.setNumThreads(4);"
@@ -153,10 +151,7 @@ def test_box_is_as_tight_as_the_paint(name: str, seed: int) -> None:
     painted = (canvas.image != (255, 0, 255)).any(axis=2)
     owned = canvas.owners[canvas.margin : -canvas.margin, canvas.margin : -canvas.margin] == 1
     for axis in (0, 1):
-        assert (
-            np.flatnonzero(painted.any(axis))[[0, -1]].tolist()
-            == np.flatnonzero(owned.any(axis))[[0, -1]].tolist()
-        )
+        assert np.flatnonzero(painted.any(axis))[[0, -1]].tolist() == np.flatnonzero(owned.any(axis))[[0, -1]].tolist()
     pixels, _ = brush.claimed(reach(kind.length[1], kind.width[1]))
     assert pixels == np.count_nonzero(owned)
 
@@ -287,9 +282,7 @@ def test_sizes_are_as_promised(scenes: list[Scene]) -> None:
 
 def test_density_and_vehicle_mix_are_obeyed() -> None:
     few, many = (
-        sum(
-            len(render_scene(seed, SceneConfig(image_size=160, density=density)).labels) for seed in range(25)
-        )
+        sum(len(render_scene(seed, SceneConfig(image_size=160, density=density)).labels) for seed in range(25))
         for density in (0.3, 1.5)
     )
     assert many > 2 * few
@@ -400,9 +393,7 @@ def test_descriptors_can_be_read(written: Path) -> None:
 
 def test_progress_counts_every_scene(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    made = write_scenes(
-        tmp_path / "a", {"val": 2}, 1, 0, 64, 0.0, lambda done, total: seen.append((done, total))
-    )
+    made = write_scenes(tmp_path / "a", {"val": 2}, 1, 0, 64, 0.0, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert made == tmp_path / "a" / "data.yaml"
 
@@ -451,9 +442,7 @@ def test_a_set_with_foreign_files_is_refused_and_kept(tmp_path: Path) -> None:
     (out / "notes.txt").write_text("keep")
     with pytest.raises(RequestError) as refused:
         _write(out, {"train": 1})
-    assert refused.value.problems == (
-        f"{out}: holds more than synthetic scenes (notes.txt); give a new folder",
-    )
+    assert refused.value.problems == (f"{out}: holds more than synthetic scenes (notes.txt); give a new folder",)
     assert (out / "notes.txt").read_text() == "keep"
 
 

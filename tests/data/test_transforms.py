@@ -169,9 +169,7 @@ def test_mixup_blends_and_keeps_the_boxes_of_both() -> None:
 def test_student_noise_leaves_the_teacher_the_clean_image_with_the_same_geometry() -> None:
     rng = np.random.default_rng(0)
     samples = [
-        Sample(
-            rng.integers(0, 255, (64, 64, 3), np.uint8), np.array([[5, 5, 40, 40]], np.float32), np.array([0])
-        )
+        Sample(rng.integers(0, 255, (64, 64, 3), np.uint8), np.array([[5, 5, 40, 40]], np.float32), np.array([0]))
         for _ in range(4)
     ]
     clean = augmented(AugmentConfig(), samples, seed=5)

@@ -129,7 +129,10 @@ def said(**values: float) -> Mapping[str, Tensor]:
 def test_a_zero_term_and_a_term_that_is_not_finite_stop_the_run_by_name() -> None:
     student = detector()
     guard = TermGuard(distiller(student, student, class_qfl=1.0))
-    assert guard.check(StepTerms(said(box=1.0), said(class_qfl=0.5), {}), 3) == {"task/box": 1.0, "kd/class_qfl": 0.5}
+    assert guard.check(StepTerms(said(box=1.0), said(class_qfl=0.5), {}), 3) == {
+        "task/box": 1.0,
+        "kd/class_qfl": 0.5,
+    }
     with pytest.raises(TrainingError, match="step 4: the distillation term 'class_qfl' is exactly zero"):
         guard.check(StepTerms(said(box=1.0), said(class_qfl=0.0), {}), 4)
     with pytest.raises(TrainingError, match="step 5: the term 'task/box' is nan"):

@@ -67,11 +67,7 @@ def test_one_of_two_boxes_gives_the_hand_computed_average(
 ) -> None:
     # Class car: 2 boxes, one found, nothing false: precision 1 up to recall 0.5, so 51 of the 101
     # recall points. Class bus: found, but a stronger false box before it: precision 1/2 everywhere.
-    found = {
-        10: make_detections(
-            [[10, 10, 60, 60], [0, 0, 30, 30], [100, 100, 300, 220]], [0.9, 0.8, 0.7], [0, 1, 1]
-        )
-    }
+    found = {10: make_detections([[10, 10, 60, 60], [0, 0, 30, 30], [100, 100, 300, 220]], [0.9, 0.8, 0.7], [0, 1, 1])}
     metrics = evaluate_detections(scene, found)
     assert metrics.per_class["car"].ap == pytest.approx(51 / 101)
     assert metrics.per_class["car"].ap50 == pytest.approx(51 / 101)
@@ -84,9 +80,7 @@ def test_boxes_inside_a_crowd_region_cost_nothing(
     scene: DetectionData, make_detections: Callable[..., Detections]
 ) -> None:
     found = perfect(scene)
-    found[11] = make_detections(
-        [[60, 60, 90, 90], [120, 120, 150, 150], [5, 5, 25, 25]], [1.0, 0.99, 0.5], [0, 0, 0]
-    )
+    found[11] = make_detections([[60, 60, 90, 90], [120, 120, 150, 150], [5, 5, 25, 25]], [1.0, 0.99, 0.5], [0, 0, 0])
     assert evaluate_detections(scene, found).ap == pytest.approx(1.0, abs=1e-12)
 
 
@@ -111,9 +105,7 @@ def test_equals_cocoeval_by_hand_on_real_coco_with_crowds(
     assert np.mean(defined) == pytest.approx(metrics.ap, abs=1e-12)
 
 
-def test_faster_backend_agrees(
-    coco_tiny: DetectionData, disturb: Callable[..., dict[int, Detections]]
-) -> None:
+def test_faster_backend_agrees(coco_tiny: DetectionData, disturb: Callable[..., dict[int, Detections]]) -> None:
     pytest.importorskip("faster_coco_eval")
     found = disturb(coco_tiny)
     slow = evaluate_detections(coco_tiny, found).to_json()
@@ -136,9 +128,7 @@ def test_evaluation_prints_nothing(scene: DetectionData, capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
-def test_wrong_detections_are_all_named(
-    scene: DetectionData, make_detections: Callable[..., Detections]
-) -> None:
+def test_wrong_detections_are_all_named(scene: DetectionData, make_detections: Callable[..., Detections]) -> None:
     found = {
         10: make_detections([[0, 0, np.nan, 5], [0, 0, 5, 5]], [0.5, np.inf], [0, 2]),
         99: make_detections([[0, 0, 5, 5]], [0.5], [0]),
@@ -159,9 +149,7 @@ def test_an_unlabelled_split_cannot_be_evaluated(make_record: Callable[..., Any]
         evaluate_detections(data, {})
 
 
-def test_unknown_and_missing_backends_say_what_to_do(
-    scene: DetectionData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_and_missing_backends_say_what_to_do(scene: DetectionData, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError) as unknown:
         evaluate_detections(scene, {}, "fastr")  # type: ignore[arg-type]
     assert str(unknown.value) == "evaluation backend 'fastr' is unknown; did you mean 'faster'?"
@@ -257,8 +245,6 @@ def test_metrics_json_with_mistakes_is_refused(scene: DetectionData) -> None:
     written["AP500"] = 0.1
     with pytest.raises(RequestError) as caught:
         Metrics.from_json(written, "run/metrics.json")
-    assert (
-        "run/metrics.json: AP: input should be less than or equal to 1; given 46.0" in caught.value.problems
-    )
+    assert "run/metrics.json: AP: input should be less than or equal to 1; given 46.0" in caught.value.problems
     assert "run/metrics.json: AP75: is missing" in caught.value.problems
     assert any("AP500: unknown key" in line for line in caught.value.problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def make_lively(model: str, channels: int = 3) -> UltralyticsDetector:
+def make_lively(model: str, channels: int = 3, classes: tuple[str, ...] = CLASSES) -> UltralyticsDetector:
     """Settle BatchNorm on the gate's own images and spread the logits, so that scores do not tie."""
     torch.manual_seed(0)
-    detector = build(UltralyticsConfig(model=model, input_channels=channels), CLASSES, "student").train()
+    detector = build(UltralyticsConfig(model=model, input_channels=channels), classes, "student").train()
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the plain mean over what it sees
@@ -65,12 +66,27 @@ def _spread(
 
 @pytest.fixture(scope="session")
 def lively() -> Callable[..., UltralyticsDetector]:
-    """Give a detector by name and channels; each is made once."""
-    made: dict[tuple[str, int], UltralyticsDetector] = {}
+    """Give a detector by name, channels and classes; each is made once."""
+    made: dict[tuple[str, int, tuple[str, ...]], UltralyticsDetector] = {}
 
-    def get(model: str, channels: int = 3) -> UltralyticsDetector:
-        if (model, channels) not in made:
-            made[model, channels] = make_lively(model, channels)
-        return made[model, channels]
+    def get(model: str, channels: int = 3, classes: tuple[str, ...] = CLASSES) -> UltralyticsDetector:
+        key = (model, channels, classes)
+        if key not in made:
+            made[key] = make_lively(model, channels, classes)
+        return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def student_file(
+    lively: Callable[..., UltralyticsDetector], tmp_path_factory: pytest.TempPathFactory, squares: Path
+) -> Path:
+    """student.pt of a run on the squares, 64 px, that nobody has trained but that finds boxes."""
+    run = tmp_path_factory.mktemp("runs") / "lively-run"
+    run.mkdir()
+    (run / "config.yaml").write_text(
+        f"data: {squares}\nimage_size: 64\nstudent: {{family: ultralytics, model: yolov8n}}\n"
+    )
+    lively("yolov8n", 3, ("red", "blue")).save(run / "student.pt", {})
+    return run / "student.pt"

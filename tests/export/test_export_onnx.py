@@ -20,7 +20,13 @@ from kd_vision.core.predictions import Detections
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.sources import Frame
 from kd_vision.detectors.base import PredictOptions
-from kd_vision.detectors.onnx import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN, OnnxPredictor
+from kd_vision.detectors.onnx import (
+    KEY_CLASSES,
+    KEY_PARITY,
+    KEY_PREPROCESSING,
+    KEY_TRAINING_RUN,
+    OnnxPredictor,
+)
 from kd_vision.detectors.postprocess import to_original
 from kd_vision.detectors.ultralytics import UltralyticsDetector
 from kd_vision.export import EXPORTERS, exporter_for

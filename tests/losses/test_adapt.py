@@ -48,9 +48,7 @@ def test_fit_recovers_a_linear_teacher(specs: Pair, no_targets: Targets) -> None
 def test_fit_is_the_least_squares_solution_on_noise(specs: Pair) -> None:
     """Against numpy's solver on all positions of all batches; the ridge moves it by about 1e-4."""
     noise = torch.Generator().manual_seed(9)
-    pairs = linear_pairs(
-        2, lambda x: torch.randn(2, 5, 8, 8, generator=noise, dtype=torch.float64) + x[:, :1]
-    )
+    pairs = linear_pairs(2, lambda x: torch.randn(2, 5, 8, 8, generator=noise, dtype=torch.float64) + x[:, :1])
     loss = FeatureMSE(LossConfig(), *specs).double()
     loss.fit(pairs)
     x = torch.cat([s.features["P3"].movedim(1, -1).reshape(-1, 3) for s, _ in pairs])
@@ -118,10 +116,7 @@ def test_levels_are_summed(specs: Pair, no_targets: Targets) -> None:
         def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
             return student.mean() + 10 * teacher.mean()
 
-    sides = [
-        Channels({"P3": torch.full((1, 3, 2, 2), 1.0), "P4": torch.full((1, 6, 1, 1), float(a))})
-        for a in (2, 3)
-    ]
+    sides = [Channels({"P3": torch.full((1, 3, 2, 2), 1.0), "P4": torch.full((1, 6, 1, 1), float(a))}) for a in (2, 3)]
     assert float(Mean(LossConfig(), *specs)(*sides, no_targets)) == pytest.approx(1 + 10 + 2 + 30)
 
 
@@ -133,9 +128,7 @@ def test_deviation_by_hand_and_against_torch() -> None:
     many.requires_grad_()
     ours, theirs = channel_std(centred(many)), many.std(dim=(0, 2, 3))
     torch.testing.assert_close(ours, theirs)
-    for mine, other in zip(
-        torch.autograd.grad(ours.sum(), many), torch.autograd.grad(theirs.sum(), many), strict=True
-    ):
+    for mine, other in zip(torch.autograd.grad(ours.sum(), many), torch.autograd.grad(theirs.sum(), many), strict=True):
         torch.testing.assert_close(mine, other)
 
 

@@ -50,9 +50,7 @@ def test_equal_weights_are_plain_cross_entropy(wave: Wave) -> None:
 def test_trust_by_hand() -> None:
     """Points at x = 4, 12, 20, 28; a car is at points 0-1 (seen), a bus at points 1-2 (not seen)."""
     points = torch.tensor([[4.0, 4], [12.0, 4], [20.0, 4], [28.0, 4]])
-    targets = Targets(
-        torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[0.0, 0, 16, 8], [8.0, 0, 24, 8]])
-    )
+    targets = Targets(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[0.0, 0, 16, 8], [8.0, 0, 24, 8]]))
     scores = torch.zeros(2, 4, 2)
     scores[0, :, 0] = torch.tensor([0.9, 0.1, 0.8, 0.4])  # the .8 lies outside the car: invented
     scores[0, :, 1] = torch.tensor([0.6, 0.1, 0.2, 0.0])  # the .6 lies outside the bus; inside it < .25
@@ -71,9 +69,9 @@ def test_a_seen_object_may_be_silent_at_other_points() -> None:
     scores = torch.tensor([[[0.3], [0.0]]])
     assert teacher_trust(scores, points, targets, ClassWeightedSoftConfig()).eq(1.0).all()
     scores = torch.tensor([[[0.2], [0.0]]])
-    assert teacher_trust(
-        scores, points, targets, ClassWeightedSoftConfig()
-    ).flatten().tolist() == pytest.approx([0.2, 0.2])
+    assert teacher_trust(scores, points, targets, ClassWeightedSoftConfig()).flatten().tolist() == pytest.approx(
+        [0.2, 0.2]
+    )
 
 
 def test_a_seen_object_does_not_excuse_a_missed_one_of_its_class() -> None:

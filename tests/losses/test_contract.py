@@ -118,9 +118,7 @@ def test_temperature_must_be_positive_and_finite(name: str) -> None:
 
 
 @every_loss
-def test_gradient_is_exact_and_leads_downhill(
-    name: str, specs: Pair, make_side: MakeSide, targets: Targets
-) -> None:
+def test_gradient_is_exact_and_leads_downhill(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs)
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
@@ -135,8 +133,7 @@ def test_gradient_is_exact_and_leads_downhill(
 
     def moved(sign: int) -> float:
         by_leaf = {
-            id(x): (x if g is None else x + sign * step * g).detach()
-            for x, g in zip(pulled, gradients, strict=True)
+            id(x): (x if g is None else x + sign * step * g).detach() for x, g in zip(pulled, gradients, strict=True)
         }
         return float(loss(changed(student, lambda x: by_leaf[id(x)]), teacher, targets))
 
@@ -154,9 +151,7 @@ def test_teacher_gets_no_gradient(name: str, specs: Pair, make_side: MakeSide, t
 
 
 @every_loss
-def test_batch_without_objects_is_finite(
-    name: str, specs: Pair, make_side: MakeSide, no_targets: Targets
-) -> None:
+def test_batch_without_objects_is_finite(name: str, specs: Pair, make_side: MakeSide, no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     silent = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
     pulled = leaves(student)
@@ -168,9 +163,7 @@ def test_batch_without_objects_is_finite(
 
 
 @every_loss
-def test_value_does_not_depend_on_the_batch_size(
-    name: str, specs: Pair, make_side: MakeSide, targets: Targets
-) -> None:
+def test_value_does_not_depend_on_the_batch_size(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs)
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     twice = Targets(
@@ -209,9 +202,7 @@ def test_unknown_level_is_named(name: str, specs: Pair) -> None:
 
 
 @every_loss
-def test_half_precision_is_computed_in_float32(
-    name: str, specs: Pair, make_side: MakeSide, targets: Targets
-) -> None:
+def test_half_precision_is_computed_in_float32(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs).float()
     student = make_side(specs[0], 1, dtype=torch.bfloat16)
     teacher = make_side(specs[1], 2, dtype=torch.bfloat16)
@@ -246,9 +237,7 @@ def test_zero_at_equality(name: str, specs: Pair, make_side: MakeSide, targets: 
 
 
 @every_loss
-def test_levels_not_chosen_play_no_part(
-    name: str, specs: Pair, make_side: MakeSide, targets: Targets
-) -> None:
+def test_levels_not_chosen_play_no_part(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs, levels=["P4"])
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)

@@ -67,9 +67,7 @@ def test_projector_is_two_layers_at_the_teachers_width(specs: Pair) -> None:
     assert [tuple(p.shape) for p in projector.parameters()] == [(5, 3, 1, 1), (5,), (5, 5, 1, 1), (5,)]
 
 
-def test_grid_and_map_must_agree(
-    specs: Pair, make_side: Callable[..., Channels], no_targets: Targets
-) -> None:
+def test_grid_and_map_must_agree(specs: Pair, make_side: Callable[..., Channels], no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     loss = FeatureSL2(FeatureSL2Config(levels=("P3",)), *specs).double()
     cut = Channels({"P3": teacher.features["P3"][..., :4]}, teacher.grid)

@@ -20,9 +20,7 @@ def test_smallest_box_agrees_with_trying_all() -> None:
     torch.manual_seed(0)
     points = 64 * torch.rand(50, 2)
     near = 50 * torch.rand(12, 2)
-    targets = Targets(
-        torch.randint(0, 3, (12,)), torch.zeros(12), torch.cat([near, near + 30 * torch.rand(12, 2)], 1)
-    )
+    targets = Targets(torch.randint(0, 3, (12,)), torch.zeros(12), torch.cat([near, near + 30 * torch.rand(12, 2)], 1))
     found = smallest_box(points, targets, images=3)
     for image in range(3):
         for index, (x, y) in enumerate(points.tolist()):
@@ -44,9 +42,7 @@ def test_boxes_of_one_size_give_the_first(no_targets: Targets) -> None:
 
 def test_a_point_on_the_edge_is_outside() -> None:
     box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
-    assert points_in_boxes(torch.tensor([[0.0, 4.0], [7.9, 4.0], [4.0, 8.0]]), box).tolist() == [
-        [False, True, False]
-    ]
+    assert points_in_boxes(torch.tensor([[0.0, 4.0], [7.9, 4.0], [4.0, 8.0]]), box).tolist() == [[False, True, False]]
 
 
 def test_images_with_targets(targets: Targets, no_targets: Targets) -> None:

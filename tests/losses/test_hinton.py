@@ -73,9 +73,7 @@ def test_points_in_boxes_take_labels_and_confident_points_elsewhere_only_the_sof
     s, t = wave(10, 3)
     student = two_images(rows_side(s[:5]), rows_side(s[5:]))
     teacher = two_images(rows_side(t[:5]), rows_side(t[5:]))
-    targets = Targets(
-        torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([[8.0, 0, 32, 8], [16.0, 0, 24, 8]])
-    )
+    targets = Targets(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([[8.0, 0, 32, 8], [16.0, 0, 24, 8]]))
     found = Hinton(HintonConfig(alpha=0.3, temperature=2.0, min_score=0.5), row_spec, row_spec)(
         student, teacher, targets
     )

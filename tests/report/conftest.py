@@ -83,9 +83,7 @@ def benchmark() -> Callable[..., BenchmarkData]:
         classes = changes.pop("classes", CLASSES)
         other = changes.pop("other", None)
         latency = Latency(median=12.34, p90=14.0, runs=50, threads=2)
-        teacher = make_arm(
-            "teacher", "teacher", [0.614], classes, model="yolov8s", parameters=11_136_761, gflops=28.6
-        )
+        teacher = make_arm("teacher", "teacher", [0.614], classes, model="yolov8s", parameters=11_136_761, gflops=28.6)
         arms = [teacher, make_arm("plain", "plain", plain, classes)]
         if other is not None:
             arms.append(make_arm("built-in", "other", other, classes))

@@ -42,9 +42,7 @@ def test_mistakes_are_named_all_at_once(benchmark: Build, tmp_path: Path) -> Non
     problems = refused(content, tmp_path)
     file = tmp_path / "benchmark.json"
     assert f"{file}: command: is missing" in problems
-    assert any(
-        line.startswith(f"{file}: arms.0.role: input should be 'teacher', 'plain'") for line in problems
-    )
+    assert any(line.startswith(f"{file}: arms.0.role: input should be 'teacher', 'plain'") for line in problems)
     assert f"{file}: arms.1.parametres: unknown key; did you mean 'parameters'?" in problems
 
 

@@ -126,9 +126,7 @@ def test_images_that_differ_most_come_first_also_where_after_is_worse(data: Dete
     assert pick_examples(data, before, before, 10) == []
 
 
-def test_examples_are_stored_with_boxes_in_the_frame_of_the_stored_image(
-    data: DetectionData, tmp_path: Path
-) -> None:
+def test_examples_are_stored_with_boxes_in_the_frame_of_the_stored_image(data: DetectionData, tmp_path: Path) -> None:
     arms = {"plain": answers(data, {1: 1}), "distilled": answers(data, {1: 2})}
     weak = found([[0, 0, 9, 9]], [0.1], [0])
     out = tmp_path / "bench"

@@ -118,9 +118,7 @@ def test_run_directories_that_are_gone_only_cost_their_plots(benchmark_directory
     assert "Validation AP during training" in text
 
 
-def test_names_from_the_data_cannot_break_the_page(
-    benchmark: Callable[..., BenchmarkData], tmp_path: Path
-) -> None:
+def test_names_from_the_data_cannot_break_the_page(benchmark: Callable[..., BenchmarkData], tmp_path: Path) -> None:
     classes = ("<script>alert(1)</script>", "$x_$ & co")
     write_benchmark(tmp_path, benchmark([0.4], [0.5], classes=classes, title="<b>a</b>"))
     page = write_benchmark_report(tmp_path)[1]

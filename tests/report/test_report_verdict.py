@@ -47,9 +47,7 @@ Build = Callable[..., BenchmarkData]
         ),
     ],
 )
-def test_headline(
-    benchmark: Build, plain: list[float], distilled: list[float], kind: str, headline: str
-) -> None:
+def test_headline(benchmark: Build, plain: list[float], distilled: list[float], kind: str, headline: str) -> None:
     verdict = judge_benchmark(benchmark(plain, distilled))
     assert (verdict.kind, verdict.headline) == (kind, headline)
 

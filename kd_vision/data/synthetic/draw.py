@@ -43,14 +43,10 @@ class Pose:
     def move(self, along: float, across: float = 0.0, turn: float = 0.0) -> Pose:
         """Return the pose reached by going `along` the heading, `across` to its right, then turning."""
         cos, sin = math.cos(self.heading), math.sin(self.heading)
-        return Pose(
-            self.x + cos * along - sin * across, self.y + sin * along + cos * across, self.heading + turn
-        )
+        return Pose(self.x + cos * along - sin * across, self.y + sin * along + cos * across, self.heading + turn)
 
 
-def oval(
-    length: float, width: float, corners: int = 12, x: float = 0.0, y: float = 0.0
-) -> npt.NDArray[np.float64]:
+def oval(length: float, width: float, corners: int = 12, x: float = 0.0, y: float = 0.0) -> npt.NDArray[np.float64]:
     """Return (corners, 2) points of an ellipse with these full axes around (x, y)."""
     return _unit_circle(corners) * (length / 2, width / 2) + (x, y)
 
@@ -117,9 +113,7 @@ class Canvas:
         far = reach * self.scale
         return bool(-far < x < self.side + far and -far < y < self.side + far)
 
-    def lay_texture(
-        self, points: Points, pose: Pose, tile: Bytes, tile_metres: float, strength: float
-    ) -> None:
+    def lay_texture(self, points: Points, pose: Pose, tile: Bytes, tile_metres: float, strength: float) -> None:
         """Give a region of the ground a texture.
 
         Args:
@@ -162,9 +156,7 @@ class Canvas:
         base = _transform(self.matrix(pose), points)
         offset = np.array(self.sun_offset) * (height * self.scale)
         hull = cv2.convexHull(np.concatenate([base, base + offset]).astype(np.float32))
-        cv2.fillConvexPoly(
-            self.shadow, np.rint(hull * _FIXED).astype(np.int32), (light,), cv2.LINE_8, _FRACTION_BITS
-        )
+        cv2.fillConvexPoly(self.shadow, np.rint(hull * _FIXED).astype(np.int32), (light,), cv2.LINE_8, _FRACTION_BITS)
 
     def apply_shadow(self, softness: float) -> None:
         """Darken the picture by the shadow map and start a fresh map.

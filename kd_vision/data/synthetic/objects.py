@@ -75,8 +75,7 @@ def beams(length: float, width: float) -> list[list[tuple[float, float]]]:
     """Return the outlines of what the two headlamps light up in front of a vehicle."""
     nose = length / 2
     return [
-        [(nose, side), (nose + 4.0, side - 0.9), (nose + 4.0, side + 0.9)]
-        for side in (-0.34 * width, 0.34 * width)
+        [(nose, side), (nose + 4.0, side - 0.9), (nose + 4.0, side + 0.9)] for side in (-0.34 * width, 0.34 * width)
     ]
 
 
@@ -126,9 +125,7 @@ def _paint_car(brush: Brush, length: float, width: float, rng: np.random.Generat
 
 
 def _paint_van(brush: Brush, length: float, width: float, rng: np.random.Generator) -> None:
-    colour = shade(
-        _pick(rng, _FLEET[:3]) if rng.random() < 0.6 else _paint_colour(rng), rng.uniform(0.9, 1.05)
-    )
+    colour = shade(_pick(rng, _FLEET[:3]) if rng.random() < 0.6 else _paint_colour(rng), rng.uniform(0.9, 1.05))
     half, end = width / 2, length / 2
     brush.poly(_shell(length, width, 0.2, 0.03), shade(colour, 0.9), solid=True)
     brush.poly(_band(end - 0.3 * length, end - 0.14 * length, 0.86 * half, 0.74 * half), _GLASS)

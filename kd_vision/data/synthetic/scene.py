@@ -85,11 +85,7 @@ class SceneConfig:
             (len(mix) == 4 and min(mix) >= 0 < sum(mix), "vehicle_mix", mix, "four shares, not all 0"),
             (0.05 <= low <= high <= 0.3, "metres_per_pixel", (low, high), "a range within 0.05 to 0.3"),
         )
-        wrong = [
-            f"scene: {name}: {value} is out of range; give {right}"
-            for ok, name, value, right in rules
-            if not ok
-        ]
+        wrong = [f"scene: {name}: {value} is out of range; give {right}" for ok, name, value, right in rules if not ok]
         if wrong:
             raise RequestError(*wrong)
 

@@ -132,9 +132,7 @@ class Site:
         outline = rectangle(-3 * far, -3 * far, 3 * far, 3 * far)
         self.canvas.lay_texture(outline, pose, cloud_tile(roughness), tile_metres, strength)
 
-    def surface(
-        self, pose: Pose, outline: Points, colour: Colour, strength: float = 0.18, paved: bool = True
-    ) -> None:
+    def surface(self, pose: Pose, outline: Points, colour: Colour, strength: float = 0.18, paved: bool = True) -> None:
         """Paint an area of asphalt or slabs and remember that it is paved."""
         Brush(self.canvas, pose).poly(outline, colour)
         self.canvas.lay_texture(outline, pose, cloud_tile(0.8), 30.0, strength)
@@ -171,9 +169,7 @@ class Site:
             self.surface(pose, rectangle(-far, -outer, far, outer), (164, 160, 152), 0.14)
         self.surface(pose, rectangle(-far, -half, far, half), (tone, tone, tone + 4))
         self._markings(pose, lanes, lane_width, median)
-        offsets = tuple(
-            side * (median / 2 + (lane + 0.5) * lane_width) for side in (1, -1) for lane in range(lanes)
-        )
+        offsets = tuple(side * (median / 2 + (lane + 0.5) * lane_width) for side in (1, -1) for lane in range(lanes))
         return Road(pose, far, half, offsets)
 
     def _markings(self, pose: Pose, lanes: int, lane_width: float, median: float) -> None:
@@ -309,9 +305,7 @@ class Site:
         self.plan.buildings.append(Building(pose, length, width, height))
         return True
 
-    def houses(
-        self, count: int, sizes: tuple[float, float], heights: tuple[float, float], turn: float
-    ) -> None:
+    def houses(self, count: int, sizes: tuple[float, float], heights: tuple[float, float], turn: float) -> None:
         """Try to put `count` buildings anywhere, all turned alike up to right angles."""
         rng = self.rng
         for _ in range(count):

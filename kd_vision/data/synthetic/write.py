@@ -116,9 +116,7 @@ def _foreign(out: Path) -> list[str]:
     if not names:
         return []
     if _RECIPE not in names:
-        return [
-            f"{out}: is not empty and was not made by `kd-vision data synth`; give a new or an empty folder"
-        ]
+        return [f"{out}: is not empty and was not made by `kd-vision data synth`; give a new or an empty folder"]
     others = sorted(names - _OURS)
     if others:
         return [f"{out}: holds more than synthetic scenes ({', '.join(others[:5])}); give a new folder"]
@@ -161,8 +159,7 @@ def _descriptor(recipe: dict[str, Any]) -> str:
         "format": "coco",
         "root": ".",
         "splits": {
-            name: {"images": f"images/{name}", "annotations": f"annotations/{name}.json"}
-            for name in recipe["splits"]
+            name: {"images": f"images/{name}", "annotations": f"annotations/{name}.json"} for name in recipe["splits"]
         },
         "classes": list(CLASSES),
         "source": f"made by kd_vision (synthetic aerial scenes, seed {recipe['seed']}, "
@@ -176,14 +173,10 @@ def _descriptor(recipe: dict[str, Any]) -> str:
 
 def _empty_coco(split: str, seed: int, config: SceneConfig) -> dict[str, Any]:
     # No date: the same seed has to give the same bytes.
-    description = (
-        f"kd_vision synthetic aerial scenes, split {split}, seed {seed}, difficulty {config.difficulty}"
-    )
+    description = f"kd_vision synthetic aerial scenes, split {split}, seed {seed}, difficulty {config.difficulty}"
     return {
         "info": {"description": description, "version": "1"},
-        "licenses": [
-            {"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
-        ],
+        "licenses": [{"id": 1, "name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}],
         "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES, start=1)],
         "images": [],
         "annotations": [],
@@ -193,9 +186,7 @@ def _empty_coco(split: str, seed: int, config: SceneConfig) -> dict[str, Any]:
 def _add(coco: dict[str, Any], scene: Scene, file_name: str) -> None:
     image_id = len(coco["images"]) + 1
     height, width = scene.image.shape[:2]
-    coco["images"].append(
-        {"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1}
-    )
+    coco["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width, "license": 1})
     for box, label in zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True):
         x0, y0, x1, y1 = box
         coco["annotations"].append(

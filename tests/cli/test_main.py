@@ -1,0 +1,90 @@
+"""The command line: light, teaching, and honest about its exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kd_vision.cli.main import COMMANDS, main
+
+
+def test_import_loads_neither_torch_nor_ultralytics() -> None:
+    code = (
+        "import sys, kd_vision; kd_vision.__version__; dir(kd_vision)\n"
+        "import kd_vision.cli.main as m; m.build_parser()\n"
+        "print([n for n in ('torch', 'ultralytics', 'numpy', 'pydantic') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_answers_in_half_a_second() -> None:
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kd_vision", "--help"], capture_output=True, check=True)
+        took.append(time.perf_counter() - began)
+    assert min(took) <= 0.5  # the least of five: the machine's own noise only adds
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "kd-vision" in text
+    assert len(text.splitlines()) > 8
+
+
+def test_a_wrong_config_is_one_line_per_mistake_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("data: d.yaml\nstudent: {model: yolov8n}\nepochs: 3\ntrain: {batch: 4}\n")
+    assert main(["train", str(config), "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"kd-vision: {config}: train.batch: unknown key; did you mean 'batch_size'?",
+        f"kd-vision: {config}: epochs: unknown key; possible: allow_weak_teacher, augment, data, distill, evaluate, "
+        "image_size, student, teacher, train",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_things_are_named(
+    tmp_path: Path, squares: Path, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = tmp_path / "none"
+    assert main(["train", f"{none}.yaml"]) == 2
+    assert main(["evaluate", f"{none}.pt", "--data", str(squares)]) == 2
+    assert main(["evaluate", f"{none}.onnx", "--data", f"{none}.yaml"]) == 2
+    config = write_config()
+    assert main(["train", str(config), "--set", f"teacher.weights={none}.pt", "--out", str(none)]) == 2
+    assert main(["train", str(config), "--out", str(none), "--resume"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"kd-vision: {none}.yaml: cannot be read (No such file or directory); give a YAML file"
+    assert lines[1].startswith(f"kd-vision: {none}.pt: does not exist; give a run directory")
+    assert lines[2].startswith(f"kd-vision: {none}.yaml: cannot be read")
+    assert lines[3] == f"kd-vision: teacher.weights: {none}.pt does not exist; give a .pt file"
+    assert lines[4].endswith("no checkpoint to resume from; start without --resume")
+    assert len(lines) == 5
+    assert not none.exists()
+
+
+def test_an_unknown_split_and_a_wrong_model_name_say_what_is_possible(
+    tmp_path: Path,
+    squares: Path,
+    teacher_file: Path,
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", str(teacher_file), "--data", str(squares), "--split", "vall"]) == 2
+    assert main(["train", str(write_config()), "--set", "student.model=yolo8n", "--out", str(tmp_path / "r")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "vall" in first
+    assert "val" in first.split("vall")[1]
+    assert second == "kd-vision: student.model: unknown model 'yolo8n'; did you mean 'yolov8n'?"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kd_vision.cli.main import main
+from kd_vision.core.errors import RequestError
+from kd_vision.detectors.onnx import KEY_PARITY, KEY_TRAINING_RUN, OnnxPredictor
+from kd_vision.pipeline.evaluate import evaluate
+from kd_vision.pipeline.export import ExportResult, provenance, run_export
+
+
+@pytest.fixture(scope="module")
+def exported(student_file: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    out = tmp_path_factory.mktemp("export") / "student.onnx"
+    return run_export(student_file, out, squares, options={"batch": "dynamic"})
+
+
+def test_gate_ran_on_the_validation_split(exported: ExportResult, student_file: Path, squares: Path) -> None:
+    proof = exported.proof
+    assert (proof.passed, proof.images) == (True, 6)
+    assert proof.source == "all 6 images of the split 'val' of squares.yaml"
+    assert proof.ap_reference == pytest.approx(evaluate(student_file, squares).metrics.ap, abs=1e-9)
+    assert proof.ap_exported == pytest.approx(proof.ap_reference, abs=0.002)
+
+
+def test_file_scores_what_the_model_scores(exported: ExportResult, squares: Path) -> None:
+    assert evaluate(exported.path, squares).metrics.ap == pytest.approx(exported.proof.ap_exported, abs=1e-9)
+
+
+def test_size_is_that_of_the_training_run(exported: ExportResult) -> None:
+    assert exported.image_size == 64
+    assert exported.size_bytes == exported.path.stat().st_size
+    assert exported.latency is not None
+    assert 0 < exported.latency.min_ms <= exported.latency.median_ms
+
+
+def test_metadata_names_the_run_and_no_path(exported: ExportResult, student_file: Path) -> None:
+    metadata = OnnxPredictor(exported.path).metadata
+    run = json.loads(metadata[KEY_TRAINING_RUN])
+    assert (run["model"], run["run"]) == ("student.pt", "lively-run")
+    assert run["model_sha256"] == provenance(student_file)["model_sha256"]
+    assert str(student_file.parent) not in json.dumps(metadata)
+    assert json.loads(metadata[KEY_PARITY])["ap_exported"] == exported.proof.ap_exported
+
+
+def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.onnx"
+    arguments = ["export", str(student_file), "--out", str(out), "--nms", "--max-detections", "20"]
+    assert main([*arguments, "--opset", "17", "--no-simplify"]) == 0
+    said = capsys.readouterr().out
+    assert "64 px, output nms" in said
+    assert "parity  100.00% of" in said
+    assert "no data was given" in said
+    assert OnnxPredictor(out).layout == "nms"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--precision", "int8"], "--precision: int8 is not available in this version; possible: fp32"),
+        (
+            ["--image-size", "50"],
+            "--image-size: 50 is not a multiple of 32, the largest stride of yolov8n; nearest: 64",
+        ),
+        (
+            ["--nms-iou", "0.5", "--max-detections", "9"],
+            "--nms-iou, --max-detections: acts on NMS inside the graph only; add --nms, or leave it out",
+        ),
+    ],
+)
+def test_command_refuses(
+    arguments: list[str], line: str, student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(student_file), "--out", str(tmp_path / "a.onnx"), *arguments]) == 2
+    assert capsys.readouterr().err == f"kd-vision: {line}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_torch_models_can_be_exported(exported: ExportResult, tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        run_export(exported.path, tmp_path / "b.onnx")
+    assert str(caught.value) == (
+        f"{exported.path}: a model of the kind 'onnx' cannot be exported; give a run directory, .ckpt or .pt"
+    )
+
+
+def test_wrong_option_values_are_told_by_name(student_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        run_export(student_file, tmp_path / "b.onnx", options={"nms_iou": 2.0, "colour": 1})
+    assert [problem.split(":")[1].strip() for problem in caught.value.problems] == ["nms_iou", "colour"]

@@ -1,0 +1,226 @@
+"""Training end to end at a tiny size: what it writes, exact resume, gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import kd_vision
+from kd_vision.config.load import load_config
+from kd_vision.core.errors import GateError, RequestError, TrainingError
+from kd_vision.core.run_directory import RunDirectory
+from kd_vision.engine.trainer import Trainer
+from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.train import train
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    detector = load_model(path).detector
+    assert detector is not None
+    return detector.state_dict()
+
+
+def test_a_distilled_run_writes_everything_it_promises(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(train="validate_every: 1, keep: best, unlabelled_ratio: 0.5, accumulate: 2, probe_every: 2")
+    result = train(config, tmp_path / "run", overrides=["train.epochs=3"])
+    names = {str(p.relative_to(result.directory)) for p in result.directory.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "environment.json", "metrics.jsonl", "metrics.json", "student.pt", "report.md"}
+    expected |= {
+        "report.html",
+        "teacher.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "csv/metrics.csv",
+    }
+    assert expected <= names
+    assert any("tfevents" in name for name in names)
+    rows = list(RunDirectory(result.directory).read_log())
+    shares = [row["share/class_qfl"] for row in rows if "share/class_qfl" in row]
+    assert shares
+    assert all(share > 0 for share in shares)
+    steps = [row for row in rows if row["split"] == "train"]
+    assert [row["step"] for row in steps] == list(range(1, 10))
+    assert all(row["loss/kd/box_iou"] > 0 for row in steps)
+    total = steps[-1]
+    parts = sum(value for key, value in total.items() if key.startswith("loss/task/"))
+    parts += sum(total[f"weight/{name}"] * total[f"loss/kd/{name}"] for name in ("class_qfl", "box_iou"))
+    assert total["loss/total"] == pytest.approx(parts, rel=1e-5)
+    assert json.loads((result.directory / "metrics.json").read_text())["AP"] == result.metrics.ap
+    environment = json.loads((result.directory / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert "torch" in environment["versions"]
+
+
+def test_the_student_file_holds_the_student_and_nothing_else(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    result = train(write_config(distill="[{loss: class_qfl}, {loss: feature_mse}]"), tmp_path / "run")
+    content = torch.load(result.student, weights_only=False)
+    assert set(content) == {"model", "ema", "epoch", "date", "version", "license", "train_args", "kd_vision"}
+    names = [name for name, _ in content["model"].named_modules()]
+    assert not any("adapter" in name or "teacher" in name or "distill" in name for name in names)
+    checkpoint = torch.load(result.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["distiller"]  # adapters live in the checkpoint only
+    ours = weights_of(result.student)
+    theirs = YOLO(result.student).model.state_dict()
+    assert all(torch.equal(ours[f"net.{name}"], value) for name, value in theirs.items())
+    assert all(torch.equal(checkpoint["average"][name], value) for name, value in ours.items())
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_a_killed_run_resumes_to_the_very_same_weights(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(
+        distill="[{loss: class_qfl, weight: auto}, {loss: feature_mse}]",
+        train="calibrate_at: 2, checkpoint_every: 2, unlabelled_ratio: 0.5",
+    )
+    config = load_config(path, ["train.epochs=3"])
+    whole = train(config, tmp_path / "whole")
+    step = Trainer._step
+
+    def killed(self: Trainer, batch: object) -> None:
+        if self.progress.step == 5:
+            raise Killed
+        step(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_step", killed)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "broken")
+    monkeypatch.setattr(Trainer, "_step", step)
+    resumed = train(config, tmp_path / "broken", resume=True)
+    one, other = weights_of(whole.student), weights_of(resumed.student)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def terms(directory: Path) -> list[tuple[int, float]]:
+        return [(row["step"], row["loss/total"]) for row in RunDirectory(directory).read_log()]
+
+    assert terms(whole.directory) == terms(resumed.directory)
+
+
+def test_a_run_is_not_overwritten_and_a_foreign_checkpoint_is_refused(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config(teacher=False)
+    train(config, tmp_path / "run", overrides=["train.epochs=1"])
+    with pytest.raises(RequestError, match="holds a run already; add --resume"):
+        train(config, tmp_path / "run")
+    with pytest.raises(RequestError, match="belongs to another run: config is"):
+        train(config, tmp_path / "run", resume=True, overrides=["train.epochs=2"])
+
+
+def test_a_teacher_no_better_than_its_student_ends_the_work(
+    write_config: Callable[..., Path], tmp_path: Path, squares: Path
+) -> None:
+    silly = train(write_config(teacher=False), tmp_path / "silly", overrides=["train.epochs=1", "train.lr=1e-9"])
+    config = write_config()
+    with pytest.raises(GateError, match=r"AP 0\.0 on 'val' is not better than the untrained student's 0\.0"):
+        train(config, tmp_path / "run", overrides=[f"teacher.weights={silly.student}"])
+    assert not (tmp_path / "run" / "student.pt").exists()
+    allowed = [f"teacher.weights={silly.student}", "allow_weak_teacher=true", "train.epochs=1"]
+    assert train(config, tmp_path / "allowed", overrides=allowed).fit.steps == 3
+
+
+def test_classes_that_do_not_fit_are_named(write_config: Callable[..., Path], tmp_path: Path, squares: Path) -> None:
+    renamed = squares.with_name("renamed.yaml")
+    text = squares.read_text().replace("classes: [red, blue]", "classes: [red]\nsubset: true")
+    renamed.write_text(text)
+    with pytest.raises(RequestError, match="teacher: its classes do not fit the data: it lacks nothing and has blue"):
+        train(write_config(), tmp_path / "run", overrides=[f"data={renamed}"])
+
+
+def test_a_teacher_with_its_classes_in_another_order_answers_in_the_students(
+    write_config: Callable[..., Path], squares: Path
+) -> None:
+    from kd_vision.pipeline.build import build_teacher
+
+    config = load_config(write_config())
+    images = torch.rand(1, 3, 64, 64)
+    straight, swapped = build_teacher(config, ("red", "blue")), build_teacher(config, ("blue", "red"))
+    assert straight is not None
+    assert swapped is not None
+    channels = frozenset({"grid"})
+    one = straight.eval()(images, channels=channels).grids["one_to_many"].logits  # type: ignore[arg-type]
+    other = swapped.eval()(images, channels=channels).grids["one_to_many"].logits  # type: ignore[arg-type]
+    assert torch.equal(one[..., [1, 0]], other)
+
+
+def test_losses_that_do_not_fit_are_all_named_with_those_that_do(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config(distill="[{loss: box_ld}, {loss: feature_pkd, levels: [P9]}]")
+    with pytest.raises(RequestError) as caught:
+        train(config, tmp_path / "run", overrides=["student.model=yolo26n"])
+    lines = caught.value.problems
+    assert "distill.0 (box_ld): needs the same number of box bins; teacher 16, student none" in lines[0]
+    assert any("distill.1 (feature_pkd): level 'P9' is not among the teacher's" in line for line in lines)
+    assert "losses that fit this pair: " in lines[-1]
+    assert "box_iou" in lines[-1]
+
+
+def test_an_image_size_off_the_stride_is_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"image_size: 70 is not a multiple of 32, the student's largest stride; use 64"
+    ):
+        train(write_config(), tmp_path / "run", overrides=["image_size=70"])
+
+
+def test_unlabelled_images_without_a_teacher_are_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="unlabelled images teach nothing without a teacher"):
+        train(write_config(teacher=False, train="unlabelled_ratio: 1"), tmp_path / "run")
+
+
+def test_a_loss_that_blows_up_stops_the_run_by_name(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the term 'task/\w+' is (nan|inf)"):
+        train(write_config(teacher=False, train="lr: 1e+30, warmup_epochs: 0"), tmp_path / "run")
+
+
+def test_early_stopping_and_the_best_weights(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(teacher=False, train="lr: 1e-9, patience: 2")
+    result = kd_vision.train(config, tmp_path / "run", overrides=["train.epochs=9", "train.validate_every=1"])
+    assert result.fit.stopped_early
+    assert result.fit.steps == 9  # three validations of three steps: the first is the best, two more are stale
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_one_and_four_input_channels_train(tmp_path: Path, channels: int) -> None:
+    import cv2
+    import numpy as np
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images, boxes = [], []
+    for index in range(4):
+        shape = (64, 64) if channels == 1 else (64, 64, 4)
+        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 255, shape, dtype=np.uint8))
+        images.append({"id": index, "file_name": f"{index}.png", "width": 64, "height": 64})
+        boxes.append(
+            {
+                "id": index,
+                "image_id": index,
+                "category_id": 1,
+                "bbox": [8, 8, 30, 30],
+                "area": 900,
+                "iscrowd": 0,
+            }
+        )
+    coco = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "a.json").write_text(json.dumps(coco))
+    split = "{images: images, annotations: a.json}"
+    (tmp_path / "d.yaml").write_text(
+        f"format: coco\nroot: .\nsplits: {{train: {split}, val: {split}}}\nclasses: [thing]\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"data: d.yaml\nimage_size: 64\nstudent: {{model: yolo11n, input_channels: {channels}}}\n"
+        "train: {epochs: 1, batch_size: 2, workers: 0, validate_every: 0, keep: last}\n"
+    )
+    result = train(tmp_path / "c.yaml", tmp_path / "run")
+    assert load_model(result.student).predictor.spec.input_channels == channels
