@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,6 +48,7 @@ dict.update(SETTINGS, sync=False)
 
 _BRANCHES = {"one2many": ONE_TO_MANY, "one2one": ONE_TO_ONE}
 _O2M_FIRST, _O2M_LAST = 0.8, 0.1
+_REFUSED = ("weights_only", "unsupported global", "references types outside")
 
 
 class UltralyticsConfig(StrictModel):
@@ -320,10 +322,12 @@ def _read_weights(path: Path, trust: bool, where: str) -> tasks.DetectionModel |
         raise RequestError(f"{where}.weights: {path} does not exist; give a .pt file")
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise RequestError(f"{where}.weights: safe loading needs torch 2.6 or later; update torch, or set trust: true")
+    if not trust and not zipfile.is_zipfile(path):
+        raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file (no archive written by torch.save)")
     try:
         content, _ = tasks.torch_safe_load(str(path), safe_only=not trust)
     except Exception as error:  # the family raises many kinds here; the user needs one line
-        if "weights_only" in str(error).lower() or "unsupported global" in str(error).lower():
+        if any(sign in str(error).lower() for sign in _REFUSED):
             raise RequestError(
                 f"{where}.weights: {path} needs classes outside the allow-list; loading it would run its "
                 f"code; set trust: true if you know who made it"

@@ -145,8 +145,14 @@ class TermGuard:
         return values
 
 
-def gradient_norms(step_terms: StepTerms) -> dict[str, float]:
+def gradient_norms(
+    step_terms: StepTerms, backward: Callable[..., Any] = torch.autograd.backward
+) -> dict[str, float]:
     """L2 norm of each term's gradient at the student's pyramid maps.
+
+    Args:
+        step_terms: of one step, with features.
+        backward: Fabric's own in a training run, which mixed precision insists on.
 
     Returns:
         ``{"task": ..., "<term>": ...}``, unweighted.
@@ -155,17 +161,19 @@ def gradient_norms(step_terms: StepTerms) -> dict[str, float]:
         TrainingError: a distillation term has no gradient there.
     """
     maps = list(step_terms.features.values())
+
+    def norm(value: Tensor) -> float:
+        backward(value, inputs=maps, retain_graph=True)
+        squares = [m.grad.float().pow(2).sum() for m in maps if m.grad is not None]
+        for m in maps:
+            m.grad = None
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
     found: dict[str, float] = {}
     if step_terms.task:
-        found["task"] = _norm(torch.stack(list(step_terms.task.values())).sum(), maps)
+        found["task"] = norm(torch.stack(list(step_terms.task.values())).sum())
     for name, value in step_terms.distillation.items():
         if not value.requires_grad:
             raise TrainingError(f"the distillation term '{name}' has no gradient: it does not depend on the student")
-        found[name] = _norm(value, maps)
+        found[name] = norm(value)
     return found
-
-
-def _norm(value: Tensor, maps: list[Tensor]) -> float:
-    gradients = torch.autograd.grad(value, maps, retain_graph=True, allow_unused=True)
-    squares = [g.float().pow(2).sum() for g in gradients if g is not None]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

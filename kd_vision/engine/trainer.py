@@ -184,7 +184,7 @@ class Trainer:
         """Measure each term's gradient at the neck; set ``auto`` weights when their time has come."""
         distiller = self.run.distiller
         assert distiller is not None
-        norms = gradient_norms(found)
+        norms = gradient_norms(found, self.fabric.backward)
         for name, loss in distiller.terms().items():
             if norms[name] == 0.0 and not loss.may_vanish:
                 raise TrainingError(

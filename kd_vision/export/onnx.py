@@ -257,7 +257,9 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
         slimmed = onnxslim.slim(model)
     except Exception as error:  # onnxslim documents no class of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise KDVisionError(f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify") from error
+        raise KDVisionError(
+            f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify"
+        ) from error
     if not isinstance(slimmed, onnx.ModelProto):
         raise KDVisionError("onnxslim gave no graph; export with --no-simplify")
     return slimmed
@@ -274,15 +276,6 @@ def describe(
         layout: of the output.
         provenance: where the model comes from.
     """
-    preprocessing = {
-        "resize": "letterbox",
-        "pad_value": GRAY,
-        "scale": "1/255",
-        "channel_order": {1: "gray", 3: "RGB", 4: "RGBX"}[spec.input_channels],
-        "layout": "NCHW",
-        "height": config.image_size,
-        "width": config.image_size,
-    }
     # 'dynamic' is about height and width to ultralytics; ours are always fixed.
     arguments = {
         "batch": 1 if config.batch == "dynamic" else config.batch,
@@ -304,12 +297,27 @@ def describe(
         KEY_VERSION: __version__,
         KEY_CLASSES: json.dumps(list(spec.classes)),
         KEY_LAYOUT: layout,
-        KEY_PREPROCESSING: json.dumps(preprocessing),
+        KEY_PREPROCESSING: json.dumps(_preprocessing(spec, config)),
         KEY_TRAINING_RUN: json.dumps(dict(provenance)),
     }
 
 
-def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions) -> ParityProof:
+def _preprocessing(spec: DetectorSpec, config: OnnxExportConfig) -> dict[str, object]:
+    """What must happen to an image before the graph; the edge runtime reads it from the file."""
+    return {
+        "resize": "letterbox",
+        "pad_value": GRAY,
+        "scale": "1/255",
+        "channel_order": {1: "gray", 3: "RGB", 4: "RGBX"}[spec.input_channels],
+        "layout": "NCHW",
+        "height": config.image_size,
+        "width": config.image_size,
+    }
+
+
+def _prove(
+    detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions
+) -> ParityProof:
     """Let the gate compare; the detector is put back into the mode it was in.
 
     Raises:

@@ -87,9 +87,7 @@ def run_export(
     with ProgressBar("parity", quiet=quiet or data is None) as bar:
         evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size, bar)
         exported = export_onnx(detector, out, config, provenance(loaded.path), evidence)
-    single = config.batch in (1, "dynamic")
-    latency = measure_latency(exported.path) if with_latency and single else None
-    return _result(exported, latency, config)
+    return _result(exported, config, with_latency)
 
 
 def provenance(path: Path) -> dict[str, str]:
@@ -120,7 +118,9 @@ def _torch_detector(loaded: LoadedModel) -> Detector:
     return loaded.detector
 
 
-def _evidence(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityEvidence:
+def _evidence(
+    detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar
+) -> ParityEvidence:
     truth = load_split(load_descriptor(data), split)
     check_classes(detector, truth, detector.spec.name)
     batches = eval_batches(truth, image_size, _EVIDENCE_BATCH, detector.spec.input_channels)
@@ -137,5 +137,13 @@ def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Itera
         bar.step(done, total)
 
 
-def _result(exported: ExportedFile, latency: Latency | None, config: OnnxExportConfig) -> ExportResult:
-    return ExportResult(exported.path, exported.proof, latency, exported.layout, exported.size_bytes, config.image_size)
+def _result(exported: ExportedFile, config: OnnxExportConfig, with_latency: bool) -> ExportResult:
+    one_by_one = config.batch in (1, "dynamic")
+    return ExportResult(
+        path=exported.path,
+        proof=exported.proof,
+        latency=measure_latency(exported.path) if with_latency and one_by_one else None,
+        layout=exported.layout,
+        size_bytes=exported.size_bytes,
+        image_size=config.image_size,
+    )

@@ -73,30 +73,50 @@ def run_predict(
     Raises:
         RequestError: model or source is missing or of an unknown kind, an image cannot be read.
     """
-    if not 0.0 <= score < 1.0:
-        raise RequestError(f"--score: {score:g} is not a score; give 0 or more, and less than 1")
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"--out: {out} is a file; give a folder")
+    _refuse_wrong_request(out, score)
     loaded = load_model(Path(model), image_size, trust)
     spec = loaded.predictor.spec
     pictures = open_source(Path(source), spec.input_channels)
-    entries: list[dict[str, Any]] = []
-    seen = 0
     with ExitStack() as stack:
         writer = stack.enter_context(FrameWriter(pictures, out)) if draw else None
         bar = stack.enter_context(ProgressBar(f"predict {pictures.path.name}", quiet=quiet))
-        for frame, found in predict_frames(loaded.predictor, pictures.frames(), loaded.image_size, score):
-            seen += 1
-            entries += _entries(frame, found, spec.classes, pictures)
-            if writer is not None:
-                writer.write(frame, draw_detections(frame.pixels, found, spec.classes))
-            bar.step(seen, max(pictures.count, seen))
+        answers = predict_frames(loaded.predictor, pictures.frames(), loaded.image_size, score)
+        seen, entries = _record(answers, pictures, spec.classes, writer, bar)
     path = out / "predictions.json"
     write_json(path, entries)
     counts = Counter(str(entry["category"]) for entry in entries)
     copies = tuple(writer.written) if writer is not None else ()
     return PredictResult(path, copies, seen, {name: counts[name] for name in spec.classes})
+
+
+def _refuse_wrong_request(out: Path, score: float) -> None:
+    problems = []
+    if not 0.0 <= score < 1.0:
+        problems.append(f"--score: {score:g} is not a score; give 0 or more, and less than 1")
+    if out.exists() and not out.is_dir():
+        problems.append(f"--out: {out} is a file; give a folder")
+    if problems:
+        raise RequestError(*problems)
+
+
+def _record(
+    answers: Iterable[tuple[Frame, Detections]],
+    source: Source,
+    classes: Sequence[str],
+    writer: FrameWriter | None,
+    bar: ProgressBar,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Draw the answers as they come; return the number of frames and the entries of the JSON."""
+    entries: list[dict[str, Any]] = []
+    seen = 0
+    for frame, found in answers:
+        seen += 1
+        entries += _entries(frame, found, classes, source)
+        if writer is not None:
+            writer.write(frame, draw_detections(frame.pixels, found, classes))
+        bar.step(seen, max(source.count, seen))
+    return seen, entries
 
 
 def predict_frames(
@@ -141,7 +161,9 @@ def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
     )
 
 
-def _entries(frame: Frame, found: Detections, classes: Sequence[str], source: Source) -> Iterator[dict[str, Any]]:
+def _entries(
+    frame: Frame, found: Detections, classes: Sequence[str], source: Source
+) -> Iterator[dict[str, Any]]:
     where: dict[str, Any] = {"file_name": frame.name}
     if source.is_video:
         where["frame"] = frame.index

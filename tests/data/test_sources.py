@@ -68,7 +68,9 @@ def problem(path: Path, channels: int = 3) -> str:
 
 
 def test_wrong_sources_are_refused(tmp_path: Path, video: Path) -> None:
-    assert problem(tmp_path / "no") == (f"{tmp_path}/no: does not exist; give an image, a folder of images or a video")
+    assert problem(tmp_path / "no") == (
+        f"{tmp_path}/no: does not exist; give an image, a folder of images or a video"
+    )
     assert problem(tmp_path) == f"{tmp_path}: holds no image; possible: .bmp .jpeg .jpg .png .tif .tiff .webp"
     text = tmp_path / "a.txt"
     text.write_text("no picture")
@@ -76,7 +78,9 @@ def test_wrong_sources_are_refused(tmp_path: Path, video: Path) -> None:
     broken = tmp_path / "a.mp4"
     broken.write_bytes(b"no video")
     assert problem(broken) == f"{broken}: OpenCV cannot open this video; convert it to H.264 in .mp4"
-    assert problem(video, 4) == (f"{video}: a video has no fourth channel, which the model wants; give RGBA images")
+    assert problem(video, 4) == (
+        f"{video}: a video has no fourth channel, which the model wants; give RGBA images"
+    )
     corrupt = paint(tmp_path / "c.png", RED)
     corrupt.write_bytes(corrupt.read_bytes()[:40])
     assert problem(corrupt).startswith(f"{corrupt}: ")
@@ -99,18 +103,24 @@ def test_writer_never_overwrites_its_source(tmp_path: Path) -> None:
     path = paint(tmp_path / "a.png", RED)
     before = path.read_bytes()
     source = open_source(tmp_path)
-    with pytest.raises(RequestError, match="would overwrite the image it is drawn from"):  # noqa: SIM117
-        with FrameWriter(source, tmp_path) as writer:
-            for frame in source.frames():
-                writer.write(frame, np.zeros_like(frame.pixels))
+    frame = next(source.frames())
+    writer = FrameWriter(source, tmp_path)
+    with pytest.raises(RequestError, match="would overwrite the image it is drawn from"):
+        writer.write(frame, np.zeros_like(frame.pixels))
     assert path.read_bytes() == before
 
 
 def test_broken_off_video_leaves_nothing(tmp_path: Path) -> None:
+    writer = FrameWriter(Source(Path("clip.mp4"), (), 2, 10.0, 3), tmp_path)
     pixels = np.zeros((48, 64, 3), np.uint8)
-    with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
-        with FrameWriter(Source(Path("clip.mp4"), (), 2, 10.0, 3), tmp_path) as writer:
+
+    def broken_off() -> None:
+        with writer:
             writer.write(Frame(0, "clip.mp4", pixels), pixels)
+            assert [path.name for path in tmp_path.iterdir()] == [".clip.part.mp4"]
             raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
     assert list(tmp_path.iterdir()) == []
     assert writer.written == []

@@ -171,10 +171,10 @@ def refused(path: Path, **declared: Any) -> str:
 def test_unknown_layout_is_refused_by_name(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE)
     assert refused(path) == (
-        f"{path}: output layout not recognised: found (1, 6, 2) and no metadata; supported layouts, to be "
-        "declared with --layout: dense_xywh (B, 4 + classes, points): centre x, centre y, width, height in "
-        "input pixels, then scores; end_to_end (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; nms "
-        "(B, boxes, 6): the same rows after NMS in the graph, padded with zeros"
+        f"{path}: output layout not recognised: found (1, 6, 2) and no metadata; supported layouts: "
+        "dense_xywh (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
+        "end_to_end (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; "
+        "nms (B, boxes, 6): the same rows after NMS in the graph, padded with zeros"
     )
 
 
@@ -268,4 +268,6 @@ def test_layout_of_another_family_is_refused_clearly() -> None:
     path = SHARED / "weights" / "yolox_nano_coco_416.onnx"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    assert refused(path).startswith(f"{path}: output layout not recognised: found (1, 3549, 85) and no metadata;")
+    assert refused(path).startswith(
+        f"{path}: output layout not recognised: found (1, 3549, 85) and no metadata;"
+    )

@@ -224,3 +224,11 @@ def test_one_and_four_input_channels_train(tmp_path: Path, channels: int) -> Non
     )
     result = train(tmp_path / "c.yaml", tmp_path / "run")
     assert load_model(result.student).predictor.spec.input_channels == channels
+
+
+def test_mixed_precision_trains_with_every_term_alive(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(distill="[{loss: class_qfl}, {loss: box_ld}, {loss: feature_pkd}]")
+    result = train(config, tmp_path / "run", overrides=["train.precision=bf16-mixed", "train.epochs=1"])
+    rows = [row for row in RunDirectory(result.directory).read_log() if "share/box_ld" in row]
+    assert rows
+    assert all(row[f"share/{name}"] > 0 for row in rows for name in ("class_qfl", "box_ld", "feature_pkd"))

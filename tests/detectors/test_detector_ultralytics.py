@@ -1,0 +1,212 @@
+"""The ultralytics adapter against the family's own inference and losses, over generations and heads.
+
+Contract tests run over `MODELS`: one line here tests a new generation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kd_vision.core.batch import ImageBatch, Letterbox, Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.detectors import FAMILIES, family_module
+from kd_vision.detectors.base import Detector, PredictOptions
+from kd_vision.detectors.postprocess import xywh_to_xyxy
+from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build, known_models
+
+MODELS = ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-p2", "yolo26n-p2")
+CLASSES = ("car", "bus", "person")
+ALL = frozenset({"features", "grid"})
+
+
+def make(name: str, **settings: object) -> UltralyticsDetector:
+    torch.manual_seed(0)
+    return build(UltralyticsConfig(model=name, **settings), CLASSES, "student")  # type: ignore[arg-type]
+
+
+def images(channels: int = 3) -> torch.Tensor:
+    return torch.rand(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def targets() -> Targets:
+    boxes = torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 8.0, 60.0, 50.0]])
+    return Targets(torch.tensor([0, 1]), torch.tensor([0, 2]), boxes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_spec_and_channels_agree(name: str) -> None:
+    detector = make(name).eval()
+    with torch.no_grad():
+        output = detector(images(), channels=ALL)
+    spec = detector.spec
+    assert {k: v.shape[1] for k, v in output.features.items()} == dict(spec.level_channels)
+    assert {k: 64 // v.shape[2] for k, v in output.features.items()} == dict(spec.level_strides)
+    grid = output.grids["one_to_many"]
+    points = sum((64 // stride) ** 2 for stride in spec.level_strides.values())
+    assert grid.logits.shape == (2, points, 3)
+    assert grid.boxes_xyxy.shape == (2, points, 4)
+    assert set(output.grids) == ({"one_to_many", "one_to_one"} if spec.end_to_end else {"one_to_many"})
+    assert (grid.box_bins is None) == (spec.box_bins is None)
+    assert grid.points_xy[0].tolist() == [next(iter(spec.level_strides.values())) / 2] * 2
+    assert not output.task_losses
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_grid_is_what_the_family_itself_decodes(name: str) -> None:
+    detector = make(name).eval()
+    detector.spec.end_to_end and setattr(detector.head, "_end2end", False)
+    with torch.no_grad():
+        grid = detector(images(), channels=ALL).grids["one_to_many"]
+        detector.head.training = False
+        raw, _ = detector.net(images())
+    torch.testing.assert_close(xywh_to_xyxy(raw[:, :4].permute(0, 2, 1)), grid.boxes_xyxy, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(raw[:, 4:].permute(0, 2, 1), grid.logits.sigmoid())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_task_losses_are_the_familys_own_per_image(name: str) -> None:
+    detector = make(name).train()
+    twin = copy.deepcopy(detector.net)
+    output = detector(images(), targets())
+    twin.train()
+    size = 64.0
+    boxes = targets().boxes_xyxy
+    batch = {
+        "img": images(),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+        "cls": torch.tensor([[0.0], [2.0]]),
+        "bboxes": torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1) / size,
+    }
+    expected, _ = twin(batch)
+    assert list(output.task_losses)[:2] == ["box", "cls"]
+    torch.testing.assert_close(torch.stack(list(output.task_losses.values())), expected / 2)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_prediction_is_in_pixels_of_the_original_image(name: str) -> None:
+    detector = make(name).eval()
+    letterboxes = (Letterbox(32, 64, 1.0, 1.0, 0, 16), Letterbox(128, 128, 0.5, 0.5, 0, 0))
+    none = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
+    batch = ImageBatch(images(), none, torch.ones(2, dtype=torch.bool), (1, 2), letterboxes)
+    found = detector.predict(batch, PredictOptions(score_threshold=0.0, max_detections=20))
+    assert [len(f) for f in found] == [20, 20]
+    for detections, box in zip(found, letterboxes):
+        limit = [box.original_width, box.original_height] * 2
+        assert (detections.boxes_xyxy >= 0).all()
+        assert (detections.boxes_xyxy <= np.array(limit)).all()
+        assert (np.diff(detections.scores) <= 0).all()
+    assert found[1].boxes_xyxy.max() > 64  # the second original is twice the input
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n", "yolo11n"])
+def test_saved_students_open_in_the_family_and_come_back_equal(name: str, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    detector = make(name).eval()
+    detector.save(tmp_path / "s.pt", {"run": "x"})
+    again = build(UltralyticsConfig(weights=tmp_path / "s.pt"), None, "model").eval()
+    assert again.spec.classes == CLASSES
+    assert all(torch.equal(a, b) for a, b in zip(detector.state_dict().values(), again.state_dict().values()))
+    opened = YOLO(tmp_path / "s.pt")
+    assert opened.names == dict(enumerate(CLASSES))
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    assert len(opened.predict(picture, imgsz=64, conf=0.9, verbose=False)) == 1
+
+
+def test_balance_of_an_end_to_end_head_follows_training() -> None:
+    detector = make("yolo26n")
+    assert detector._branch_weights() == pytest.approx({"one_to_many": 0.8, "one_to_one": 0.2})
+    detector.set_progress(1.0)
+    assert detector._branch_weights() == pytest.approx({"one_to_many": 0.1, "one_to_one": 0.9})
+    assert make("yolov8n")._branch_weights() == {"one_to_many": 1.0}
+
+
+def test_weights_of_another_class_count_start_the_backbone(tmp_path: Path) -> None:
+    source = make("yolov8n")
+    source.save(tmp_path / "s.pt", {})
+    student = build(UltralyticsConfig(weights=tmp_path / "s.pt"), ("one",), "student")
+    assert student.spec.classes == ("one",)
+    assert torch.equal(student.state_dict()["net.model.0.conv.weight"], source.state_dict()["net.model.0.conv.weight"])
+    assert student.state_dict()["net.model.22.cv3.0.2.bias"].shape == (1,)
+    assert all(p.requires_grad for n, p in student.named_parameters() if "dfl" not in n)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    make("yolov8n").save(tmp_path / "s.pt", {})
+    with pytest.raises(RequestError, match=r"student\.weights: only \d+ of \d+ tensors of .* fit the model"):
+        build(UltralyticsConfig(model="yolo12n", weights=tmp_path / "s.pt"), CLASSES, "student")
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_outside_the_allow_list_runs_only_with_consent(tmp_path: Path) -> None:
+    mark = tmp_path / "it_ran"
+    torch.save({"model": make("yolov8n").net, "extra": Payload(mark)}, tmp_path / "evil.pt")
+    with pytest.raises(RequestError, match=r"needs classes outside the allow-list.*set trust: true"):
+        build(UltralyticsConfig(weights=tmp_path / "evil.pt"), None, "teacher")
+    assert not mark.exists()
+    build(UltralyticsConfig(weights=tmp_path / "evil.pt", trust=True), None, "teacher")
+    assert mark.exists()
+
+
+def test_wrong_models_and_files_are_named(tmp_path: Path) -> None:
+    cases = {
+        "give 'model'": UltralyticsConfig(),
+        "unknown model 'yolo11q'": UltralyticsConfig(model="yolo11q"),
+        "is not a plain detection model": UltralyticsConfig(model="yolo11n-seg"),
+        "does not exist": UltralyticsConfig(weights=tmp_path / "none.pt"),
+    }
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    cases["cannot be read as a .pt file"] = UltralyticsConfig(weights=tmp_path / "text.pt")
+    for text, config in cases.items():
+        with pytest.raises(RequestError, match=text):
+            build(config, CLASSES, "student")
+
+
+def test_known_models_hold_every_generation() -> None:
+    assert {"yolov8", "yolo11", "yolo12", "yolo26", "yolov8-p2"} <= set(known_models())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_of_the_table_keeps_the_contract(family: str) -> None:
+    module = family_module(family, "student")
+    assert hasattr(module, "build")
+    assert hasattr(module, FAMILIES[family].config)
+    detector = make("yolo11n")
+    assert isinstance(detector, Detector)
+    assert detector.spec.family == "ultralytics"
+
+
+def test_importing_the_adapter_leaves_the_users_settings_alone(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    code = "import kd_vision.detectors.ultralytics as m; print(m.SETTINGS['sync'])"
+    env = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_real_coco_weights_load_safely(shared: Path) -> None:
+    teacher = build(UltralyticsConfig(weights=shared / "weights" / "yolov8s_coco.pt"), None, "teacher")
+    assert teacher.spec.classes[:2] == ("person", "bicycle")
+    assert len(teacher.spec.classes) == 80
+    state = shared / "weights" / "yolo11n_coco_state.pt"
+    student = build(UltralyticsConfig(model="yolo11n", weights=state), ("x",), "student")
+    given = torch.load(state, weights_only=True)["model.0.conv.weight"].float()
+    assert torch.equal(student.state_dict()["net.model.0.conv.weight"], given)
