@@ -32,20 +32,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="run directory, .ckpt or ultralytics .pt")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.onnx", help="the file to write")
-    parser.add_argument(
-        "--data", type=Path, metavar="DATA.yaml", help="data descriptor: prove on real images"
-    )
+    parser.add_argument("--data", type=Path, metavar="DATA.yaml", help="data descriptor: prove on real images")
     parser.add_argument("--split", default="val", help="split of --data to prove on (default: %(default)s)")
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)"
-    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)")
     parser.add_argument(
         "--batch", type=_batch, default=1, metavar="N|dynamic", help="images per call (default: %(default)s)"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="operator set, 11 to 20 (default: 18)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: %(default)s"
-    )
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: %(default)s")
     parser.add_argument("--no-simplify", action="store_true", help="leave the graph as it was traced")
     _add_nms(parser)
     add_trust(parser)
@@ -67,15 +61,11 @@ def run(args: argparse.Namespace) -> int:
     from kd_vision.pipeline.export import run_export
 
     options = _options(args)
-    result = run_export(
-        args.model, args.out, args.data, args.split, args.image_size, options, args.trust, quiet=False
-    )
+    result = run_export(args.model, args.out, args.data, args.split, args.image_size, options, args.trust, quiet=False)
     console = Console(highlight=False, soft_wrap=True)
     proof = result.proof
     boxes = proof.reference_boxes + proof.exported_boxes
-    console.print(
-        f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.image_size} px, output {result.layout}"
-    )
+    console.print(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.image_size} px, output {result.layout}")
     console.print(
         f"parity  {proof.matched_share:.2%} of {boxes} boxes have a partner; "
         f"99 % differ by at most {proof.score_p99:.1e} in score and {proof.pixels_p99:.1e} pixels"
@@ -85,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"images  {proof.images}: {proof.source}")
     if result.latency is not None:
         latency = result.latency
-        console.print(
-            f"latency {latency.median_ms:.1f} ms median, {latency.p90_ms:.1f} ms p90 (1 CPU thread)"
-        )
+        console.print(f"latency {latency.median_ms:.1f} ms median, {latency.p90_ms:.1f} ms p90 (1 CPU thread)")
     return 0
 
 

@@ -36,13 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="where to write (default: %(default)s)",
     )
-    parser.add_argument(
-        "--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)"
-    )
+    parser.add_argument("--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="predictions.json only, no drawn copies")
-    parser.add_argument(
-        "--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)"
-    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)")
     add_trust(parser)
     parser.set_defaults(run=run)
 

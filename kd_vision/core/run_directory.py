@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -44,6 +46,16 @@ class RunDirectory:
                     yield json.loads(line)
                 except json.JSONDecodeError:
                     return
+
+    def write_csv(self) -> None:
+        """Write ``metrics.csv``, the same lines as ``metrics.jsonl`` as a table."""
+        rows = list(self.read_log())
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.root / "metrics.csv", text.getvalue())
 
     def truncate_log(self, last_step: int) -> None:
         """Drop the lines after `last_step`, which a resumed run will write again."""

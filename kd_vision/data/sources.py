@@ -90,9 +90,7 @@ class Source:
         finally:
             capture.release()
         if index == 0:
-            raise RequestError(
-                f"{self.path}: holds no frame that OpenCV can decode; convert it to H.264 in .mp4"
-            )
+            raise RequestError(f"{self.path}: holds no frame that OpenCV can decode; convert it to H.264 in .mp4")
 
 
 def open_source(path: Path, channels: int = 3) -> Source:

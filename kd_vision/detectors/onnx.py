@@ -169,9 +169,7 @@ class OnnxPredictor:
             return suppress(xywh_to_xyxy(rows[:4].T), rows[4:].T, options)
         boxes, scores, labels = rows[:, :4], rows[:, 4], rows[:, 5].round().long()
         found = take_top(boxes, scores, labels, options)
-        if len(found) and not 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(
-            self.spec.classes
-        ):
+        if len(found) and not 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(self.spec.classes):
             raise RequestError(
                 f"{self.path}: the output has label {int(found.labels.max())}, but the file names only "
                 f"{len(self.spec.classes)} classes; is its layout really '{self.layout}'?"
@@ -198,9 +196,7 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class of its own for each cause, none of them public
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RequestError(
-            f"{path}: onnxruntime cannot open it ({lines[0][:160]}); export it again"
-        ) from error
+        raise RequestError(f"{path}: onnxruntime cannot open it ({lines[0][:160]}); export it again") from error
 
 
 def _read_input(session: onnxruntime.InferenceSession, path: Path) -> OnnxInput:
@@ -208,19 +204,13 @@ def _read_input(session: onnxruntime.InferenceSession, path: Path) -> OnnxInput:
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
     if len(shape) != 4 or shape[1] not in (1, 3, 4):
         found = ", ".join(f"{each.name} {each.shape}" for each in inputs)
-        raise RequestError(
-            f"{path}: expected one image input (batch, channels, height, width), found {found}"
-        )
+        raise RequestError(f"{path}: expected one image input (batch, channels, height, width), found {found}")
     if inputs[0].type not in _INPUT_DTYPES:
-        raise RequestError(
-            f"{path}: input {inputs[0].name} is {inputs[0].type}; possible: {', '.join(_INPUT_DTYPES)}"
-        )
+        raise RequestError(f"{path}: input {inputs[0].name} is {inputs[0].type}; possible: {', '.join(_INPUT_DTYPES)}")
     batch, channels, height, width = shape
     size = height if isinstance(height, int) else None
     if size is not None and height != width:
-        raise RequestError(
-            f"{path}: takes images of {height}x{width} pixels; only square inputs are supported"
-        )
+        raise RequestError(f"{path}: takes images of {height}x{width} pixels; only square inputs are supported")
     fixed_batch = batch if isinstance(batch, int) else None
     return OnnxInput(inputs[0].name, fixed_batch, channels, size, _INPUT_DTYPES[inputs[0].type])
 
@@ -236,9 +226,7 @@ def _read_classes(metadata: Mapping[str, str], path: Path) -> tuple[str, ...] | 
             names = [names[index] for index in range(len(names))]
         return tuple(str(name) for name in names)
     except (ValueError, SyntaxError, KeyError, TypeError):
-        raise RequestError(
-            f"{path}: metadata 'names' is not a list of classes: {metadata['names'][:80]}"
-        ) from None
+        raise RequestError(f"{path}: metadata 'names' is not a list of classes: {metadata['names'][:80]}") from None
 
 
 def _only_output(session: onnxruntime.InferenceSession, path: Path) -> list[int | str | None]:
@@ -261,17 +249,13 @@ def _find_layout(
     if said is not None and said not in get_args(Layout):
         raise RequestError(f"{path}: layout '{said}' is unknown{suggest(said, get_args(Layout))}")
     if said is not None and declared is not None and declared != said:
-        raise RequestError(
-            f"{path}: declared as '{declared}', but the file says '{said}'; leave the layout out"
-        )
+        raise RequestError(f"{path}: declared as '{declared}', but the file says '{said}'; leave the layout out")
     if said is not None or declared is not None:
         return cast(Layout, said or declared)
     if classes is not None and output[1] == 4 + len(classes):
         return "dense_xywh"
     shape = ", ".join(str(side) for side in output)
-    raise RequestError(
-        f"{path}: output layout not recognised: found ({shape}) and no metadata; {_supported()}"
-    )
+    raise RequestError(f"{path}: output layout not recognised: found ({shape}) and no metadata; {_supported()}")
 
 
 def _ultralytics_layout(metadata: Mapping[str, str], path: Path) -> str | None:
@@ -290,9 +274,7 @@ def _ultralytics_layout(metadata: Mapping[str, str], path: Path) -> str | None:
     return "end_to_end" if metadata.get("end2end", "False") == "True" else "dense_xywh"
 
 
-def _check_output(
-    output: Sequence[int | str | None], layout: Layout, classes: tuple[str, ...], path: Path
-) -> None:
+def _check_output(output: Sequence[int | str | None], layout: Layout, classes: tuple[str, ...], path: Path) -> None:
     if layout == "dense_xywh":
         side, wanted, meaning = output[1], 4 + len(classes), f"4 + {len(classes)} classes"
     else:

@@ -45,9 +45,7 @@ class PredictionsFile:
             RequestError: the batch has no image ids, or the file was not made for one of its images.
         """
         if len(batch.image_ids) != len(batch):
-            raise RequestError(
-                f"{self.path}: answers by image id, and these images have none; give a data set"
-            )
+            raise RequestError(f"{self.path}: answers by image id, and these images have none; give a data set")
         missing = [str(image_id) for image_id in batch.image_ids if image_id not in self._found]
         if missing:
             raise RequestError(

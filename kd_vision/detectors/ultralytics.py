@@ -59,14 +59,14 @@ class UltralyticsConfig(StrictModel):
         weights: a ``.pt``: a checkpoint of the family, or a plain state dict (then `model` says
             which architecture it fits). Layers that do not fit (another class count) start fresh.
         trust: load a pickle that needs classes outside the allow-list. Loading it runs its code.
-        input_channels: 1 grayscale, 3 RGB, 4 RGB and one more.
+        input_channels: 1 grayscale, 3 RGB, 4 RGB and one more; None: those of the weights, else 3.
     """
 
     family: Literal["ultralytics"] = "ultralytics"
     model: str | None = None
     weights: Path | None = None
     trust: bool = False
-    input_channels: Literal[1, 3, 4] = 3
+    input_channels: Literal[1, 3, 4] | None = None
 
 
 class UltralyticsDetector(Detector):
@@ -146,10 +146,7 @@ class UltralyticsDetector(Detector):
         found = []
         for boxes, logits, letterbox in zip(grid.boxes_xyxy, grid.logits, batch.letterboxes, strict=True):
             scores = logits.float().sigmoid()
-            if nms_free:
-                detections = _best_pairs(boxes, scores, options)
-            else:
-                detections = suppress(boxes, scores, options)
+            detections = _best_pairs(boxes, scores, options) if nms_free else suppress(boxes, scores, options)
             found.append(to_original(detections, letterbox))
         return found
 
@@ -290,7 +287,7 @@ def build(config: UltralyticsConfig, classes: tuple[str, ...] | None, where: str
     if config.weights is None:
         if classes is None:
             raise RequestError(f"{where}: a model without weights knows no classes; give 'weights'")
-        net = _from_yaml(str(config.model), len(classes), config.input_channels, where)
+        net = _from_yaml(str(config.model), len(classes), config.input_channels or 3, where)
         return UltralyticsDetector(net, classes, Path(str(config.model)).stem)
     loaded = _read_weights(config.weights, config.trust, where)
     if isinstance(loaded, tasks.DetectionModel):
@@ -350,14 +347,15 @@ def _from_checkpoint(
     name = config.model or Path(str(net.yaml.get("yaml_file", config.weights))).stem
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    same_input = int(net.yaml.get("channels", 3)) == config.input_channels
-    if (classes is None or classes == own) and config.model is None and same_input:
+    own_channels = int(net.yaml.get("channels", 3))
+    channels = config.input_channels or own_channels
+    if (classes is None or classes == own) and config.model is None and channels == own_channels:
         return UltralyticsDetector(net, own, name)
     wanted = own if classes is None else classes
     if config.model is not None:
-        fresh = _from_yaml(config.model, len(wanted), config.input_channels, where)
+        fresh = _from_yaml(config.model, len(wanted), channels, where)
     else:
-        fresh = tasks.DetectionModel(copy.deepcopy(net.yaml), ch=config.input_channels, nc=len(wanted), verbose=False)
+        fresh = tasks.DetectionModel(copy.deepcopy(net.yaml), ch=channels, nc=len(wanted), verbose=False)
     _transfer(net.state_dict(), fresh, config.weights, where)
     return UltralyticsDetector(fresh, wanted, name)
 
@@ -372,7 +370,7 @@ def _from_state_dict(
         )
     if classes is None:
         raise RequestError(f"{where}: a state dict knows no class names; use a checkpoint with names")
-    net = _from_yaml(config.model, len(classes), config.input_channels, where)
+    net = _from_yaml(config.model, len(classes), config.input_channels or 3, where)
     _transfer(state, net, config.weights, where)
     return UltralyticsDetector(net, classes, Path(config.model).stem)
 

@@ -60,6 +60,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.student = student
         self.distiller = distiller
+        self.maps: dict[str, Tensor] = {}
         self._teacher = [teacher] if teacher else []  # in a list: never a submodule, whatever it becomes
 
     @property
@@ -74,7 +75,7 @@ class TrainingStep(nn.Module):
         labelled: Tensor,
         teacher_images: Tensor | None,
         with_features: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run student (and teacher) once; `terms` is the typed way to call this.
 
         Arguments and result are plain containers because Fabric rebuilds what passes through a
@@ -89,10 +90,13 @@ class TrainingStep(nn.Module):
         if self.distiller is not None and self.teacher is not None:
             said = self.teacher(images if teacher_images is None else teacher_images)
             distillation = self.distiller(output, said, truth)
-        return dict(output.task_losses), distillation, dict(output.features) if with_features else {}
+        # Kept here and not returned: mixed precision would hand back converted copies, which lie
+        # beside the path from the maps to the losses.
+        self.maps = dict(output.features) if with_features else {}
+        return dict(output.task_losses), distillation
 
 
-def terms(model: Callable[..., Any], batch: ImageBatch, with_features: bool = False) -> StepTerms:
+def terms(model: Any, batch: ImageBatch, with_features: bool = False) -> StepTerms:
     """Run a (possibly wrapped) `TrainingStep` on a batch.
 
     Args:
@@ -101,7 +105,8 @@ def terms(model: Callable[..., Any], batch: ImageBatch, with_features: bool = Fa
         with_features: also return the maps where gradients are measured.
     """
     targets = (batch.targets.image_index, batch.targets.labels, batch.targets.boxes_xyxy)
-    return StepTerms(*model(batch.images, targets, batch.labelled, batch.teacher_images, with_features))
+    task, distillation = model(batch.images, targets, batch.labelled, batch.teacher_images, with_features)
+    return StepTerms(task, distillation, model.maps)
 
 
 class TermGuard:
@@ -145,9 +150,7 @@ class TermGuard:
         return values
 
 
-def gradient_norms(
-    step_terms: StepTerms, backward: Callable[..., Any] = torch.autograd.backward
-) -> dict[str, float]:
+def gradient_norms(step_terms: StepTerms, backward: Callable[..., Any] = torch.autograd.backward) -> dict[str, float]:
     """L2 norm of each term's gradient at the student's pyramid maps.
 
     Args:

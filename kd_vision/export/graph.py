@@ -115,9 +115,7 @@ def _best_rows() -> list[NodeProto]:
         _node("Reshape", ["nms_top_scores", "nms_column"], "nms_score_column"),
         _node("Cast", ["nms_label"], "nms_label_float", to=TensorProto.FLOAT),
         _node("Reshape", ["nms_label_float", "nms_column"], "nms_label_column"),
-        _node(
-            "Concat", ["nms_low", "nms_high", "nms_score_column", "nms_label_column"], "nms_unmasked", axis=2
-        ),
+        _node("Concat", ["nms_low", "nms_high", "nms_score_column", "nms_label_column"], "nms_unmasked", axis=2),
         _node("Greater", ["nms_score_column", "nms_nothing"], "nms_is_box"),
         _node("Cast", ["nms_is_box"], "nms_mask", to=TensorProto.FLOAT),
         _node("Mul", ["nms_unmasked", "nms_mask"], OUTPUT),

@@ -51,9 +51,7 @@ def measure_latency(onnx: Path, runs: int = 50, warmup: int = 10, threads: int =
     given = session.get_inputs()[0]
     batch, *sides = given.shape
     if isinstance(batch, int) and batch != 1:
-        raise RequestError(
-            f"{onnx}: takes {batch} images at a time; latency is that of one: export with batch 1"
-        )
+        raise RequestError(f"{onnx}: takes {batch} images at a time; latency is that of one: export with batch 1")
     shape = (1, *(side if isinstance(side, int) else _DEFAULT_SIDE for side in sides))
     dtype = np.float16 if given.type == "tensor(float16)" else np.float32
     image = np.random.default_rng(0).random(shape).astype(dtype)

@@ -257,9 +257,7 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
         slimmed = onnxslim.slim(model)
     except Exception as error:  # onnxslim documents no class of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise KDVisionError(
-            f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify"
-        ) from error
+        raise KDVisionError(f"onnxslim cannot simplify the graph ({reason}); export with --no-simplify") from error
     if not isinstance(slimmed, onnx.ModelProto):
         raise KDVisionError("onnxslim gave no graph; export with --no-simplify")
     return slimmed
@@ -315,9 +313,7 @@ def _preprocessing(spec: DetectorSpec, config: OnnxExportConfig) -> dict[str, ob
     }
 
 
-def _prove(
-    detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions
-) -> ParityProof:
+def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions) -> ParityProof:
     """Let the gate compare; the detector is put back into the mode it was in.
 
     Raises:

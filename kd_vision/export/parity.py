@@ -207,9 +207,7 @@ def _compare(reference: Detections, exported: Detections, limits: ParityLimits) 
     has_partner[1][pairs[:, 1]] = True
     counted = reference.scores >= limits.score_floor, exported.scores >= limits.score_floor
     scores = np.abs(reference.scores[pairs[:, 0]] - exported.scores[pairs[:, 1]])
-    pixels = np.abs(reference.boxes_xyxy[pairs[:, 0]] - exported.boxes_xyxy[pairs[:, 1]]).max(
-        axis=1, initial=0.0
-    )
+    pixels = np.abs(reference.boxes_xyxy[pairs[:, 0]] - exported.boxes_xyxy[pairs[:, 1]]).max(axis=1, initial=0.0)
     return _Comparison(
         reference.scores[counted[0]],
         exported.scores[counted[1]],
@@ -223,9 +221,7 @@ def _compare(reference: Detections, exported: Detections, limits: ParityLimits) 
 def _judge(
     comparisons: list[_Comparison], evidence: ParityEvidence, aps: tuple[float | None, float | None]
 ) -> ParityProof:
-    scores = _join(
-        [each.reference_scores for each in comparisons] + [each.exported_scores for each in comparisons]
-    )
+    scores = _join([each.reference_scores for each in comparisons] + [each.exported_scores for each in comparisons])
     reference, exported = (
         [e.reference_matched for e in comparisons],
         [e.exported_matched for e in comparisons],

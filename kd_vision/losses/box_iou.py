@@ -16,13 +16,13 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
-from kd_vision.losses.grid import GridLoss, full_precision
+from kd_vision.losses.grid import BalancedConfig, GridLoss, full_precision
 
 Kind = Literal["iou", "giou", "ciou"]
 _LEAST_SIDE = 1e-3
 
 
-class BoxIoUConfig(LossConfig):
+class BoxIoUConfig(BalancedConfig):
     """Settings of `BoxIoU`.
 
     Attributes:
@@ -99,7 +99,7 @@ class BoxIoU(GridLoss):
         """Return the scalar loss."""
         pair = self.pair(student, teacher)
         # All points are computed and weighed by 0: choosing rows would make the device wait for their number.
-        weight = pair.confidence * (pair.confidence > self._min_score)
+        weight = pair.point_weight() * (pair.confidence > self._min_score)
         distance = iou_distance(
             full_precision(pair.student.boxes_xyxy), full_precision(pair.teacher.boxes_xyxy), self._kind
         )

@@ -16,12 +16,12 @@ from kd_vision.core.predictions import Channels, GridPredictions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
-from kd_vision.losses.grid import GridLoss, full_precision
+from kd_vision.losses.grid import BalancedConfig, GridLoss, full_precision
 
 BinReduction = Literal["sum", "mean"]
 
 
-class BoxLDConfig(LossConfig):
+class BoxLDConfig(BalancedConfig):
     """Settings of `BoxLD`.
 
     Attributes:
@@ -85,7 +85,7 @@ class BoxLD(GridLoss):
             self._temperature,
             self._bin_reduction,
         )
-        return (pair.confidence * sides.mean(dim=-1)).sum() / pair.normaliser
+        return (pair.point_weight() * sides.mean(dim=-1)).sum() / pair.normaliser
 
 
 def _bins(grid: GridPredictions, role: str) -> Tensor:

@@ -15,10 +15,10 @@ from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import binary_divergence
-from kd_vision.losses.grid import GridLoss
+from kd_vision.losses.grid import BalancedConfig, GridLoss
 
 
-class ClassBCEConfig(LossConfig):
+class ClassBCEConfig(BalancedConfig):
     """Settings of `ClassBCE`.
 
     Attributes:
@@ -57,4 +57,4 @@ class ClassBCE(GridLoss):
         pair = self.pair(student, teacher)
         heat = self._temperature
         divergence = binary_divergence(pair.student_logits / heat, pair.teacher_logits / heat)
-        return heat**2 * divergence.sum() / pair.normaliser
+        return (heat**2 * divergence * pair.class_weight).sum() / pair.normaliser

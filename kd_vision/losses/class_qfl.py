@@ -15,10 +15,10 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
-from kd_vision.losses.grid import GridLoss
+from kd_vision.losses.grid import BalancedConfig, GridLoss
 
 
-class ClassQFLConfig(LossConfig):
+class ClassQFLConfig(BalancedConfig):
     """Settings of `ClassQFL`.
 
     Attributes:
@@ -49,7 +49,8 @@ def quality_focal(student_logits: Tensor, teacher_logits: Tensor, beta: float = 
 class ClassQFL(GridLoss):
     """Each class of each point learns the teacher's probability, most where the two disagree.
 
-    L = sum_{B,A,K} |p - q|^beta * BCE(s, q) / N_q with u = max_c q, N_q = max(sum_{B,A} u, 1).
+    L = sum_{B,A,K} w_K * |p - q|^beta * BCE(s, q) / N_q with w = 1 unless balanced, u = max_c q,
+    N_q = max(sum_{B,A} u, 1).
 
     Shapes: logits (B, A, K) to a scalar. Reduction: sum over the teacher's count of objects N_q, so the
     value does not depend on the batch size. Unit: nats.
@@ -72,4 +73,4 @@ class ClassQFL(GridLoss):
         """Return the scalar loss."""
         pair = self.pair(student, teacher)
         focal = quality_focal(pair.student_logits, pair.teacher_logits, self._beta)
-        return focal.sum() / pair.normaliser
+        return (focal * pair.class_weight).sum() / pair.normaliser

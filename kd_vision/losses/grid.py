@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
@@ -29,6 +30,18 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+class BalancedConfig(LossConfig):
+    """Settings of losses that can lift rare classes.
+
+    Attributes:
+        balance: 0: every point counts by the teacher's confidence alone; 1: every class counts alike,
+            however rare the teacher finds it; between: the power of the correction. mAP is a mean over
+            classes, so a student short of time gains most where the teacher's rare classes are heard.
+    """
+
+    balance: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class GridPair:
     """Both sides on the points a loss acts on; nothing of the teacher carries a gradient.
@@ -41,6 +54,7 @@ class GridPair:
         confidence: (B, A) u, the teacher's best class probability at each point.
         normaliser: scalar N_q = max(sum u, 1) over the batch and all levels jointly. A normaliser per
             level would give a level without objects a full-strength loss made of background.
+        class_weight: (K,) how much each class counts; ones without balance.
     """
 
     student: GridPredictions
@@ -49,6 +63,11 @@ class GridPair:
     teacher_logits: Tensor
     confidence: Tensor
     normaliser: Tensor
+    class_weight: Tensor
+
+    def point_weight(self) -> Tensor:
+        """Return (B, A): confidence times the weight of the teacher's best class."""
+        return self.confidence * self.class_weight[self.teacher_logits.argmax(dim=-1)]
 
 
 class GridLoss(DistillationLoss):
@@ -60,6 +79,7 @@ class GridLoss(DistillationLoss):
         super().__init__(config, student, teacher)
         self._student_strides = _chosen_strides(student, self.levels)
         self._teacher_strides = _chosen_strides(teacher, self.levels)
+        self._balance = config.balance if isinstance(config, BalancedConfig) else 0.0
 
     @classmethod
     def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
@@ -96,7 +116,25 @@ class GridLoss(DistillationLoss):
             teacher_logits,
             confidence,
             confidence.sum().clamp(min=1.0),
+            class_weights(teacher_logits, self._balance),
         )
+
+
+def class_weights(teacher_logits: Tensor, balance: float) -> Tensor:
+    """Return (K,) weights w_c ~ mass_c^-balance that leave the total mass as it is.
+
+    mass_c = max(sum_{B,A} q_c, 1): how much of the class the teacher sees in the batch. A class that is
+    hardly there is thus not blown up without bound. Ones for balance 0.
+
+    Args:
+        teacher_logits: (B, A, K).
+        balance: power of the correction.
+    """
+    if balance == 0.0:
+        return teacher_logits.new_ones(teacher_logits.shape[-1])
+    mass = teacher_logits.sigmoid().sum(dim=(0, 1)).clamp(min=1.0)
+    weights = mass.pow(-balance)
+    return weights * (mass.sum() / (weights * mass).sum())
 
 
 def _chosen_strides(spec: DetectorSpec, levels: tuple[str, ...]) -> tuple[int, ...] | None:

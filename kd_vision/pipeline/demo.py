@@ -37,7 +37,8 @@ image_size: {size}
 teacher: {{family: ultralytics, weights: teacher/student.pt}}
 student: {{family: ultralytics, model: yolov8n}}
 distill: imitation
-train: {{epochs: {epochs}, batch_size: 16, unlabelled_ratio: 1, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
+train:
+  {{epochs: {epochs}, batch_size: 16, unlabelled_ratio: 1, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
 augment: {{close_mosaic: 10, vertical_flip: 0.5}}
 """
 
@@ -88,9 +89,7 @@ def demo(
     if not (out / "teacher" / "metrics.json").is_file():
         resume = (out / "teacher" / "checkpoints" / "last.ckpt").is_file()
         train(out / "teacher.yaml", out / "teacher", resume, quiet=quiet, title="teacher")
-    tell(
-        f"3/4  student: yolov8n on {splits['train']} labelled scenes; the distilled one also sees {unlabelled} without labels"
-    )
+    tell(f"3/4  student: yolov8n on {splits['train']} labelled scenes; distilled also on {unlabelled} without labels")
     result = benchmark(out / "pair.yaml", [SEED], out / "benchmark", quiet=quiet)
     tell("4/4  export to ONNX through the parity gate")
     student = out / "benchmark" / "distilled" / f"seed{SEED}" / "student.pt"

@@ -118,9 +118,7 @@ def _torch_detector(loaded: LoadedModel) -> Detector:
     return loaded.detector
 
 
-def _evidence(
-    detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar
-) -> ParityEvidence:
+def _evidence(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityEvidence:
     truth = load_split(load_descriptor(data), split)
     check_classes(detector, truth, detector.spec.name)
     batches = eval_batches(truth, image_size, _EVIDENCE_BATCH, detector.spec.input_channels)

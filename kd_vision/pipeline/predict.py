@@ -161,9 +161,7 @@ def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
     )
 
 
-def _entries(
-    frame: Frame, found: Detections, classes: Sequence[str], source: Source
-) -> Iterator[dict[str, Any]]:
+def _entries(frame: Frame, found: Detections, classes: Sequence[str], source: Source) -> Iterator[dict[str, Any]]:
     where: dict[str, Any] = {"file_name": frame.name}
     if source.is_video:
         where["frame"] = frame.index

@@ -136,6 +136,7 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     if trainer.fabric.is_global_zero:
         write_json(directory.metrics, metrics.to_json())
         _summary(directory, fit, split)
+        directory.write_csv()
         write_run_report(directory.root)
     return TrainResult(directory.root, directory.student, metrics, split, fit)
 
@@ -198,10 +199,6 @@ def _refuse_overwrite(directory: RunDirectory, resume: bool) -> None:
 
 
 def _loggers(directory: RunDirectory) -> list[Any]:
-    from lightning.fabric.loggers.csv_logs import CSVLogger
     from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
-    return [
-        TensorBoardLogger(root_dir=directory.root, name="", version="tensorboard"),
-        CSVLogger(root_dir=directory.root, name="", version="csv"),
-    ]
+    return [TensorBoardLogger(root_dir=directory.root, name="", version="tensorboard")]

@@ -41,7 +41,8 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         load_config(path)
     assert list(caught.value.problems) == [
-        f"{path}: train.batch_size: input should be a valid integer, unable to parse string as an integer; given 'none'",
+        f"{path}: train.batch_size: input should be a valid integer, unable to parse string as an integer; "
+        "given 'none'",
         f"{path}: train.epoch: unknown key; did you mean 'epochs'?",
         f"{path}: image_sise: unknown key; did you mean 'image_size'?",
         f"{path}: student.family: unknown family 'ultralytic'; did you mean 'ultralytics'?",
@@ -69,7 +70,7 @@ def test_overrides_reach_into_lists(tmp_path: Path) -> None:
     assert config.train.epochs == 7
     with pytest.raises(RequestError, match="'3' is no position in a list of 1"):
         load_config(path, ["distill.3.weight=1"])
-    with pytest.raises(RequestError, match="--set epochs: expected key.path=value"):
+    with pytest.raises(RequestError, match="--set epochs: expected key"):
         load_config(path, ["epochs"])
 
 

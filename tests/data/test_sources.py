@@ -68,9 +68,7 @@ def problem(path: Path, channels: int = 3) -> str:
 
 
 def test_wrong_sources_are_refused(tmp_path: Path, video: Path) -> None:
-    assert problem(tmp_path / "no") == (
-        f"{tmp_path}/no: does not exist; give an image, a folder of images or a video"
-    )
+    assert problem(tmp_path / "no") == (f"{tmp_path}/no: does not exist; give an image, a folder of images or a video")
     assert problem(tmp_path) == f"{tmp_path}: holds no image; possible: .bmp .jpeg .jpg .png .tif .tiff .webp"
     text = tmp_path / "a.txt"
     text.write_text("no picture")
@@ -78,9 +76,7 @@ def test_wrong_sources_are_refused(tmp_path: Path, video: Path) -> None:
     broken = tmp_path / "a.mp4"
     broken.write_bytes(b"no video")
     assert problem(broken) == f"{broken}: OpenCV cannot open this video; convert it to H.264 in .mp4"
-    assert problem(video, 4) == (
-        f"{video}: a video has no fourth channel, which the model wants; give RGBA images"
-    )
+    assert problem(video, 4) == (f"{video}: a video has no fourth channel, which the model wants; give RGBA images")
     corrupt = paint(tmp_path / "c.png", RED)
     corrupt.write_bytes(corrupt.read_bytes()[:40])
     assert problem(corrupt).startswith(f"{corrupt}: ")

@@ -268,6 +268,4 @@ def test_layout_of_another_family_is_refused_clearly() -> None:
     path = SHARED / "weights" / "yolox_nano_coco_416.onnx"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
-    assert refused(path).startswith(
-        f"{path}: output layout not recognised: found (1, 3549, 85) and no metadata;"
-    )
+    assert refused(path).startswith(f"{path}: output layout not recognised: found (1, 3549, 85) and no metadata;")

@@ -59,6 +59,4 @@ def test_an_image_it_does_not_know_is_an_error() -> None:
 def test_images_without_ids_are_an_error() -> None:
     with pytest.raises(RequestError) as caught:
         FILE.predict(dataclasses.replace(batch(7), image_ids=()))
-    assert (
-        str(caught.value) == "teacher.json: answers by image id, and these images have none; give a data set"
-    )
+    assert str(caught.value) == "teacher.json: answers by image id, and these images have none; give a data set"

@@ -35,9 +35,7 @@ def run(model: onnx.ModelProto, dense: Array) -> Array:
     return np.asarray(session.run(None, {"dense_input": dense})[0])
 
 
-def with_nms(
-    classes: int, points: int, score: float = 0.1, iou: float = 0.5, rows: int = 4
-) -> onnx.ModelProto:
+def with_nms(classes: int, points: int, score: float = 0.1, iou: float = 0.5, rows: int = 4) -> onnx.ModelProto:
     settings = NmsSettings(score_threshold=score, nms_iou=iou, max_detections=rows)
     return append_nms(identity(4 + classes, points), settings, classes, points)
 

@@ -40,6 +40,4 @@ def test_more_than_one_image_at_a_time_is_refused(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", 4)
     with pytest.raises(RequestError) as caught:
         measure_latency(path)
-    assert (
-        str(caught.value) == f"{path}: takes 4 images at a time; latency is that of one: export with batch 1"
-    )
+    assert str(caught.value) == f"{path}: takes 4 images at a time; latency is that of one: export with batch 1"

@@ -68,9 +68,7 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
-def exported(
-    request: pytest.FixtureRequest, lively: Lively, tmp_path_factory: pytest.TempPathFactory
-) -> Exported:
+def exported(request: pytest.FixtureRequest, lively: Lively, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     case: Case = request.param
     detector = lively(case.model)
     config = OnnxExportConfig(image_size=SIZE, **case.options)

@@ -24,9 +24,7 @@ SPEC = DetectorSpec("test", "test", ("a", "b"), {}, {}, frozenset())
 
 def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
     values = np.array(rows, np.float64).reshape(-1, 6)
-    return Detections(
-        values[:, :4].astype(np.float32), values[:, 4].astype(np.float32), values[:, 5].astype(np.int64)
-    )
+    return Detections(values[:, :4].astype(np.float32), values[:, 4].astype(np.float32), values[:, 5].astype(np.int64))
 
 
 class Says:

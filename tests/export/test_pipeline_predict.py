@@ -36,9 +36,7 @@ def test_folder_gives_what_evaluation_gives(student_file: Path, squares: Path, t
 def test_copies_are_drawn(student_file: Path, squares: Path, tmp_path: Path) -> None:
     """At a threshold that some pictures reach and others do not."""
     val = squares.parent / "val"
-    every = json.loads(
-        run_predict(student_file, val, tmp_path, score=0.0, draw=False).predictions.read_text()
-    )
+    every = json.loads(run_predict(student_file, val, tmp_path, score=0.0, draw=False).predictions.read_text())
     best = sorted(max(e["score"] for e in every if e["image_id"] == index + 1) for index in range(6))
     result = run_predict(student_file, val, tmp_path / "out", score=(best[2] + best[3]) / 2)
     assert [path.name for path in result.copies] == [f"{index}.png" for index in range(6)]

@@ -13,7 +13,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
-from kd_vision.losses.grid import full_precision, images_with_targets, points_in_boxes, smallest_box
+from kd_vision.losses.grid import class_weights, full_precision, images_with_targets, points_in_boxes, smallest_box
 
 
 def test_smallest_box_agrees_with_trying_all() -> None:
@@ -93,3 +93,22 @@ def test_one_normaliser_for_all_levels(row_spec: DetectorSpec, rows_side: Callab
     pair = ClassBCE(ClassBCEConfig(), row_spec, row_spec).pair(side, side)
     assert float(pair.normaliser) == pytest.approx(3.0, abs=1e-12)
     assert float(pair.confidence[0, 0]) == pytest.approx(0.75, abs=1e-12)
+
+
+def test_balance_lifts_the_rare_class_and_leaves_the_total_mass() -> None:
+    logits = torch.full((1, 12, 2), -20.0, dtype=torch.float64)
+    logits[0, :9, 0] = 20.0  # nine of the common class
+    logits[0, 9:10, 1] = 20.0  # one of the rare
+    weights = class_weights(logits, 1.0)
+    torch.testing.assert_close(weights, torch.tensor([10 / 18, 10 / 2], dtype=torch.float64))
+    half = class_weights(logits, 0.5)
+    assert float(half[1] / half[0]) == pytest.approx(3.0)
+    assert float(half[0] * 9 + half[1] * 1) == pytest.approx(10.0)
+    assert class_weights(logits, 0.0).tolist() == [1.0, 1.0]
+
+
+def test_a_class_that_is_not_there_is_not_blown_up() -> None:
+    logits = torch.full((1, 8, 2), -20.0)
+    logits[0, :4, 0] = 20.0
+    weights = class_weights(logits, 1.0)
+    assert float(weights[1] / weights[0]) == pytest.approx(4.0, rel=1e-4)  # its mass counts as 1
