@@ -1,0 +1,84 @@
+"""Before and after at a tiny size: twins are twins, a stopped benchmark goes on, the files say it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd_vision.config.load import load_config
+from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import RunDirectory
+from kd_vision.pipeline.benchmark import benchmark, gflops
+from kd_vision.pipeline.build import build_stream, build_student, training_data
+
+
+def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config(train="validate_every: 1")
+    out = tmp_path / "bench"
+    result = benchmark(config, [0, 1], out, overrides=["train.epochs=1"], with_latency=False)
+    assert [arm.name for arm in result.data.arms] == ["teacher", "plain", "distilled"]
+    assert [run.seed for run in result.data.arms[1].runs] == [0, 1]
+    assert all(len(run.curve) == 1 for run in result.data.arms[2].runs)
+    assert result.report_html.is_file()
+    assert result.report_md.is_file()
+    written = json.loads((out / "benchmark.json").read_text())
+    assert written["steps"] == 3
+    assert written["arms"][1]["runs"][0]["metrics"]["AP"] == result.data.arms[1].runs[0].metrics.ap
+    before = (out / "plain" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
+    again = benchmark(config, [0, 1], out, overrides=["train.epochs=1"], with_latency=False)
+    assert (out / "plain" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert again.data.arms[2].runs[1].metrics == result.data.arms[2].runs[1].metrics
+    with pytest.raises(RequestError, match=r"holds a finished run of another config \(it differs in train\)"):
+        benchmark(config, [0], out, overrides=["train.epochs=2"], with_latency=False)
+
+
+def test_twins_start_from_the_same_weights_and_see_the_same_labelled_images(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "bench"
+    benchmark(write_config(), [0], out, overrides=["train.epochs=1"], with_latency=False)
+    plain = next(RunDirectory(out / "plain" / "seed0").read_log())
+    distilled = next(RunDirectory(out / "distilled" / "seed0").read_log())
+    for name in ("box", "cls", "dfl"):
+        assert distilled[f"loss/task/{name}"] == plain[f"loss/task/{name}"]
+    assert "loss/kd/class_qfl" in distilled
+    assert "loss/kd/class_qfl" not in plain
+
+
+def test_unlabelled_images_come_beside_the_same_labelled_ones(write_config: Callable[..., Path]) -> None:
+    config = load_config(write_config(train="unlabelled_ratio: 1"))
+    labelled, unlabelled = training_data(config)
+    assert unlabelled is not None
+    with_both = build_stream(config, labelled, unlabelled, 3).batch_at(1)
+    alone = build_stream(
+        replace(config, train=config.train.model_copy(update={"unlabelled_ratio": 0})), labelled, None, 3
+    )
+    assert with_both.labelled.tolist() == [True] * 4 + [False] * 4
+    assert torch.equal(with_both.images[:4], alone.batch_at(1).images)
+    assert torch.equal(with_both.targets.boxes_xyxy, alone.batch_at(1).targets.boxes_xyxy)
+
+
+def test_a_benchmark_needs_a_teacher_and_different_seeds(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="teacher: is missing; a benchmark compares with and without one"):
+        benchmark(write_config(teacher=False), [0], tmp_path)
+    with pytest.raises(RequestError, match="give different seeds"):
+        benchmark(write_config(), [0, 0], tmp_path)
+
+
+def test_operations_are_those_of_the_published_model() -> None:
+    import kd_vision.detectors.ultralytics as family
+
+    detector = family.build(family.UltralyticsConfig(model="yolov8n"), tuple(map(str, range(80))), "student")
+    assert gflops(detector, 640) == pytest.approx(8.7, abs=0.3)  # 8.7 published for 640 px and 80 classes
+
+
+def test_the_student_is_built_for_the_classes_of_the_data(write_config: Callable[..., Path]) -> None:
+    detector = build_student(load_config(write_config()), ("a", "b", "c"))
+    assert detector.spec.classes == ("a", "b", "c")
