@@ -57,9 +57,8 @@ def test_unlabelled_images_come_beside_the_same_labelled_ones(write_config: Call
     labelled, unlabelled = training_data(config)
     assert unlabelled is not None
     with_both = build_stream(config, labelled, unlabelled, 3).batch_at(1)
-    alone = build_stream(
-        replace(config, train=config.train.model_copy(update={"unlabelled_ratio": 0})), labelled, None, 3
-    )
+    fewer = replace(config, train=config.train.model_copy(update={"unlabelled_ratio": 0}))
+    alone = build_stream(fewer, labelled, None, 3)
     assert with_both.labelled.tolist() == [True] * 4 + [False] * 4
     assert torch.equal(with_both.images[:4], alone.batch_at(1).images)
     assert torch.equal(with_both.targets.boxes_xyxy, alone.batch_at(1).targets.boxes_xyxy)
