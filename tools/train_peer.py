@@ -23,7 +23,8 @@ from kd_vision.config.schema import RunConfig
 from kd_vision.data.convert import convert
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
-from kd_vision.pipeline.build import descriptor_of, final_split
+from kd_vision.engine.trainer import seed_everything
+from kd_vision.pipeline.build import build_student, descriptor_of, final_split
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.models import load_model
 
@@ -62,9 +63,13 @@ def run_seed(config: RunConfig, arm: str, seed: int, data: Path, directory: Path
     """Train one seed and write student.pt, metrics.json, fit.json and description.txt."""
     student, teacher, train = config.student, config.teacher, config.train
     directory.mkdir(parents=True, exist_ok=True)
-    model = YOLO(f"{student.model}.yaml")
-    if student.weights is not None:
-        model = model.load(str(student.weights))
+    if student.weights is None:
+        model = YOLO(f"{student.model}.yaml")
+    else:  # the very weights that our arms of this seed start from
+        seed_everything(seed)
+        classes = load_split(descriptor_of(config), "train").classes
+        build_student(config, classes).save(directory / "start.pt", {})
+        model = YOLO(directory / "start.pt")
     began = time.perf_counter()
     model.train(
         data=str(data.resolve()),

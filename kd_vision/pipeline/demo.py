@@ -17,7 +17,7 @@ from kd_vision.pipeline.train import train
 
 IMAGE_SIZE = 192
 SEED = 0
-DIFFICULTY = 0.5
+DIFFICULTY = 0.3
 UNLABELLED = 480
 SPLITS = {"plenty": 480, "train": 48, "val": 48, "test": 160}
 
@@ -27,7 +27,7 @@ data: scenes/plenty.yaml
 image_size: {size}
 student: {{family: ultralytics, model: yolov8s}}
 train: {{epochs: {epochs}, batch_size: 16, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
-augment: {{close_mosaic: 2, vertical_flip: 0.5}}
+augment: {{mosaic: 0.0, vertical_flip: 0.5}}
 """
 
 _PAIR = """\
@@ -39,7 +39,7 @@ student: {{family: ultralytics, model: yolov8n}}
 distill: imitation
 train:
   {{epochs: {epochs}, batch_size: 16, unlabelled_ratio: 1, lr: 0.002, validate_every: 0, keep: last, ema_ramp: 200}}
-augment: {{close_mosaic: 10, vertical_flip: 0.5}}
+augment: {{mosaic: 0.0, vertical_flip: 0.5}}
 """
 
 
