@@ -87,6 +87,18 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def awake_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that saves an awake detector of a given architecture for the squares."""
+
+    def save(name: str) -> Path:
+        path = tmp_path_factory.mktemp("awake") / f"{name}.pt"
+        awake(name, ("red", "blue"), seed=2).save(path, {})
+        return path
+
+    return save
+
+
 @pytest.fixture
 def write_config(tmp_path: Path, squares: Path, teacher_file: Path) -> Callable[..., Path]:
     """Return a function that writes a small distillation config; keyword `text` adds lines."""

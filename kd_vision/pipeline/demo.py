@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.run_directory import write_text
+from kd_vision.core.strict_yaml import load_mapping
 from kd_vision.data.synthetic import write_scenes
 from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
 from kd_vision.pipeline.export import ExportResult, run_export
@@ -103,7 +106,7 @@ def _scenes(out: Path, splits: dict[str, int], unlabelled: int, quiet: bool) -> 
     if not (folder / "data.yaml").is_file():
         with ProgressBar("scenes", quiet=quiet) as bar:
             write_scenes(folder, splits, unlabelled, SEED, IMAGE_SIZE, DIFFICULTY, bar.step)
-    text = (folder / "data.yaml").read_text(encoding="utf-8")
     # The teacher trains on the split of plenty and is judged on the same scenes as the student.
-    lines = [line for line in text.splitlines(keepends=True) if not line.lstrip().startswith("train:")]
-    write_text(folder / "plenty.yaml", "".join(lines).replace("  plenty:", "  train:"))
+    content = load_mapping(folder / "data.yaml")
+    content["splits"]["train"] = content["splits"].pop("plenty")
+    write_text(folder / "plenty.yaml", yaml.safe_dump(content, sort_keys=False))

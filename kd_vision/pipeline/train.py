@@ -36,6 +36,7 @@ from kd_vision.pipeline.build import (
 )
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.first_fit import fit_adapters
 from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
 from kd_vision.report.write import write_run_report
@@ -115,8 +116,10 @@ def train(
         )
         if resume:
             trainer.resume()
-        elif fabric.is_global_zero:
-            _describe(config, directory, labelled.content_hash())
+        else:
+            fit_adapters(run, stream, fabric.device)
+            if fabric.is_global_zero:
+                _describe(config, directory, labelled.content_hash())
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit)
 

@@ -1,0 +1,38 @@
+"""Adapters start fitted, and fitting moves nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kd_vision.config.load import load_config
+from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.engine.step import TrainingStep, terms
+from kd_vision.pipeline.build import build_distiller, build_stream, build_student, build_teacher, training_data
+from kd_vision.pipeline.first_fit import fit_adapters
+
+
+def test_ridge_start_lowers_the_term_and_leaves_student_and_teacher_alone(
+    write_config: Callable[..., Path], tmp_path: Path, awake_file: Callable[[str], Path]
+) -> None:
+    wide = awake_file("yolov8s")
+    config = load_config(write_config(distill="[{loss: feature_mse}]"), [f"teacher.weights={wide}"])
+    labelled, _ = training_data(config)
+    student, teacher = build_student(config, labelled.classes), build_teacher(config, labelled.classes)
+    assert teacher is not None
+    distiller = build_distiller(config, student.spec, teacher.spec)
+    run = TrainingStep(student, distiller, FrozenTeacher(teacher, distiller.requires)).train()
+    stream = build_stream(config, labelled, None, 3)
+    batches = [stream.batch_at(step).as_float() for step in range(4)]
+
+    def value(which: TrainingStep) -> float:
+        return sum(float(terms(which, batch).distillation["feature_mse"]) * len(batch) for batch in batches)
+
+    at_random = value(TrainingStep(copy.deepcopy(student), distiller, run.teacher).train())
+    before = copy.deepcopy(student.state_dict())
+    fit_adapters(run, stream, torch.device("cpu"))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert value(run) < 0.9 * at_random  # regression minimises just this sum, over these batches
