@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/kd-vision demo --out demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m pytest -m stress

@@ -35,6 +35,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     found: list[str] = []
     content = _with_paths(load_mapping(path), path.resolve().parent, str(path), found)
     changes = [_parse_override(text) for text in overrides]
+    if any(keys[0] == "distill" and len(keys) > 1 for keys, _ in changes):
+        _spell_out_recipe(content)
     for keys, value in changes:
         _set(content, keys, value)
     if any(keys[0] in ("data", "teacher", "student") for keys, _ in changes):
@@ -141,6 +143,13 @@ def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, f
             text = line.removeprefix(": ")
             found.append(f"{where}: {key}.{text}" if key else f"{where}: {text}")
         return None
+
+
+def _spell_out_recipe(content: dict[str, Any]) -> None:
+    """Put a recipe's list in the place of its name, so that an override can reach into it."""
+    recipe = content.get("distill", DEFAULT_RECIPE)
+    if isinstance(recipe, str) and recipe in recipe_names():
+        content["distill"] = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:

@@ -99,6 +99,22 @@ class RunConfig:
         return found
 
 
+def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
+    """Say what two configs differ in, one text a key: ``train.epochs was 2, is 3``."""
+    there, here = _flat(before.to_mapping()), _flat(after.to_mapping())
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    return [f"{key} was {there.get(key)}, is {here.get(key)}" for key in keys]
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """``{"train": {"epochs": 2}}`` to ``{"train.epochs": 2}``; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        inner = _flat(value) if isinstance(value, dict) else None
+        found |= {f"{key}.{name}": v for name, v in inner.items()} if inner else {key: value}
+    return found
+
+
 def _plain(model: BaseModel) -> dict[str, Any]:
     values: dict[str, Any] = model.model_dump(mode="json")
     return values

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kd_vision.core.errors import RequestError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
@@ -117,6 +119,26 @@ class ImageBatch:
             images=_unit_range(self.images),
             teacher_images=None if teacher is None else _unit_range(teacher),
         )
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Give (B, C, H, W) images another number of channels, so that two models can share a batch.
+
+    Colour becomes gray by luma (ITU-R BT.601), gray is repeated, a fourth channel is left out.
+
+    Raises:
+        RequestError: a fourth channel cannot be made up.
+    """
+    have = int(images.shape[1])
+    if have == channels:
+        return images
+    if channels == 4:
+        raise RequestError(f"a model with 4 input channels needs images with 4; these have {have}")
+    colour = images[:, :3] if have >= 3 else images.repeat(1, 3, 1, 1)
+    if channels == 3:
+        return colour
+    luma = colour.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+    return (colour * luma).sum(dim=1, keepdim=True)
 
 
 def _unit_range(images: Tensor) -> Tensor:

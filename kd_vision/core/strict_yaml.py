@@ -43,7 +43,11 @@ _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0
 
 def parse_scalar(text: str) -> Any:
     """Read the value of a command-line override (``2``, ``1e-3``, ``[a, b]``) as YAML."""
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader subclass
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise RequestError(f"{text}: not a YAML value ({problem})") from None
 
 
 def load_mapping(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -69,7 +69,8 @@ class Detector(nn.Module, ABC):
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image.
 
-        The batch carries a letterbox per image; images are float in [0, 1] or uint8.
+        Always in evaluation mode, and on the detector's device; the mode is as before afterwards. The
+        batch carries a letterbox per image; images are float in [0, 1] or uint8.
         """
 
     @abstractmethod
@@ -86,6 +87,10 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the bare detector so that the family's own loader opens it."""
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """Return plain values from which the family's `rebuild` makes the same detector, without weights."""
 
     def set_progress(self, done: float) -> None:
         """Tell the detector how much of training is done, in [0, 1], once an epoch.

@@ -9,6 +9,7 @@ import copy
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from kd_vision.core.predictions import (
     DetectorOutput,
     GridPredictions,
 )
+from kd_vision.core.run_directory import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.base import Detector, PredictOptions
@@ -109,6 +111,10 @@ class UltralyticsDetector(Detector):
         self.head.training = True  # the flag of this one module: its BatchNorm children keep `mode`
         return self
 
+    def architecture(self) -> dict[str, Any]:
+        """See `Detector.architecture`."""
+        return {"yaml": copy.deepcopy(self.net.yaml), "classes": list(self.spec.classes), "name": self.spec.name}
+
     def set_progress(self, done: float) -> None:
         """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
         self._progress = done
@@ -140,7 +146,11 @@ class UltralyticsDetector(Detector):
     @torch.no_grad()
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `Detector.predict`."""
-        predictions = self._raw(batch.as_float().images)
+        was_training = self.training
+        self.eval()  # a prediction moves no statistics and does not depend on its neighbours in the batch
+        images = batch.images.to(next(self.net.parameters()).device)
+        predictions = self._raw(replace(batch, images=images, teacher_images=None).as_float().images)
+        self.train(was_training)
         nms_free = self.spec.end_to_end
         grid = self._grid(predictions["one2one" if nms_free else "one2many"])
         found = []
@@ -178,9 +188,8 @@ class UltralyticsDetector(Detector):
             "train_args": dict(net.args),
             "kd_vision": {"name": self.spec.name, **metadata},
         }
-        part = path.with_name(path.name + ".part")
-        torch.save(content, part)
-        os.replace(part, path)
+        with whole_or_nothing(path) as part:
+            torch.save(content, part)
 
     def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
         """Run the net once; return raw head outputs by branch, in the family's own names."""
@@ -295,6 +304,13 @@ def build(config: UltralyticsConfig, classes: tuple[str, ...] | None, where: str
     return _from_state_dict(loaded, config, classes, where)
 
 
+def rebuild(architecture: Mapping[str, Any]) -> UltralyticsDetector:
+    """Build the bare detector that `UltralyticsDetector.architecture` described, with fresh weights."""
+    layout, classes = copy.deepcopy(architecture["yaml"]), architecture["classes"]
+    net = tasks.DetectionModel(layout, ch=int(layout.get("channels", 3)), nc=len(classes), verbose=False)
+    return UltralyticsDetector(net, classes, architecture["name"])
+
+
 def known_models() -> list[str]:
     """Names of the detection architectures of the installed version, without scale letter."""
     folder = Path(tasks.__file__).parents[1] / "cfg" / "models"
@@ -379,7 +395,8 @@ def _transfer(state: Mapping[str, Tensor], net: nn.Module, source: Path | None, 
     """Copy every tensor that fits by name and shape; refuse a file from which almost nothing fits."""
     own = net.state_dict()
     fitting = {k: v.float() for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if len(fitting) < len(own) // 2:
+    # A teacher with layers left at random would teach noise; a student's new head is what training is for.
+    if len(fitting) < (len(own) if where == "teacher" else len(own) // 2):
         raise RequestError(
             f"{where}.weights: only {len(fitting)} of {len(own)} tensors of {source} fit the model; "
             f"give weights of the same architecture"

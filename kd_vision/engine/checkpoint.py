@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import whole_or_nothing
 from kd_vision.engine.ema import WeightAverage
 from kd_vision.engine.step import TrainingStep
 
@@ -26,12 +26,18 @@ class Progress:
         best_ap: best validation AP so far, as a fraction; -1 before the first.
         best_step: where it was.
         stale: validations since.
+        stopped: patience has run out.
+        images: images the student has seen, labelled or not.
+        train_seconds: wall time of training without validation.
     """
 
     step: int = 0
     best_ap: float = -1.0
     best_step: int = 0
     stale: int = 0
+    stopped: bool = False
+    images: int = 0
+    train_seconds: float = 0.0
 
 
 def save_checkpoint(
@@ -63,10 +69,8 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+    with whole_or_nothing(path) as part:
+        torch.save(content, part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kd_vision.core.validation import StrictModel
 
@@ -28,12 +28,13 @@ class TrainConfig(StrictModel):
         clip_norm: gradients above this L2 norm are scaled to it.
         ema_decay: of the weights' moving average, the weights that are saved.
         ema_ramp: steps over which the decay rises to its value.
-        precision: of the forward and backward pass.
+        precision: of the forward and backward pass. Half floats (fp16) need a loss scale that an exact
+            resume would have to carry; bf16 needs none.
         accelerator, devices, num_nodes: as in Lightning Fabric.
         seed: of weights, data order and augmentation.
         workers: loader processes; `auto`: cores less one, at most 8.
         cache: keep decoded images in memory; `auto`: when a quarter of the free memory holds them.
-        validate_every: epochs between validations; 0: only at the end.
+        validate_every: epochs between validations (the last epoch is always one); 0: none.
         patience: validations without a better AP before training stops; 0: never.
         keep: which weights `student.pt` holds, the best on validation or the last.
         log_every: steps between log lines.
@@ -56,9 +57,9 @@ class TrainConfig(StrictModel):
     clip_norm: float = Field(default=10.0, gt=0.0)
     ema_decay: float = Field(default=0.9999, ge=0.0, lt=1.0)
     ema_ramp: float = Field(default=2000.0, gt=0.0)
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int | Literal["auto"] = 1
+    devices: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     num_nodes: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     workers: int | Literal["auto"] = "auto"
@@ -70,3 +71,9 @@ class TrainConfig(StrictModel):
     probe_every: int = Field(default=100, ge=1)
     calibrate_at: int = Field(default=20, ge=0)
     checkpoint_every: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _best_needs_validation(self) -> TrainConfig:
+        if self.keep == "best" and self.validate_every == 0:
+            raise ValueError("keep: best needs validation; set validate_every to 1 or more, or keep to last")
+        return self

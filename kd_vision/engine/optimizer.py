@@ -51,13 +51,11 @@ class LearningRate:
 
     Args:
         config: settings.
-        steps: optimiser steps of the whole run.
-        steps_per_epoch: optimiser steps of an epoch.
+        steps_per_epoch: batches of an epoch; the rate counts batches.
     """
 
-    def __init__(self, config: TrainConfig, steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
         self.config = config
-        self.steps = steps
         self.epochs = config.epochs
         self.steps_per_epoch = steps_per_epoch
         warm = min(config.warmup_epochs, max(config.epochs - 1, 0))

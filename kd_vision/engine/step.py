@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_vision.core.batch import ImageBatch, Targets
+from kd_vision.core.batch import ImageBatch, to_channels
 from kd_vision.core.errors import TrainingError
 from kd_vision.core.predictions import Channel
 from kd_vision.detectors.base import Detector
@@ -47,6 +47,17 @@ class StepTerms:
         return torch.stack(parts).sum()
 
 
+class HeldBatch:
+    """Carries a batch into a wrapped module unchanged.
+
+    Fabric casts every float tensor it finds among the arguments; in bfloat16 a box at 601.3 pixels would
+    become 600. It does not look into objects it does not know.
+    """
+
+    def __init__(self, batch: ImageBatch) -> None:
+        self.batch = batch
+
+
 class TrainingStep(nn.Module):
     """Student and distiller as one module, so that Fabric and DDP wrap both.
 
@@ -68,28 +79,23 @@ class TrainingStep(nn.Module):
         """The frozen teacher."""
         return self._teacher[0] if self._teacher else None
 
-    def forward(
-        self,
-        images: Tensor,
-        targets: tuple[Tensor, Tensor, Tensor],
-        labelled: Tensor,
-        teacher_images: Tensor | None,
-        with_features: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, held: HeldBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run student (and teacher) once; `terms` is the typed way to call this.
 
-        Arguments and result are plain containers because Fabric rebuilds what passes through a
-        wrapped module, which it cannot do with frozen values.
+        The result is plain containers because Fabric rebuilds what a wrapped module returns, which it
+        cannot do with frozen values.
         """
-        truth = Targets(*targets)
+        batch = held.batch
         channels: frozenset[Channel] = self.distiller.requires if self.distiller else frozenset()
         if with_features:
             channels = channels | {"features"}
-        output = self.student(images, truth, labelled, channels)
+        own = to_channels(batch.images, self.student.spec.input_channels)
+        output = self.student(own, batch.targets, batch.labelled, channels)
         distillation: dict[str, Tensor] = {}
         if self.distiller is not None and self.teacher is not None:
-            said = self.teacher(images if teacher_images is None else teacher_images)
-            distillation = self.distiller(output, said, truth)
+            shown = batch.images if batch.teacher_images is None else batch.teacher_images
+            said = self.teacher(to_channels(shown, self.teacher.spec.input_channels))
+            distillation = self.distiller(output, said, batch.targets)
         # Kept here and not returned: mixed precision would hand back converted copies, which lie
         # beside the path from the maps to the losses.
         self.maps = dict(output.features) if with_features else {}
@@ -104,8 +110,7 @@ def terms(model: Any, batch: ImageBatch, with_features: bool = False) -> StepTer
         batch: images in [0, 1].
         with_features: also return the maps where gradients are measured.
     """
-    targets = (batch.targets.image_index, batch.targets.labels, batch.targets.boxes_xyxy)
-    task, distillation = model(batch.images, targets, batch.labelled, batch.teacher_images, with_features)
+    task, distillation = model(HeldBatch(batch), with_features)
     return StepTerms(task, distillation, model.maps)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.errors import TrainingError
+from kd_vision.core.errors import RequestError, TrainingError
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
@@ -46,7 +51,7 @@ class FitResult:
 
     Attributes:
         steps: batches done.
-        seconds: wall time of this call.
+        seconds: wall time of training without validation, over all resumes.
         images_per_second: images the student saw per second of training, without validation.
         best_ap: best validation AP as a fraction; None without validation.
         stopped_early: patience ran out.
@@ -91,14 +96,14 @@ class Trainer:
         self.validate, self.reporter = validate, reporter
         self.average = WeightAverage(run.student, config.ema_decay, config.ema_ramp)
         self.steps = config.epochs * stream.steps_per_epoch
-        self.rate = LearningRate(config, self.steps, stream.steps_per_epoch)
+        self.rate = LearningRate(config, stream.steps_per_epoch)
         self.guard = TermGuard(run.distiller)
         self.progress = Progress()
         self.model, self.optimizer = fabric.setup(run, optimizer)
         self.average.detector.to(fabric.device)
         if run.teacher:
             run.teacher.to(fabric.device)
-        self._images, self._train_seconds = 0, 0.0
+        self._break_asked = False
 
     def resume(self) -> None:
         """Go on from the last checkpoint of the run directory.
@@ -111,29 +116,55 @@ class Trainer:
         self.directory.truncate_log(self.progress.step)
 
     def fit(self) -> FitResult:
-        """Train to the end and return what came of it. A break (Ctrl-C) leaves a checkpoint."""
-        started = time.perf_counter()
-        stopped = False
+        """Train to the end and return what came of it.
+
+        Raises:
+            KeyboardInterrupt: a break (Ctrl-C) was asked for; it is taken between two steps, with a
+                checkpoint.
+        """
         self.model.train()
-        clock = started
-        try:
-            for batch in self.stream.batches(self.progress.step):
+        if self.progress.step == 0:
+            self.save()  # from here on the run can be resumed, whenever it is killed
+        with self._breaks_between_steps():
+            clock = time.perf_counter()
+            for batch in self._rest():
                 self._step(batch)
-                self._train_seconds += time.perf_counter() - clock
-                if self._epoch_ended() and self._validate():
-                    stopped = True
-                    break
-                if self._checkpoint_due():
+                self.progress.train_seconds += time.perf_counter() - clock
+                if self._epoch_ended():
+                    self.progress.stopped = self._validate()
+                if self._checkpoint_due() or self.progress.stopped or self._break_asked:
                     self.save()
+                if self._break_asked:
+                    raise KeyboardInterrupt
+                if self.progress.stopped:
+                    break
                 clock = time.perf_counter()
-        except KeyboardInterrupt:
-            self.save()
-            raise
-        self.save()
-        seconds = time.perf_counter() - started
         best = self.progress.best_ap if self.progress.best_ap >= 0 else None
-        rate = self._images / self._train_seconds if self._train_seconds else 0.0
-        return FitResult(self.progress.step, seconds, rate, best, stopped)
+        return FitResult(self.progress.step, self.progress.train_seconds, self._rate(), best, self.progress.stopped)
+
+    def _rest(self) -> Iterator[ImageBatch]:
+        """Batches that are still to come; none where patience ran out before a kill."""
+        return iter(()) if self.progress.stopped else self.stream.batches(self.progress.step)
+
+    @contextmanager
+    def _breaks_between_steps(self) -> Iterator[None]:
+        """Turn Ctrl-C into a wish: a break inside a step would leave half a step in the weights."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            self._break_asked = True
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _rate(self) -> float:
+        """Images per second of training, whatever was resumed."""
+        return self.progress.images / self.progress.train_seconds if self.progress.train_seconds else 0.0
 
     def save(self) -> None:
         """Write the last checkpoint (on the first process)."""
@@ -148,6 +179,7 @@ class Trainer:
             )
 
     def _step(self, batch: ImageBatch) -> None:
+        """One batch: forward, guards, backward and, when due, the optimiser."""
         step = self.progress.step
         epoch = step // self.stream.steps_per_epoch
         self.run.student.set_progress(epoch / max(self.config.epochs - 1, 1))
@@ -162,18 +194,39 @@ class Trainer:
         # Terms are means per image; the gradient is their sum over the batch, as detectors of this
         # kind are tuned (the clip norm is meant for sums).
         self.fabric.backward(loss * self._scale(images))
-        if (step + 1) % self.config.accumulate == 0 or step + 1 == self.steps:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.average.update(self.run.student)
         self.progress.step += 1
-        self._images += len(batch)
+        if self._nothing_pending():
+            self._update(images, step)
+        self.progress.images += len(batch) * self.fabric.world_size
         self._log(step, epoch, lr, float(loss.detach()), values, weights, shares)
 
+    def _update(self, images: ImageBatch, step: int) -> None:
+        """One optimiser step on the gradients gathered so far."""
+        try:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
+        except RuntimeError as error:
+            raise TrainingError(self._explain(images, step)) from error
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.run.student)
+
+    def _explain(self, images: ImageBatch, step: int) -> str:
+        """Name the terms whose gradient is not finite, by taking the step's terms one by one."""
+        norms = gradient_norms(terms(self.model, images, True), self.fabric.backward)
+        names = [name for name, norm in norms.items() if not math.isfinite(norm)] or ["the sum of all terms"]
+        return (
+            f"step {step}: the gradient of {', '.join(names)} is not finite; lower train.lr, or train with "
+            f"precision 32-true; the last checkpoint is untouched"
+        )
+
+    def _nothing_pending(self) -> bool:
+        """Whether the gathered gradients are due: every `accumulate` batches of an epoch, and at its end."""
+        done = (self.progress.step - 1) % self.stream.steps_per_epoch + 1
+        return done % self.config.accumulate == 0 or self._epoch_ended()
+
     def _scale(self, batch: ImageBatch) -> int:
-        labelled = int(batch.labelled.sum())
-        return labelled or len(batch)
+        # DDP averages over processes; times their number it is the sum over the whole batch again.
+        return (int(batch.labelled.sum()) or len(batch)) * self.fabric.world_size
 
     def _probe_due(self, step: int) -> bool:
         if self.run.distiller is None:
@@ -194,7 +247,7 @@ class Trainer:
         task = norms.get("task")
         if step >= self.config.calibrate_at and task:
             for name in distiller.awaits_calibration():
-                if norms[name] > 0.0:
+                if norms[name] > 0.0 and math.isfinite(norms[name]) and math.isfinite(task):
                     distiller.calibrate(name, norms[name], task)
         weights = distiller.weights(step / max(self.steps - 1, 1))
         return {name: weights[name] * norms[name] / task for name in weights} if task else {}
@@ -203,10 +256,10 @@ class Trainer:
         """Validate when it is time; return whether patience has run out."""
         epoch = self.progress.step // self.stream.steps_per_epoch
         every = self.config.validate_every
-        if self.validate is None or not every or epoch % every:
+        if self.validate is None or not every or (epoch % every and self.progress.step < self.steps):
             return False
-        metrics = self.validate(self.average.detector)
-        self.model.train()
+        measured = self.validate(self.average.detector) if self.fabric.is_global_zero else {}
+        metrics: dict[str, float | None] = self.fabric.broadcast(measured)
         ap = metrics["AP"] or 0.0
         row = {"step": self.progress.step, "epoch": epoch, "split": "val", **metrics}
         self._write(row)
@@ -238,7 +291,7 @@ class Trainer:
         weights: Mapping[str, float],
         shares: Mapping[str, float],
     ) -> None:
-        rate = self._images / self._train_seconds if self._train_seconds else 0.0
+        rate = self._rate()
         text = f"epoch {epoch + 1}/{self.config.epochs}  loss {total:.3f}  {rate:.1f} img/s"
         self.reporter.step(step + 1, self.steps, text)
         if step % self.config.log_every and not shares and step + 1 != self.steps:
@@ -260,23 +313,31 @@ class Trainer:
         return self.progress.step % self.stream.steps_per_epoch == 0
 
     def _checkpoint_due(self) -> bool:
-        if self.config.checkpoint_every:
-            return self.progress.step % self.config.checkpoint_every == 0
+        if self.config.checkpoint_every and self.progress.step < self.steps:
+            return self.progress.step % self.config.checkpoint_every == 0 and self._nothing_pending()
         return self._epoch_ended()
 
 
 def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
     """Make and launch Fabric for the settings; seeds are the caller's business."""
-    many = config.devices not in (1, "auto") or config.num_nodes > 1
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        precision=config.precision,
-        strategy="ddp_find_unused_parameters_true" if many else "auto",
-        loggers=loggers,
-    )
-    fabric.launch()
+    gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
+    many = config.num_nodes > 1 or (gpus if config.devices == "auto" else config.devices) > 1
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision=config.precision,
+            strategy="ddp_find_unused_parameters_true" if many else "auto",
+            loggers=loggers,
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(
+            f"train: accelerator {config.accelerator}, devices {config.devices} cannot be had here ({reason}); "
+            f"use accelerator auto and devices 1"
+        ) from error
     return fabric
 
 

@@ -59,8 +59,10 @@ class LossConfig(StrictModel):
 
     @model_validator(mode="after")
     def _positive_weight(self) -> LossConfig:
-        if self.weight != "auto" and not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"weight must be 0 or more, or 'auto'; given {self.weight}")
+        if self.weight != "auto" and not (math.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(
+                f"weight must be more than 0 (a term of weight 0 teaches nothing), or 'auto'; given {self.weight}"
+            )
         return self
 
 

@@ -26,7 +26,7 @@ class Distiller(nn.Module):
     def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
-        self.register_buffer("auto_weights", torch.zeros(len(losses), dtype=torch.float64))
+        self.register_buffer("auto_weights", torch.zeros(len(losses), dtype=torch.float32))
         self._requires = frozenset(channel for loss in losses.values() for channel in loss.requires)
 
     @property

@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_vision.config.load import load_config
-from kd_vision.config.schema import RunConfig
-from kd_vision.core.errors import RequestError
+from kd_vision.config.schema import RunConfig, changed_keys
+from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.predictions import Detections
 from kd_vision.core.run_directory import RunDirectory, read_json
 from kd_vision.data.dataset import DetectionData, load_split
@@ -21,7 +21,7 @@ from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.export.latency import measure_latency
-from kd_vision.pipeline.build import build_teacher, descriptor_of, final_split, output_directory
+from kd_vision.pipeline.build import build_teacher, descriptor_of, final_split, output_directory, teacher_hash
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
@@ -88,6 +88,11 @@ def benchmark(
         config = load_config(Path(config), overrides)
     if config.teacher is None:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
+    if config.train.devices != 1 or config.train.num_nodes != 1:
+        raise RequestError(
+            f"{config.source}: train.devices: a benchmark runs on one device; train the arms on several with "
+            f"`kd-vision train`, or set devices and num_nodes to 1"
+        )
     if not seeds or len(set(seeds)) != len(seeds):
         raise RequestError(f"--seeds: give different seeds, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
     root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
@@ -149,12 +154,13 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
 
 def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
     """A finished run counts only if it was made by this very config."""
-    there = load_config(directory.config).to_mapping()
-    changed = [key for key, value in config.to_mapping().items() if there.get(key) != value]
+    changed = changed_keys(load_config(directory.config), config)
+    made_with = read_json(directory.environment).get("hashes", {}).get("teacher")
+    if made_with and made_with != teacher_hash(config):
+        changed.append("the teacher's file has changed")
     if changed:
         raise RequestError(
-            f"{directory.root}: holds a finished run of another config (it differs in {', '.join(changed)}); "
-            f"give another --out"
+            f"{directory.root}: holds a finished run of another config: {'; '.join(changed)}; give another --out"
         )
 
 
@@ -226,11 +232,13 @@ def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet
     return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, quiet)
 
 
-def _latency(student: Path, config: RunConfig) -> Latency:
-    """Export next to the student (through the parity gate) and time the file."""
+def _latency(student: Path, config: RunConfig) -> Latency | None:
+    """Export next to the student and time the file; None where the parity gate refuses it."""
     out = student.with_suffix(".onnx")
-    if not out.is_file():
+    try:
         run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
+    except GateError:
+        return None  # an arm that finds nothing proves nothing; its AP says the rest
     timed = measure_latency(out)
     return Latency(median=timed.median_ms, p90=timed.p90_ms, runs=timed.runs, threads=timed.threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -46,22 +47,44 @@ def build_student(config: RunConfig, classes: tuple[str, ...]) -> Detector:
 
 
 def build_teacher(config: RunConfig, classes: tuple[str, ...]) -> Detector | None:
-    """Build the teacher, answering in the student's label order; None where there is none."""
+    """Build the teacher, in evaluation mode, answering in the student's label order; None: there is none.
+
+    A teacher of other classes can teach features alone; its mAP on this data means nothing, so the
+    config must say ``allow_weak_teacher: true``.
+    """
     if config.teacher is None:
         return None
     teacher: Any = config.teacher
-    detector: Detector = family_module(teacher.family, "teacher").build(teacher, None, "teacher")
+    detector: Detector = family_module(teacher.family, "teacher").build(teacher, None, "teacher").eval()
+    multiple = detector.spec.size_multiple
+    if config.image_size % multiple:
+        raise RequestError(
+            f"{config.source}: image_size: {config.image_size} is not a multiple of {multiple}, the teacher's "
+            f"largest stride; use {round(config.image_size / multiple) * multiple or multiple}"
+        )
     own = detector.spec.classes
     if own == classes:
         return detector
     if sorted(own) == sorted(classes):
-        return detector.reordered(classes)
+        return detector.reordered(classes).eval()
+    if config.allow_weak_teacher and _features_only(config):
+        return detector
     missing = [name for name in classes if name not in own]
     extra = [name for name in own if name not in classes]
     raise RequestError(
         f"{config.source}: teacher: its classes do not fit the data: it lacks {_names(missing)} and has "
-        f"{_names(extra)} beside; fine-tune the teacher on this data set first"
+        f"{_names(extra)} beside; fine-tune the teacher on this data set first (or use feature losses alone, with "
+        f"allow_weak_teacher: true)"
     )
+
+
+def _features_only(config: RunConfig) -> bool:
+    return all(load_loss(term.loss).requires == {"features"} for term in config.terms)
+
+
+def image_channels(student: DetectorSpec, teacher: DetectorSpec | None) -> int:
+    """Channels that images are read with: enough for both sides."""
+    return max(student.input_channels, teacher.input_channels if teacher else 0)
 
 
 def build_distiller(config: RunConfig, student: DetectorSpec, teacher: DetectorSpec) -> Distiller:
@@ -94,6 +117,26 @@ def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         if not kind.mismatches(kind.Config(), student, teacher):
             found.append(name)
     return found
+
+
+def refuse_uncalibrated(config: RunConfig, steps: int) -> None:
+    """Refuse a run that would end before its ``auto`` weights are set.
+
+    Raises:
+        RequestError: naming the terms.
+    """
+    waiting = [term.name for term in config.terms if term.config.weight == "auto"]
+    if waiting and steps <= config.train.calibrate_at:
+        raise RequestError(
+            f"{config.source}: train.calibrate_at: the run ends after {steps} steps, before the weight of "
+            f"{', '.join(waiting)} is set at step {config.train.calibrate_at}; set it lower, or give numbers"
+        )
+
+
+def teacher_hash(config: RunConfig) -> str | None:
+    """SHA-256 of the teacher's file; None without a teacher or a file."""
+    weights: Path | None = getattr(config.teacher, "weights", None)
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
 
 
 def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | None]:

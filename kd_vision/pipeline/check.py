@@ -24,6 +24,9 @@ from kd_vision.pipeline.build import (
     build_student,
     build_teacher,
     descriptor_of,
+    final_split,
+    image_channels,
+    refuse_uncalibrated,
     training_data,
 )
 from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
@@ -61,6 +64,7 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
     progress("models")
     try:
         labelled, unlabelled = training_data(config)
+        load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
         student = build_student(config, labelled.classes)
         teacher = build_teacher(config, labelled.classes)
     except RequestError as error:
@@ -73,10 +77,12 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
         progress("losses")
         try:
             distiller = build_distiller(config, student.spec, teacher.spec)
+            refuse_uncalibrated(config, config.train.epochs * -(-len(labelled) // config.train.batch_size))
         except RequestError as error:
             return findings + [Finding("losses", "error", line) for line in error.problems]
     progress("gradients on two batches")
-    stream = build_stream(_light(config), labelled, unlabelled, student.spec.input_channels)
+    channels = image_channels(student.spec, teacher.spec if teacher else None)
+    stream = build_stream(_light(config), labelled, unlabelled, channels)
     return findings + _liveness(config, student, teacher, distiller, stream)
 
 
@@ -115,18 +121,18 @@ def _pair(config: RunConfig, student: Detector, teacher: Detector | None) -> lis
     if teacher is None:
         return [*found, Finding("teacher", "ok", "none: plain training")]
     said = teacher.spec
-    found.append(Finding("teacher", "ok", f"{said.name}, {said.parameters / 1e6:.2f} M parameters, same classes"))
+    same = "same classes" if said.classes == spec.classes else "other classes: features only"
+    found.append(Finding("teacher", "ok", f"{said.name}, {said.parameters / 1e6:.2f} M parameters, {same}"))
     if said.parameters < spec.parameters:
         found.append(Finding("teacher", "warning", "is smaller than the student"))
-    if config.image_size % said.size_multiple:
-        text = f"image_size {config.image_size} is not a multiple of the teacher's {said.size_multiple}"
-        found.append(Finding("teacher", "error", text))
     return found
 
 
 def _teacher(config: RunConfig, teacher: Detector, student: Detector) -> list[Finding]:
     split = config.evaluate.split
     truth = load_split(descriptor_of(config), split)
+    if teacher.spec.classes != truth.classes:
+        return [Finding("teacher's mAP", "warning", "cannot be measured on this data: other classes")]
     said, before = measure_teacher(config, teacher, student, truth)
     try:
         refuse_weak_teacher(config, said, before, split)
@@ -164,10 +170,10 @@ def _liveness(
 
 def _shares(distiller: Distiller | None, norms: list[dict[str, float]]) -> list[Finding]:
     found = []
-    weights = distiller.weights(1.0) if distiller else {}
+    weights = distiller.weights(0.5) if distiller else {}
     for name, loss in (distiller.terms() if distiller else {}).items():
         live = [n[name] for n in norms]
-        if not any(live):
+        if not all(live):
             state: State = "warning" if loss.may_vanish else "error"
             found.append(Finding("gradients", state, f"{name}: zero at the student's neck on two batches"))
             continue

@@ -83,7 +83,16 @@ def predict_split(
     options: EvaluateConfig = EvaluateConfig(),
     quiet: bool = True,
 ) -> dict[int, Detections]:
-    """Predict every image of a split."""
+    """Predict every image of a split.
+
+    Raises:
+        RequestError: the input side does not fit the model.
+    """
+    multiple = predictor.spec.size_multiple
+    if image_size % multiple:
+        raise RequestError(
+            f"image size {image_size} is not a multiple of {multiple}, which {predictor.spec.name} needs"
+        )
     batches = eval_batches(truth, image_size, options.batch_size, predictor.spec.input_channels)
     total = len(truth.images)
     with ProgressBar(f"predict {truth.name}", quiet=quiet) as bar:

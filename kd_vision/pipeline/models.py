@@ -81,15 +81,11 @@ def _inside_run(path: Path) -> Path:
 
 def _load_checkpoint(path: Path, image_size: int | None, device: str) -> LoadedModel:
     content = read_checkpoint(path)
-    config = load_config(path.resolve().parents[1] / "config.yaml")
     identity: dict[str, Any] = content["identity"]
-    student: Any = config.student
-    # Weights come from the checkpoint, so those the run started from need not exist any more.
-    bare = student.model_copy(update={"weights": None, "model": student.model or identity["model"]})
-    detector = family_module(student.family, "student").build(bare, tuple(identity["classes"]), "student")
+    detector = family_module(identity["family"], "checkpoint").rebuild(identity["architecture"])
     detector.load_state_dict(content["average"])
     detector.to(device).eval()
-    return LoadedModel(detector, detector, image_size or config.image_size, "checkpoint", path)
+    return LoadedModel(detector, detector, image_size or identity["image_size"], "checkpoint", path)
 
 
 def _load_pt(path: Path, image_size: int | None, trust: bool, device: str) -> LoadedModel:

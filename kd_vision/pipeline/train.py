@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric import Fabric
 
 from kd_vision.config.load import load_config
-from kd_vision.config.schema import RunConfig
+from kd_vision.config.schema import RunConfig, changed_keys
 from kd_vision.core.console import ProgressBar
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory, write_json, write_text
 from kd_vision.data.dataset import load_split
 from kd_vision.detectors.base import Detector
@@ -31,7 +32,10 @@ from kd_vision.pipeline.build import (
     build_teacher,
     descriptor_of,
     final_split,
+    image_channels,
     output_directory,
+    refuse_uncalibrated,
+    teacher_hash,
     training_data,
 )
 from kd_vision.pipeline.environment import describe_environment
@@ -86,7 +90,9 @@ def train(
     if not isinstance(config, RunConfig):
         config = load_config(Path(config), overrides)
     directory = RunDirectory(output_directory(None if out is None else Path(out), config))
-    _refuse_overwrite(directory, resume)
+    _refuse_overwrite(directory, config, resume)
+    for split in {config.evaluate.split, final_split(config, descriptor_of(config))}:
+        load_split(descriptor_of(config), split)  # a wrong name is found now, not after the night
     labelled, unlabelled = training_data(config)
     seed_everything(config.train.seed)
     student = build_student(config, labelled.classes)
@@ -94,32 +100,25 @@ def train(
     distiller = build_distiller(config, student.spec, teacher.spec) if teacher else None
     frozen = FrozenTeacher(teacher, distiller.requires) if teacher and distiller else None
     fabric = build_fabric(config.train, _loggers(directory))
+    student.to(fabric.device)
     if teacher is not None and not resume:
-        _gate_teacher(config, directory, teacher, student)
-    stream = build_stream(
-        config, labelled, unlabelled, student.spec.input_channels, fabric.global_rank, fabric.world_size
-    )
-    run = TrainingStep(student, distiller, frozen)
+        _gate_teacher(config, directory, teacher.to(fabric.device), student, fabric)
+    channels = image_channels(student.spec, teacher.spec if teacher else None)
+    stream = build_stream(config, labelled, unlabelled, channels, fabric.global_rank, fabric.world_size)
     steps = config.train.epochs * stream.steps_per_epoch
+    refuse_uncalibrated(config, steps)
+    run = TrainingStep(student, distiller, frozen).to(fabric.device)
+    if not resume:
+        fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
+    identity = _identity(config, student, labelled.content_hash())
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
-        trainer = Trainer(
-            fabric,
-            run,
-            stream,
-            optimizer,
-            config.train,
-            directory,
-            _identity(config, student, labelled.content_hash()),
-            _validator(config, title),
-            bar,
-        )
+        validate = _validator(config)
+        trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
         if resume:
             trainer.resume()
-        else:
-            fit_adapters(run, stream, fabric.device)
-            if fabric.is_global_zero:
-                _describe(config, directory, labelled.content_hash())
+        elif fabric.is_global_zero:
+            _describe(config, directory, identity)
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit)
 
@@ -130,7 +129,7 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     if config.train.keep == "best" and directory.best_checkpoint.is_file():
         detector.load_state_dict(read_checkpoint(directory.best_checkpoint)["average"])
     if trainer.fabric.is_global_zero:
-        detector.save(directory.student, {"run": str(directory.root), "image_size": str(config.image_size)})
+        detector.save(directory.student, {"run": directory.root.name, "image_size": str(config.image_size)})
     trainer.fabric.barrier()
     descriptor = descriptor_of(config)
     split = final_split(config, descriptor)
@@ -144,12 +143,23 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     return TrainResult(directory.root, directory.student, metrics, split, fit)
 
 
-def _gate_teacher(config: RunConfig, directory: RunDirectory, teacher: Detector, student: Detector) -> None:
+def _gate_teacher(
+    config: RunConfig, directory: RunDirectory, teacher: Detector, student: Detector, fabric: Fabric
+) -> None:
+    """Measure teacher and student on the first process; all processes end where the gate refuses."""
     split = config.evaluate.split
     truth = load_split(descriptor_of(config), split)
-    said, before = measure_teacher(config, teacher, student, truth)
-    refuse_weak_teacher(config, said, before, split)
-    write_json(directory.root / "teacher.json", {"split": split, **said.to_json()})
+    refusal = ""
+    if fabric.is_global_zero and teacher.spec.classes == truth.classes:
+        said, before = measure_teacher(config, teacher, student, truth)
+        try:
+            refuse_weak_teacher(config, said, before, split)
+            write_json(directory.root / "teacher.json", {"split": split, **said.to_json()})
+        except GateError as error:
+            refusal = str(error)
+    refusal = fabric.broadcast(refusal)
+    if refusal:
+        raise GateError(refusal)
 
 
 def _summary(directory: RunDirectory, fit: FitResult, split: str) -> None:
@@ -158,13 +168,8 @@ def _summary(directory: RunDirectory, fit: FitResult, split: str) -> None:
     write_json(directory.root / "fit.json", content)
 
 
-def _validator(config: RunConfig, title: str) -> Callable[[Detector], dict[str, float | None]] | None:
+def _validator(config: RunConfig) -> Callable[[Detector], dict[str, float | None]] | None:
     if config.train.validate_every == 0:
-        if config.train.keep == "best":
-            raise RequestError(
-                f"{config.source}: train.keep: 'best' needs validation; set train.validate_every to 1 or "
-                f"more, or train.keep to last"
-            )
         return None
     truth = load_split(descriptor_of(config), config.evaluate.split)
 
@@ -175,30 +180,45 @@ def _validator(config: RunConfig, title: str) -> Callable[[Detector], dict[str, 
     return validate
 
 
-def _describe(config: RunConfig, directory: RunDirectory, data_hash: str) -> None:
+def _describe(config: RunConfig, directory: RunDirectory, identity: dict[str, Any]) -> None:
     write_text(directory.config, yaml.safe_dump(config.to_mapping(), sort_keys=False))
     environment: dict[str, Any] = describe_environment()
-    write_json(directory.environment, environment | {"seed": config.train.seed, "data_hash": data_hash})
+    facts = {key: identity[key] for key in ("data", "teacher")}
+    write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": facts})
 
 
 def _identity(config: RunConfig, student: Detector, data_hash: str) -> dict[str, Any]:
-    text = json.dumps(config.to_mapping(), sort_keys=True)
+    """What must be the same for a resume; how fast and how often things are done may change."""
+    content = config.to_mapping()
+    for key in ("workers", "cache", "log_every", "checkpoint_every"):
+        del content["train"][key]
     return {
-        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "model": student.spec.name,
-        "classes": list(student.spec.classes),
+        "config": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
         "data": data_hash,
+        "teacher": teacher_hash(config),
+        "family": student.spec.family,
+        "architecture": student.architecture(),
+        "image_size": config.image_size,
     }
 
 
-def _refuse_overwrite(directory: RunDirectory, resume: bool) -> None:
+def _refuse_overwrite(directory: RunDirectory, config: RunConfig, resume: bool) -> None:
     has_checkpoint = directory.last_checkpoint.is_file()
     if resume and not has_checkpoint:
         raise RequestError(f"{directory.last_checkpoint}: no checkpoint to resume from; start without --resume")
-    if not resume and (has_checkpoint or directory.log.is_file()):
+    if not resume and has_checkpoint:
         raise RequestError(
             f"{directory.root}: holds a run already; add --resume to go on with it, or give another --out"
         )
+    if directory.root.exists() and not directory.root.is_dir():
+        raise RequestError(f"{directory.root}: is a file; give a directory with --out")
+    if resume:
+        changed = changed_keys(load_config(directory.config), config)
+        if changed:
+            raise RequestError(
+                f"{directory.root}: is a run of another config: {'; '.join(changed)}; use the same config, or "
+                f"another --out"
+            )
 
 
 def _loggers(directory: RunDirectory) -> list[Any]:

@@ -15,12 +15,12 @@ from kd_vision.engine.optimizer import LearningRate, build_optimizer
 
 
 def test_learning_rate_by_hand() -> None:
-    rate = LearningRate(TrainConfig(epochs=10, warmup_epochs=2, final_lr=0.1), steps=40, steps_per_epoch=4)
+    rate = LearningRate(TrainConfig(epochs=10, warmup_epochs=2, final_lr=0.1), steps_per_epoch=4)
     assert rate.factor(0) == 0.0
     assert rate.factor(4) == pytest.approx(0.5 * 0.91)  # epoch 1: 0.1 + 0.9 * 0.9, halfway through warm-up
     assert rate.factor(8) == pytest.approx(0.82)  # epoch 2, warm-up over
     assert rate.factor(39) == pytest.approx(0.19)  # epoch 9
-    cosine = LearningRate(TrainConfig(epochs=10, warmup_epochs=0, final_lr=0.1, lr_schedule="cosine"), 40, 4)
+    cosine = LearningRate(TrainConfig(epochs=10, warmup_epochs=0, final_lr=0.1, lr_schedule="cosine"), 4)
     assert cosine.factor(20) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
 
 

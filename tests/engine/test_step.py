@@ -78,7 +78,7 @@ def test_the_teacher_changes_in_no_bit_and_is_in_no_optimiser_state_or_mode() ->
 def test_weight_zero_gives_the_plain_gradient_bit_for_bit() -> None:
     plain, distilled = detector(), detector()
     terms(TrainingStep(plain, None, None).train(), batch()).total({}).backward()
-    terms(step(distilled, detector(seed=1), class_qfl=0.0), batch()).total({"class_qfl": 0.0}).backward()
+    terms(step(distilled, detector(seed=1), class_qfl=1.0), batch()).total({"class_qfl": 0.0}).backward()
     for one, other in zip(plain.parameters(), distilled.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         assert one.grad is None or torch.equal(one.grad, other.grad)

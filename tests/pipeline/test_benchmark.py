@@ -35,7 +35,7 @@ def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
     again = benchmark(config, [0, 1], out, overrides=["train.epochs=1"], with_latency=False)
     assert (out / "plain" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert again.data.arms[2].runs[1].metrics == result.data.arms[2].runs[1].metrics
-    with pytest.raises(RequestError, match=r"holds a finished run of another config \(it differs in train\)"):
+    with pytest.raises(RequestError, match=r"holds a finished run of another config: train.epochs was 1, is 2"):
         benchmark(config, [0], out, overrides=["train.epochs=2"], with_latency=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ import kd_vision
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.core.run_directory import RunDirectory
+from kd_vision.data.dataset import load_split
 from kd_vision.engine.trainer import Trainer
 from kd_vision.evaluation.metrics import Metrics
+from kd_vision.pipeline.build import build_stream, build_student, build_teacher, descriptor_of, training_data
 from kd_vision.pipeline.models import load_model
-from kd_vision.pipeline.teacher_gate import refuse_weak_teacher
+from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
 from kd_vision.pipeline.train import train
 
 
@@ -77,19 +80,20 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_resumes_to_the_very_same_weights(
-    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     path = write_config(
         distill="[{loss: class_qfl, weight: auto}, {loss: feature_mse}]",
-        train="calibrate_at: 2, checkpoint_every: 2, unlabelled_ratio: 0.5",
+        train="calibrate_at: 2, checkpoint_every: 2, unlabelled_ratio: 0.5, accumulate: 2",
     )
     config = load_config(path, ["train.epochs=3"])
     whole = train(config, tmp_path / "whole")
     step = Trainer._step
 
     def killed(self: Trainer, batch: object) -> None:
-        if self.progress.step == 5:
+        if self.progress.step == killed_at:
             raise Killed
         step(self, batch)  # type: ignore[arg-type]
 
@@ -114,7 +118,7 @@ def test_a_run_is_not_overwritten_and_a_foreign_checkpoint_is_refused(
     train(config, tmp_path / "run", overrides=["train.epochs=1"])
     with pytest.raises(RequestError, match="holds a run already; add --resume"):
         train(config, tmp_path / "run")
-    with pytest.raises(RequestError, match="belongs to another run: config is"):
+    with pytest.raises(RequestError, match=r"is a run of another config: train\.epochs was 1, is 2"):
         train(config, tmp_path / "run", resume=True, overrides=["train.epochs=2"])
 
 
@@ -135,6 +139,17 @@ def test_the_gate_compares_with_the_student_before_training(write_config: Callab
             refuse_weak_teacher(config, teacher, student, "val")
 
 
+def test_the_gate_moves_no_bit_of_the_student(write_config: Callable[..., Path]) -> None:
+    config = load_config(write_config())
+    student = build_student(config, ("red", "blue")).train()
+    teacher = build_teacher(config, ("red", "blue"))
+    assert teacher is not None
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    measure_teacher(config, teacher, student, load_split(descriptor_of(config), "val"))
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert student.training
+
+
 def scores(ap: float | None) -> Metrics:
     numbers = dict.fromkeys([name for name in Metrics.model_fields if name not in ("per_class", "n_images")], ap)
     return Metrics(**numbers, per_class={}, n_images=1)  # type: ignore[arg-type]
@@ -151,8 +166,6 @@ def test_classes_that_do_not_fit_are_named(write_config: Callable[..., Path], tm
 def test_a_teacher_with_its_classes_in_another_order_answers_in_the_students(
     write_config: Callable[..., Path], squares: Path
 ) -> None:
-    from kd_vision.pipeline.build import build_teacher
-
     config = load_config(write_config())
     images = torch.rand(1, 3, 64, 64)
     straight, swapped = build_teacher(config, ("red", "blue")), build_teacher(config, ("blue", "red"))
@@ -244,3 +257,104 @@ def test_mixed_precision_trains_with_every_term_alive(write_config: Callable[...
     rows = [row for row in RunDirectory(result.directory).read_log() if "share/box_ld" in row]
     assert rows
     assert all(row[f"share/{name}"] > 0 for row in rows for name in ("class_qfl", "box_ld", "feature_pkd"))
+
+
+def test_boxes_reach_the_losses_unrounded_in_mixed_precision(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kd_vision.detectors.ultralytics import UltralyticsDetector
+
+    seen: list[torch.Tensor] = []
+    forward = UltralyticsDetector.forward
+
+    def spy(self: UltralyticsDetector, images: torch.Tensor, targets: Any = None, *rest: Any, **named: Any) -> Any:
+        if targets is not None:
+            seen.append(targets.boxes_xyxy)
+        return forward(self, images, targets, *rest, **named)
+
+    monkeypatch.setattr(UltralyticsDetector, "forward", spy)
+    path = write_config()
+    train(path, tmp_path / "run", overrides=["train.precision=bf16-mixed", "train.epochs=1"])
+    config = load_config(path)
+    labelled, _ = training_data(config)
+    first = build_stream(config, labelled, None, 3).batch_at(0).targets.boxes_xyxy
+    assert torch.equal(seen[0], first)
+
+
+def test_auto_weights_that_would_never_be_set_are_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(distill="[{loss: class_qfl, weight: auto}]")
+    with pytest.raises(RequestError, match="ends after 6 steps, before the weight of class_qfl is set at step 20"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_colour_teacher_teaches_a_gray_student(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    overrides = ["student.input_channels=1", "train.epochs=1"]
+    result = train(write_config(), tmp_path / "run", overrides=overrides)
+    assert load_model(result.student).predictor.spec.input_channels == 1
+
+
+def test_a_teacher_of_other_classes_teaches_features_alone(
+    write_config: Callable[..., Path], tmp_path: Path, squares: Path
+) -> None:
+    renamed = squares.with_name("one_class.yaml")
+    renamed.write_text(squares.read_text().replace("classes: [red, blue]", "classes: [red]\nsubset: true"))
+    features = write_config(distill="[{loss: feature_pkd}]")
+    assert train(features, tmp_path / "a", overrides=[f"data={renamed}", "train.epochs=1"]).fit.steps == 3
+    with pytest.raises(RequestError, match="use feature losses alone"):
+        train(features, tmp_path / "b", overrides=[f"data={renamed}", "allow_weak_teacher=false"])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("yolov8n", "yolo11n"), ("yolo26n", "yolo26n"), ("yolov8n", "yolo26n")]
+)
+def test_pairs_of_generations_train_with_living_terms(
+    write_config: Callable[..., Path], tmp_path: Path, awake_file: Callable[[str], Path], teacher: str, student: str
+) -> None:
+    config = write_config(distill="[{loss: class_qfl}, {loss: box_iou}, {loss: feature_pkd}]")
+    changes = [f"teacher.weights={awake_file(teacher)}", f"student.model={student}", "train.epochs=1"]
+    result = train(config, tmp_path / "run", overrides=changes)
+    row = next(row for row in RunDirectory(result.directory).read_log() if "share/box_iou" in row)
+    assert all(row[f"share/{name}"] > 0 for name in ("class_qfl", "box_iou", "feature_pkd"))
+
+
+def test_a_run_that_stopped_early_does_not_go_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(teacher=False, train="lr: 1e-9, patience: 1, epochs: 5, validate_every: 1")
+    first = train(config, tmp_path / "run")
+    again = train(config, tmp_path / "run", resume=True)
+    assert first.fit.stopped_early
+    assert again.fit.steps == first.fit.steps
+    assert again.metrics == first.metrics
+
+
+def test_the_best_weights_are_kept_when_asked(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(teacher=False, train="lr: 1e-9, epochs: 2, validate_every: 1, keep: best")
+    result = train(config, tmp_path / "run")
+    best = torch.load(result.directory / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["progress"]["best_step"] == 3  # hardly moving, the first validation stays the best
+    kept = weights_of(result.student)
+    assert all(torch.equal(best["average"][name], value) for name, value in kept.items())
+
+
+def test_schedules_shape_the_logged_weights(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    terms = "[{loss: class_qfl, weight: 2, schedule: {kind: warm_up, fraction: 0.5}}, {loss: box_iou, weight: 1, "
+    terms += "schedule: {kind: cosine, final: 0.2}}]"
+    result = train(write_config(distill=terms), tmp_path / "run")
+    rows = [row for row in RunDirectory(result.directory).read_log() if row["split"] == "train"]
+    assert [row["weight/class_qfl"] for row in rows] == pytest.approx([0, 0.8, 1.6, 2, 2, 2])
+    assert rows[0]["weight/box_iou"] == pytest.approx(1.0)
+    assert rows[-1]["weight/box_iou"] == pytest.approx(0.2)
+
+
+@pytest.mark.stress
+def test_two_processes_train_the_same_student(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "kd_vision", "train", str(write_config()), "--out", str(tmp_path / "run")]
+    command += ["--set", "train.devices=2", "train.accelerator=cpu", "train.batch_size=2", "train.validate_every=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "student.pt").is_file()
+    rows = [row for row in RunDirectory(tmp_path / "run").read_log() if row["split"] == "val"]
+    assert len(rows) == 2
