@@ -76,16 +76,22 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
     part = path.with_name(path.name + ".part")
     try:
         yield part
+        os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    os.replace(part, path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with whole_or_nothing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole_or_nothing(path) as part:
+        part.write_bytes(content)
 
 
 def read_json(path: Path) -> Any:

@@ -24,10 +24,10 @@ import supervision as sv
 from pycocotools import mask as coco_mask
 
 from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import write_bytes
 from kd_vision.data.images import read_image
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.report.benchmark_data import Corners, Example, FoundBox, TruthBox
-from kd_vision.report.files import write_bytes
 
 SCORE_THRESHOLD = 0.25
 MATCH_IOU = 0.5

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kd_vision.core.run_directory import RunDirectory
+import pytest
+
+from kd_vision.core.run_directory import RunDirectory, write_text
 
 
 def test_a_torn_line_ends_the_log_and_truncation_drops_later_steps(tmp_path: Path) -> None:
@@ -16,3 +18,10 @@ def test_a_torn_line_ends_the_log_and_truncation_drops_later_steps(tmp_path: Pat
     assert [row["step"] for row in directory.read_log()] == [1, 2, 3]
     directory.truncate_log(2)
     assert directory.log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(OSError):
+        write_text(tmp_path / "report.md", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

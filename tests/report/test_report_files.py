@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kd_vision.core.errors import RequestError
-from kd_vision.report.files import Series, read_history, write_text
+from kd_vision.report.files import Series, read_history
 
 
 def test_series_by_split_and_key(tmp_path: Path) -> None:
@@ -35,10 +35,3 @@ def test_wrong_lines_are_named(tmp_path: Path) -> None:
         read_history(path)
     assert caught.value.problems[0].startswith(f"{path}:2: is not valid JSON")
     assert caught.value.problems[1] == f"{path}:3: expected an object with keys and values"
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "report.md").mkdir()
-    with pytest.raises(OSError):
-        write_text(tmp_path / "report.md", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
