@@ -22,12 +22,14 @@ DEFAULT_RECIPE = "imitation"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = True) -> RunConfig:
     """Read a config file.
 
     Args:
         path: the YAML file; the paths in it are relative to its folder.
         overrides: ``key.path=value`` strings; paths in them are relative to the current folder.
+        files_exist: a file that the config names and that is not there is a mistake; False for the
+            config of a finished run, whose files may have gone.
 
     Raises:
         RequestError: one line for every mistake found.
@@ -41,7 +43,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _set(content, keys, value)
     if any(keys[0] in ("data", "teacher", "student") for keys, _ in changes):
         content = _with_paths(content, Path.cwd(), "--set", found)
+    if files_exist:
+        found += _missing_files(content, str(path))
     return _build(content, path, found)
+
+
+def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
+    wanted = {"data": (content.get("data"), "a data descriptor (YAML)")}
+    for role in ("student", "teacher"):
+        part = content.get(role)
+        if isinstance(part, Mapping):
+            wanted[f"{role}.weights"] = (part.get("weights"), "a .pt file")
+    return [
+        f"{where}: {key}: {file} does not exist; give {kind}"
+        for key, (file, kind) in wanted.items()
+        if isinstance(file, str) and not Path(file).is_file()
+    ]
 
 
 def _build(content: dict[str, Any], path: Path, found: list[str]) -> RunConfig:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, Targets
@@ -69,6 +70,16 @@ class UltralyticsConfig(StrictModel):
     weights: Path | None = None
     trust: bool = False
     input_channels: Literal[1, 3, 4] | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str | None) -> str | None:
+        if model is None or model.endswith((".yaml", ".yml")):
+            return model
+        scaled = _scaled_models()
+        if model not in scaled:
+            raise ValueError(f"unknown model '{model}'{suggest(model, scaled)}")
+        return model
 
 
 class UltralyticsDetector(Detector):
@@ -176,6 +187,7 @@ class UltralyticsDetector(Detector):
         """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
         net = copy.deepcopy(self.net).float().cpu().eval()
         net.args = {**vars(net.args), "model": self.spec.name, "task": "detect"}
+        net.yaml = {**net.yaml, "yaml_file": f"{self.spec.name}.yaml"}
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         content = {
@@ -318,15 +330,20 @@ def known_models() -> list[str]:
     return sorted(p.stem for p in folder.rglob("*.yaml") if not any(o in p.stem for o in other))
 
 
+def _scaled_models() -> list[str]:
+    """Names with a scale letter where the generation has one: yolov8n, yolov8n-p2, yolov9t, yolov3-tiny."""
+    found = []
+    for name in known_models():
+        base, dash, variant = name.partition("-")
+        found += [f"{base}{scale}{dash}{variant}" for scale in "nsmlx"]
+    return sorted({*found, *known_models()})
+
+
 def _from_yaml(model: str, classes: int, channels: int, where: str) -> tasks.DetectionModel:
     is_path = model.endswith((".yaml", ".yml"))
     if is_path and not Path(model).is_file() and "/" in model:
         raise RequestError(f"{where}.model: {model} does not exist; give a model YAML or a name like yolo11n")
-    try:
-        net = tasks.DetectionModel(model if is_path else f"{model}.yaml", ch=channels, nc=classes, verbose=False)
-    except FileNotFoundError:
-        scaled = [f"{n}{s}" for n in known_models() for s in "nsmlx"] + known_models()
-        raise RequestError(f"{where}.model: unknown model '{model}'{suggest(model, scaled)}") from None
+    net = tasks.DetectionModel(model if is_path else f"{model}.yaml", ch=channels, nc=classes, verbose=False)
     return _only_detectors(net, model, where)
 
 

@@ -154,7 +154,7 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
 
 def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
     """A finished run counts only if it was made by this very config."""
-    changed = changed_keys(load_config(directory.config), config)
+    changed = changed_keys(load_config(directory.config, files_exist=False), config)
     made_with = read_json(directory.environment).get("hashes", {}).get("teacher")
     if made_with and made_with != teacher_hash(config):
         changed.append("the teacher's file has changed")

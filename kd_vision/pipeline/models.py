@@ -98,7 +98,7 @@ def _load_pt(path: Path, image_size: int | None, trust: bool, device: str) -> Lo
 def _trained_size(path: Path) -> int:
     """The input side of the run that a student lies in, else the family's usual one."""
     config = path.parent / "config.yaml"
-    return load_config(config).image_size if config.is_file() else _DEFAULT_SIZE
+    return load_config(config, files_exist=False).image_size if config.is_file() else _DEFAULT_SIZE
 
 
 def _load_onnx(path: Path, image_size: int | None) -> LoadedModel:

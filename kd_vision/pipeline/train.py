@@ -213,7 +213,7 @@ def _refuse_overwrite(directory: RunDirectory, config: RunConfig, resume: bool) 
     if directory.root.exists() and not directory.root.is_dir():
         raise RequestError(f"{directory.root}: is a file; give a directory with --out")
     if resume:
-        changed = changed_keys(load_config(directory.config), config)
+        changed = changed_keys(load_config(directory.config, files_exist=False), config)
         if changed:
             raise RequestError(
                 f"{directory.root}: is a run of another config: {'; '.join(changed)}; use the same config, or "

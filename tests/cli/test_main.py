@@ -44,6 +44,7 @@ def test_every_command_teaches_with_an_example(command: str, capsys: pytest.Capt
 
 def test_a_wrong_config_is_one_line_per_mistake_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "c.yaml"
+    (tmp_path / "d.yaml").touch()
     config.write_text("data: d.yaml\nstudent: {model: yolov8n}\nepochs: 3\ntrain: {batch: 4}\n")
     assert main(["train", str(config), "--out", str(tmp_path / "run")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -69,7 +70,7 @@ def test_missing_things_are_named(
     assert lines[0] == f"kd-vision: {none}.yaml: cannot be read (No such file or directory); give a YAML file"
     assert lines[1].startswith(f"kd-vision: {none}.pt: does not exist; give a run directory")
     assert lines[2].startswith(f"kd-vision: {none}.yaml: cannot be read")
-    assert lines[3] == f"kd-vision: teacher.weights: {none}.pt does not exist; give a .pt file"
+    assert lines[3] == f"kd-vision: {config}: teacher.weights: {none}.pt does not exist; give a .pt file"
     assert lines[4].endswith("no checkpoint to resume from; start without --resume")
     assert len(lines) == 5
     assert not none.exists()
@@ -87,4 +88,4 @@ def test_an_unknown_split_and_a_wrong_model_name_say_what_is_possible(
     first, second = capsys.readouterr().err.splitlines()
     assert "vall" in first
     assert "val" in first.split("vall")[1]
-    assert second == "kd-vision: student.model: unknown model 'yolo8n'; did you mean 'yolov8n'?"
+    assert second.endswith("config.yaml: student.model: unknown model 'yolo8n'; did you mean 'yolov8n'?")

@@ -13,6 +13,8 @@ BASE = "data: d.yaml\nimage_size: 64\nstudent: {model: yolov8n}\n"
 
 
 def write(folder: Path, text: str) -> Path:
+    for name in ("d.yaml", "t.pt"):
+        (folder / name).touch()
     path = folder / "c.yaml"
     path.write_text(text)
     return path
@@ -22,11 +24,14 @@ def test_paths_are_relative_to_the_file_and_overrides_to_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, BASE + "teacher: {weights: sub/t.pt}\ndistill: imitation\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "t.pt").touch()
     config = load_config(path)
     assert config.data == tmp_path / "d.yaml"
     assert config.teacher.weights == tmp_path / "sub" / "t.pt"  # type: ignore[union-attr]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    (elsewhere / "u.pt").touch()
     monkeypatch.chdir(elsewhere)
     assert load_config(path, ["teacher.weights=u.pt"]).teacher.weights == elsewhere / "u.pt"  # type: ignore[union-attr]
 
@@ -35,17 +40,19 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "data: d.yaml\nimage_sise: 64\nstudent: {family: ultralytic}\n"
-        "teacher: {weights: t.pt}\ndistill: [{loss: class_bc}, {loss: box_iou, wait: 1}]\n"
+        "teacher: {weights: none.pt, model: yolo8n}\ndistill: [{loss: class_bc}, {loss: box_iou, wait: 1}]\n"
         "train: {epoch: 3, batch_size: none}\n",
     )
     with pytest.raises(RequestError) as caught:
         load_config(path)
     assert list(caught.value.problems) == [
+        f"{path}: teacher.weights: {tmp_path}/none.pt does not exist; give a .pt file",
         f"{path}: train.batch_size: input should be a valid integer, unable to parse string as an integer; "
         "given 'none'",
         f"{path}: train.epoch: unknown key; did you mean 'epochs'?",
         f"{path}: image_sise: unknown key; did you mean 'image_size'?",
         f"{path}: student.family: unknown family 'ultralytic'; did you mean 'ultralytics'?",
+        f"{path}: teacher.model: unknown model 'yolo8n'; did you mean 'yolov8n'?",
         f"{path}: distill.0.loss: loss 'class_bc' is unknown; did you mean 'class_bce'?",
         f"{path}: distill.1.wait: unknown key; did you mean 'weight'?",
     ]

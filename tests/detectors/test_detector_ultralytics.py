@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ultralytics.nn import tasks
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
@@ -166,15 +167,20 @@ def test_a_pickle_outside_the_allow_list_runs_only_with_consent(tmp_path: Path) 
 def test_wrong_models_and_files_are_named(tmp_path: Path) -> None:
     cases = {
         "give 'model'": UltralyticsConfig(),
-        "unknown model 'yolo11q'": UltralyticsConfig(model="yolo11q"),
-        "is not a plain detection model": UltralyticsConfig(model="yolo11n-seg"),
+        "is not a plain detection model": UltralyticsConfig(weights=tmp_path / "seg.pt"),
         "does not exist": UltralyticsConfig(weights=tmp_path / "none.pt"),
     }
     (tmp_path / "text.pt").write_text("not a checkpoint")
+    torch.save({"model": tasks.SegmentationModel("yolo11n-seg.yaml", verbose=False)}, tmp_path / "seg.pt")
     cases["cannot be read as a .pt file"] = UltralyticsConfig(weights=tmp_path / "text.pt")
     for text, config in cases.items():
         with pytest.raises(RequestError, match=text):
             build(config, CLASSES, "student")
+
+
+def test_an_unknown_model_is_named_when_the_config_is_read() -> None:
+    with pytest.raises(ValueError, match="unknown model 'yolo11q'; did you mean 'yolo11"):
+        UltralyticsConfig(model="yolo11q")
 
 
 def test_known_models_hold_every_generation() -> None:
