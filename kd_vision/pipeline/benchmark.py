@@ -118,8 +118,8 @@ def assemble(
         taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
     picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
     data = BenchmarkData(
-        title=f"{arms[0].model} teaches {arms[1].model} on {truth.name}",
-        data=DataFacts(name=truth.name, split=split, n_images=len(truth.images), classes=truth.classes),
+        title=f"{arms[0].model} teaches {arms[1].model}",
+        data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
         image_size=config.image_size,
         steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
         seeds=tuple(seeds),
@@ -134,6 +134,11 @@ def assemble(
     write_benchmark(root, data)
     markdown, html = write_benchmark_report(root)
     return BenchmarkResult(root, data, html, markdown)
+
+
+def _data_name(descriptor: Path) -> str:
+    """Name of the descriptor; of its folder where the file is called just ``data.yaml``."""
+    return descriptor.parent.name if descriptor.stem == "data" else descriptor.stem
 
 
 def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool) -> None:

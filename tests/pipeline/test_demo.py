@@ -1,0 +1,52 @@
+"""The demo's parts at a tiny size; the whole story is a long test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kd_vision.cli.main import main
+from kd_vision.config.load import load_config
+from kd_vision.core.errors import GateError, RequestError
+from kd_vision.data.dataset import load_split, load_unlabelled
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.pipeline.demo import demo
+
+TINY = {"plenty": 3, "train": 2, "val": 2, "test": 2}
+
+
+def test_teacher_and_student_get_their_own_labels_and_the_same_judges(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    told: list[str] = []
+    # A teacher of one step knows nothing, and the gate says so: that is where the tiny story rightly ends.
+    with pytest.raises(GateError, match="is not better than the untrained student's"):
+        demo(out, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, quiet=True, tell=told.append)
+    assert [line[:3] for line in told] == ["1/4", "2/4", "3/4"]
+    few, plenty = load_descriptor(out / "scenes" / "data.yaml"), load_descriptor(out / "scenes" / "plenty.yaml")
+    assert len(load_split(few, "train")) == 2
+    assert len(load_split(plenty, "train")) == 3
+    assert load_split(few, "test").content_hash() == load_split(plenty, "test").content_hash()
+    assert len(load_unlabelled(few)) == 2
+    pair = load_config(out / "pair.yaml")
+    assert pair.recipe == "imitation"
+    assert pair.train.unlabelled_ratio == 1
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RequestError, match="is not empty and holds no demo"):
+        demo(tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.stress
+def test_the_whole_story_ends_with_a_better_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if re.search(r"\bAP\b", line) and "small" not in line)
+    teacher, plain, distilled = (float(number) for number in re.findall(r"\d+\.\d", row)[:3])
+    assert teacher > plain
+    assert distilled > plain
+    assert (tmp_path / "demo" / "student.onnx").is_file()
