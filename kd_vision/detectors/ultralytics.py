@@ -187,7 +187,6 @@ class UltralyticsDetector(Detector):
         """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
         net = copy.deepcopy(self.net).float().cpu().eval()
         net.args = {**vars(net.args), "model": self.spec.name, "task": "detect"}
-        net.yaml = {**net.yaml, "yaml_file": f"{self.spec.name}.yaml"}
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         content = {
@@ -366,7 +365,10 @@ def _read_weights(path: Path, trust: bool, where: str) -> tasks.DetectionModel |
     if isinstance(content, Mapping):
         for key in ("ema", "model"):
             if isinstance(content.get(key), nn.Module):
-                return _only_detectors(content[key].float(), str(path), where)
+                net = _only_detectors(content[key].float(), str(path), where)
+                ours = content.get("kd_vision") or {}
+                net.yaml.setdefault("yaml_file", f"{ours.get('name', path.stem)}.yaml")
+                return net
         state = content.get("state_dict", content)
         if state and all(isinstance(value, Tensor) for value in state.values()):
             return dict(state)
