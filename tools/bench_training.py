@@ -52,6 +52,10 @@ train: {batch_size: 16, validate_every: 0, keep: last}
 """
 
 
+# Theirs is told the same below.
+_SAME = {"accelerator": "cpu", "workers": 1, "cache": "ram"}
+
+
 class Stopwatch:
     """Remembers when each step ended."""
 
@@ -98,7 +102,7 @@ def synthetic_config(folder: Path) -> Path:
 
 def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) -> dict[str, object]:
     """Images per second of both trainers, turn by turn."""
-    plain = replace(config, teacher=None, terms=(), train=config.train.model_copy(update={"epochs": epochs}))
+    plain = replace(config, teacher=None, terms=(), train=config.train.model_copy(update={"epochs": epochs, **_SAME}))
     convert(load_descriptor(config.data), folder / "yolo", "yolo")
     ours, theirs = [], []
     for turn in range(rounds):
@@ -149,7 +153,7 @@ def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     distiller = build_distiller(config, student.spec, teacher.spec)
     frozen = FrozenTeacher(teacher, distiller.requires)
     plain, distilled = TrainingStep(student, None, None).train(), TrainingStep(student, distiller, frozen).train()
-    light = replace(config, train=config.train.model_copy(update={"workers": 0}))
+    light = replace(config, train=config.train.model_copy(update={**_SAME, "workers": 0}))
     stream = build_stream(light, labelled, None, student.spec.input_channels)
     batches = [batch.as_float() for batch in itertools.islice(stream.batches(), 4)]
     weights = distiller.weights(0.0)
