@@ -37,6 +37,7 @@ from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.synthetic import write_scenes
 from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.engine.memory import keep_freed_memory
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
@@ -114,6 +115,7 @@ def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) 
 
 def speed_of_ours(config: RunConfig, directory: Path) -> list[float]:
     """Images per second of every epoch but the first."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # what ultralytics sets itself on a CPU
     labelled = load_split(load_descriptor(config.data), "train")
     seed_everything(0)
     student = build_student(config, labelled.classes)
@@ -152,6 +154,7 @@ def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     assert teacher is not None
     distiller = build_distiller(config, student.spec, teacher.spec)
     frozen = FrozenTeacher(teacher, distiller.requires)
+    keep_freed_memory()  # as training does
     plain, distilled = TrainingStep(student, None, None).train(), TrainingStep(student, distiller, frozen).train()
     light = replace(config, train=config.train.model_copy(update={**_SAME, "workers": 0}))
     stream = build_stream(light, labelled, None, student.spec.input_channels)

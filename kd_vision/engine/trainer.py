@@ -23,6 +23,7 @@ from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from kd_vision.engine.config import TrainConfig
 from kd_vision.engine.ema import WeightAverage
+from kd_vision.engine.memory import keep_freed_memory
 from kd_vision.engine.optimizer import LearningRate
 from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
 
@@ -338,6 +339,8 @@ def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
             f"train: accelerator {config.accelerator}, devices {config.devices} cannot be had here ({reason}); "
             f"use accelerator auto and devices 1"
         ) from error
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     return fabric
 
 
