@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from kd_vision.report.tables import console_table
 
     console = Console(highlight=False)
-    result = demo(options.out, tell=console.print)
+    result = demo(options.out, tell=lambda text: console.print(text, soft_wrap=True))
     console.print(console_table(result.benchmark.data))
     proof = result.export.proof
     console.print(f"report   {result.benchmark.report_html}", soft_wrap=True)

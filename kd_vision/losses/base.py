@@ -6,6 +6,7 @@ Shapes: B images, A grid points, K classes, R bins, C channels.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -66,7 +67,7 @@ class LossConfig(StrictModel):
         return self
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(nn.Module, ABC):
     """What the student pays for differing from the teacher.
 
     A loss owns its adaptation layers; they are trained beside the student and never saved in it.
@@ -117,9 +118,9 @@ class DistillationLoss(nn.Module):
             found.append("teacher and student share no pyramid level")
         return found
 
+    @abstractmethod
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss. Teacher tensors carry no gradient."""
-        raise NotImplementedError(f"{type(self).__name__} defines no forward")
 
 
 def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str, ...] | None) -> tuple[str, ...]:
