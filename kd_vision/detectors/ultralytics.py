@@ -152,7 +152,10 @@ class UltralyticsDetector(Detector):
         grids: dict[str, GridPredictions] = {}
         if "grid" in channels:
             grids = {_BRANCHES[key]: self._grid(value) for key, value in predictions.items()}
-        return DetectorOutput(losses, features, grids, self._branch_weights())
+        detections: tuple[Detections, ...] = ()
+        if "detections" in channels:
+            detections = tuple(self._detections(predictions, PredictOptions()))
+        return DetectorOutput(losses, features, grids, self._branch_weights(), detections)
 
     @torch.no_grad()
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
@@ -162,14 +165,8 @@ class UltralyticsDetector(Detector):
         images = batch.images.to(next(self.net.parameters()).device)
         predictions = self._raw(replace(batch, images=images, teacher_images=None).as_float().images)
         self.train(was_training)
-        nms_free = self.spec.end_to_end
-        grid = self._grid(predictions["one2one" if nms_free else "one2many"])
-        found = []
-        for boxes, logits, letterbox in zip(grid.boxes_xyxy, grid.logits, batch.letterboxes, strict=True):
-            scores = logits.float().sigmoid()
-            detections = _best_pairs(boxes, scores, options) if nms_free else suppress(boxes, scores, options)
-            found.append(to_original(detections, letterbox))
-        return found
+        found = self._detections(predictions, options)
+        return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`."""
@@ -201,6 +198,15 @@ class UltralyticsDetector(Detector):
         }
         with whole_or_nothing(path) as part:
             torch.save(content, part)
+
+    @torch.no_grad()
+    def _detections(self, predictions: Mapping[str, Any], options: PredictOptions) -> list[Detections]:
+        """Final boxes of each image in input pixels, from the branch that inference uses."""
+        nms_free = self.spec.end_to_end
+        grid = self._grid(predictions["one2one" if nms_free else "one2many"])
+        decide = _best_pairs if nms_free else suppress
+        pairs = zip(grid.boxes_xyxy, grid.logits, strict=True)
+        return [decide(boxes, logits.float().sigmoid(), options) for boxes, logits in pairs]
 
     def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
         """Run the net once; return raw head outputs by branch, in the family's own names."""

@@ -120,6 +120,22 @@ def test_saved_students_open_in_the_family_and_come_back_equal(name: str, tmp_pa
     assert len(opened.predict(picture, imgsz=64, conf=0.9, verbose=False)) == 1
 
 
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_the_channel_of_detections_is_prediction_in_input_pixels(name: str) -> None:
+    detector = make(name).eval()
+    for branch in (detector.head.cv3, getattr(detector.head, "one2one_cv3", None) or ()):
+        for level in branch:
+            level[-1].bias.data.fill_(0.0)  # an untrained head is silent by design
+    none = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
+    same = (Letterbox(64, 64, 1.0, 1.0, 0, 0),) * 2
+    batch = ImageBatch(images(), none, torch.ones(2, dtype=torch.bool), (1, 2), same)
+    said = detector(batch.images, channels=frozenset({"detections"})).detections
+    for one, other in zip(said, detector.predict(batch)):
+        assert len(one) > 0
+        np.testing.assert_array_equal(one.scores, other.scores)
+        np.testing.assert_allclose(np.clip(one.boxes_xyxy, 0, 64), other.boxes_xyxy, atol=1e-4)
+
+
 def test_balance_of_an_end_to_end_head_follows_training() -> None:
     detector = make("yolo26n")
     assert detector._branch_weights() == pytest.approx({"one_to_many": 0.8, "one_to_one": 0.2})
