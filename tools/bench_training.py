@@ -96,7 +96,7 @@ def synthetic_config(folder: Path) -> Path:
     classes = load_split(load_descriptor(data), "train").classes
     path = folder / "pair.yaml"
     path.write_text(_SYNTHETIC, encoding="utf-8")
-    config = load_config(path, ["student.model=yolov8s"])
+    config = load_config(path, ["student.model=yolov8s"], files_exist=False)  # the teacher is made next
     build_student(config, classes).save(folder / "teacher.pt", {})
     return path
 
