@@ -36,12 +36,11 @@ from kd_vision.data.convert import convert
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.synthetic import write_scenes
-from kd_vision.detectors.frozen import FrozenTeacher
 from kd_vision.engine.memory import keep_freed_memory
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
-from kd_vision.pipeline.build import build_distiller, build_stream, build_student, build_teacher
+from kd_vision.pipeline.build import build_parts, build_stream
 from kd_vision.pipeline.environment import hardware, versions
 
 _SYNTHETIC = """\
@@ -149,13 +148,12 @@ def speed_of_theirs(config: RunConfig, data: Path, directory: Path) -> list[floa
 def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     """One distillation step over (student step + teacher forward), turn by turn on the same batches."""
     labelled = load_split(load_descriptor(config.data), "train")
-    student = build_student(config, labelled.classes)
-    teacher = build_teacher(config, labelled.classes)
-    assert teacher is not None
-    distiller = build_distiller(config, student.spec, teacher.spec)
-    frozen = FrozenTeacher(teacher, distiller.requires)
+    parts = build_parts(config, labelled.classes)
+    student, distiller, (frozen,) = parts.student, parts.distiller, parts.teachers.values()
+    assert distiller is not None
+    channels = distiller.requires
     keep_freed_memory()  # as training does
-    plain, distilled = TrainingStep(student, None, None).train(), TrainingStep(student, distiller, frozen).train()
+    plain, distilled = TrainingStep(student, None).train(), TrainingStep(student, distiller, frozen).train()
     light = replace(config, train=config.train.model_copy(update={**_SAME, "workers": 0}))
     stream = build_stream(light, labelled, None, student.spec.input_channels)
     batches = [batch.as_float() for batch in itertools.islice(stream.batches(), 4)]
@@ -166,7 +164,7 @@ def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     for turn in range(turns + 2):
         batch = batches[turn % len(batches)]
         one = timed(lambda b=batch: work(plain, b, {}))
-        two = timed(lambda b=batch: frozen(b.images))
+        two = timed(lambda b=batch: frozen(b.images, channels))
         three = timed(lambda b=batch: work(distilled, b, weights))
         if turn < 2:
             early = process.memory_info().rss

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kd_vision.config.schema import RootConfig, RunConfig, TermConfig
+from kd_vision.config.schema import RootConfig, RunConfig, TeacherConfig, TermConfig
 from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.predictions import Channel
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
 from kd_vision.core.validation import problems
-from kd_vision.detectors import FAMILIES, family_module
+from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
+from kd_vision.detectors.member import parse_source
+from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses import load_loss
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.combiner import KNOWLEDGE, ONLY_TEACHER
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
+BOXES_RECIPE = "boxes"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,7 +47,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = T
         _spell_out_recipe(content)
     for keys, value in changes:
         _set(content, keys, value)
-    if any(keys[0] in ("data", "teacher", "student") for keys, _ in changes):
+    if any(keys[0] in ("data", "teacher", "student", "knowledge") for keys, _ in changes):
         content = _with_paths(content, Path.cwd(), "--set", found)
     if files_exist:
         found += _missing_files(content, str(path))
@@ -50,10 +56,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = T
 
 def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
     wanted = {"data": (content.get("data"), "a data descriptor (YAML)")}
-    for role in ("student", "teacher"):
-        part = content.get(role)
-        if isinstance(part, Mapping):
-            wanted[f"{role}.weights"] = (part.get("weights"), "a .pt file")
+    for key, part in _detectors(content).items():
+        wanted[f"{key}.weights"] = (part.get("weights"), "a model's file")
     return [
         f"{where}: {key}: {file} does not exist; give {kind}"
         for key, (file, kind) in wanted.items()
@@ -61,12 +65,30 @@ def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
     ]
 
 
+def _detectors(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every mapping of a config that describes a detector, by its key: student, teachers, members of ensembles."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(key: str, part: Any) -> None:
+        if isinstance(part, list):
+            for index, each in enumerate(part):
+                add(f"{key}.{index}", each)
+        elif isinstance(part, dict):
+            found[key] = part
+            add(f"{key}.members", part.get("members"))
+
+    add("student", content.get("student"))
+    add("teacher", content.get("teacher"))
+    return found
+
+
 def _build(content: dict[str, Any], path: Path, found: list[str]) -> RunConfig:
     where = str(path)
     root = _try(RootConfig, content, where, "", found)
-    student = _detector(content.get("student"), "student", where, found)
-    teacher = _detector(content.get("teacher"), "teacher", where, found)
-    terms, recipe = _terms(content, where, found)
+    student = _student(content.get("student"), where, found)
+    teachers = _teachers(content.get("teacher"), where, found)
+    knowledge = _knowledge(content.get("knowledge"), where, found)
+    terms, recipe = _terms(content, [teacher.name for teacher in teachers], where, found)
     if found or root is None or student is None:
         raise RequestError(*dict.fromkeys(found))
     return RunConfig(
@@ -74,7 +96,8 @@ def _build(content: dict[str, Any], path: Path, found: list[str]) -> RunConfig:
         data=root.data,
         image_size=root.image_size,
         student=student,
-        teacher=teacher,
+        teachers=teachers,
+        knowledge=knowledge,
         terms=terms,
         recipe=recipe,
         allow_weak_teacher=root.allow_weak_teacher,
@@ -89,31 +112,69 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
-def _detector(content: Any, role: str, where: str, found: list[str]) -> BaseModel | None:
+def _student(content: Any, where: str, found: list[str]) -> BaseModel | None:
     if content is None:
         return None
     if not isinstance(content, Mapping):
-        found.append(f"{where}: {role}: expected keys and values, e.g. {{family: ultralytics, model: yolo11n}}")
+        found.append(f"{where}: student: expected keys and values, e.g. {{family: ultralytics, model: yolo11n}}")
         return None
-    family = str(content.get("family", "ultralytics"))
+    family = str(content.get("family", DEFAULT_FAMILY))
     entry = FAMILIES.get(family)
     if entry is None:
-        found.append(f"{where}: {role}.family: unknown family '{family}'{suggest(family, FAMILIES)}")
+        found.append(f"{where}: student.family: unknown family '{family}'{suggest(family, FAMILIES)}")
         return None
-    if role not in entry.roles:
-        found.append(f"{where}: {role}.family: '{family}' cannot be a {role}")
+    if "student" not in entry.roles:
+        found.append(f"{where}: student.family: '{family}' cannot be a student")
         return None
-    model: type[BaseModel] = getattr(family_module(family, role), entry.config)
-    return _try(model, content, where, role, found)
+    model: type[BaseModel] = getattr(family_module(family, "student"), entry.config)
+    return _try(model, content, where, "student", found)
 
 
-def _terms(content: Mapping[str, Any], where: str, found: list[str]) -> tuple[tuple[TermConfig, ...], str | None]:
+def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig, ...]:
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    teachers: dict[str, TeacherConfig] = {}
+    for index, part in enumerate(parts):
+        key = f"teacher.{index}" if isinstance(content, list) else "teacher"
+        try:
+            source, options = parse_source(part, f"{where}: {key}")
+        except RequestError as error:
+            found.extend(error.problems)
+            continue
+        name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
+        if name in teachers or name == KNOWLEDGE or not name.isidentifier():
+            found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
+        teachers[name] = TeacherConfig(name, source, options)
+    return tuple(teachers.values())
+
+
+def _knowledge(content: Any, where: str, found: list[str]) -> KnowledgeConfig | None:
+    if content is None:
+        return None
+    if not isinstance(content, (str, Mapping)):
+        found.append(f"{where}: knowledge: expected a folder that `kd-vision label` wrote, or {{store: FOLDER}}")
+        return None
+    return _try(KnowledgeConfig, {"store": content} if isinstance(content, str) else content, where, "knowledge", found)
+
+
+def _default_recipe(content: Mapping[str, Any]) -> str:
+    """Imitation needs two dense heads; final boxes are what everything else has."""
+    families = {str(part.get("family", DEFAULT_FAMILY)) for part in _detectors(content).values()}
+    alike = families == {DEFAULT_FAMILY} and content.get("knowledge") is None
+    return DEFAULT_RECIPE if alike else BOXES_RECIPE
+
+
+def _terms(
+    content: Mapping[str, Any], teachers: Sequence[str], where: str, found: list[str]
+) -> tuple[tuple[TermConfig, ...], str | None]:
     given = content.get("distill")
-    if content.get("teacher") is None:
+    if content.get("teacher") is None and content.get("knowledge") is None:
         if given is not None:
-            found.append(f"{where}: distill: needs a teacher; add 'teacher:', or remove 'distill:' to train plainly")
+            found.append(
+                f"{where}: distill: needs a teacher; add 'teacher:' or 'knowledge:', or remove 'distill:' to train "
+                f"plainly"
+            )
         return (), None
-    recipe = given if isinstance(given, str) else (DEFAULT_RECIPE if given is None else None)
+    recipe = given if isinstance(given, str) else (_default_recipe(content) if given is None else None)
     if recipe is not None:
         if recipe not in recipe_names():
             found.append(f"{where}: distill: unknown recipe '{recipe}'{suggest(recipe, recipe_names())}")
@@ -124,32 +185,53 @@ def _terms(content: Mapping[str, Any], where: str, found: list[str]) -> tuple[tu
             f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing"
         )
         return (), None
+    masters = [*teachers, KNOWLEDGE] if content.get("knowledge") is not None else list(teachers)
     terms: dict[str, TermConfig] = {}
     for index, item in enumerate(given):
-        term = _term(item, f"distill.{index}", where, found)
-        if term is not None and term.name in terms:
-            found.append(f"{where}: distill.{index}: a second term named '{term.name}'; give it a 'name' of its own")
-        elif term is not None:
-            terms[term.name] = term
+        for term in _term(item, masters, f"distill.{index}", where, found):
+            if term.name in terms:
+                found.append(
+                    f"{where}: distill.{index}: a second term named '{term.name}'; give it a 'name' of its own"
+                )
+            terms.setdefault(term.name, term)
     return tuple(terms.values()), recipe
 
 
-def _term(item: Any, key: str, where: str, found: list[str]) -> TermConfig | None:
+def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[str]) -> list[TermConfig]:
+    """Read one item of `distill`: one term, or one for each teacher where it names none of several."""
     if not isinstance(item, Mapping) or "loss" not in item:
         found.append(f"{where}: {key}: expected a mapping with 'loss', e.g. {{loss: box_iou, weight: 7.5}}")
-        return None
+        return []
     settings = dict(item)
     loss = str(settings.pop("loss"))
     name = str(settings.pop("name", loss))
+    asked = settings.pop("teacher", None)
     if not name.isidentifier():
         found.append(f"{where}: {key}.name: '{name}' is no plain name; use letters, digits and _")
+    if asked is not None and asked not in masters:
+        found.append(f"{where}: {key}.teacher: there is no teacher '{asked}'{suggest(str(asked), masters)}")
+        return []
     try:
-        model = load_loss(loss).Config
+        kind = load_loss(loss)
     except RequestError as error:
         found.append(f"{where}: {key}.loss: {error}")
-        return None
-    config: LossConfig | None = _try(model, settings, where, key, found)
-    return None if config is None else TermConfig(name, loss, config)
+        return []
+    config: LossConfig | None = _try(kind.Config, settings, where, key, found)
+    if config is None:
+        return []
+    heard = [str(asked)] if asked is not None else _heard(kind.requires, masters)
+    if len(heard) < 2:  # none: the teachers could not be read, which is said already
+        return [TermConfig(name, loss, config, *heard)]
+    shared = config.weight if config.weight == "auto" else config.weight / len(heard)
+    part = config.model_copy(update={"weight": shared})
+    return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in heard]
+
+
+def _heard(requires: frozenset[Channel], masters: Sequence[str]) -> list[str]:
+    """Whom a term without a name learns from: what is stored, where that is enough, else every live teacher."""
+    if KNOWLEDGE in masters and requires == {"detections"}:
+        return [KNOWLEDGE]
+    return [name for name in masters if name != KNOWLEDGE] or list(masters)
 
 
 def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, found: list[str]) -> Model | None:
@@ -200,7 +282,7 @@ def _list_index(items: list[Any], key: str, path: list[str]) -> int:
 
 def _with_paths(content: dict[str, Any], base: Path, where: str, found: list[str]) -> dict[str, Any]:
     """Make the paths of a config absolute."""
-    resolved = dict(content)
+    resolved = copy.deepcopy(content)
 
     def absolute(holder: dict[str, Any], key: str, name: str) -> None:
         if isinstance(holder.get(key), str):
@@ -210,11 +292,11 @@ def _with_paths(content: dict[str, Any], base: Path, where: str, found: list[str
                 found.append(f"{where}: {name}: {error}")
 
     absolute(resolved, "data", "data")
-    for role in ("teacher", "student"):
-        if isinstance(resolved.get(role), Mapping):
-            part = dict(resolved[role])
-            absolute(part, "weights", f"{role}.weights")
-            if str(part.get("model", "")).endswith((".yaml", ".yml")):
-                absolute(part, "model", f"{role}.model")
-            resolved[role] = part
+    for key, part in _detectors(resolved).items():
+        absolute(part, "weights", f"{key}.weights")
+        if str(part.get("model", "")).endswith((".yaml", ".yml")):
+            absolute(part, "model", f"{key}.model")
+    absolute(resolved, "knowledge", "knowledge")
+    if isinstance(resolved.get("knowledge"), dict):
+        absolute(resolved["knowledge"], "store", "knowledge.store")
     return resolved

@@ -10,8 +10,11 @@ from pydantic import BaseModel, Field
 
 from kd_vision.core.validation import StrictModel
 from kd_vision.data.transforms import AugmentConfig
+from kd_vision.detectors.member import TeacherOptions
 from kd_vision.engine.config import TrainConfig
+from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.combiner import ONLY_TEACHER
 
 
 class EvaluateConfig(StrictModel):
@@ -37,7 +40,8 @@ class RootConfig(StrictModel):
     data: Path
     image_size: int = Field(default=640, ge=32)
     student: dict[str, Any]
-    teacher: dict[str, Any] | None = None
+    teacher: dict[str, Any] | list[dict[str, Any]] | None = None
+    knowledge: dict[str, Any] | str | None = None
     distill: list[dict[str, Any]] | str | None = None
     allow_weak_teacher: bool = False
     train: TrainConfig = TrainConfig()
@@ -47,11 +51,41 @@ class RootConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class TermConfig:
-    """One distillation term: the name it is logged under, its loss, its settings."""
+    """One distillation term: the name it is logged under, its loss, its settings, whom it learns from."""
 
     name: str
     loss: str
     config: LossConfig
+    teacher: str = ONLY_TEACHER
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """One teacher: its name in this run, what it is, and how it is asked."""
+
+    name: str
+    source: BaseModel
+    options: TeacherOptions
+
+    @property
+    def reads_pixels(self) -> bool:
+        """False for a file of predictions, which can only say what it said beforehand."""
+        return self.source_family != "predictions"
+
+    @property
+    def is_student(self) -> bool:
+        """True where the student's own moving average teaches."""
+        return self.source_family == "self"
+
+    @property
+    def source_family(self) -> str:
+        """Key of the table of families."""
+        return str(getattr(self.source, "family", ""))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values that are read back as the same teacher."""
+        asked = self.options.model_dump(mode="json", exclude_defaults=True)
+        return {"name": self.name, **_plain(self.source), **asked}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +97,8 @@ class RunConfig:
         data: descriptor of the data set.
         image_size: side of the square input in pixels.
         student: typed config of the student's family.
-        teacher: typed config of the teacher's family; None: plain training.
+        teachers: who teaches; none: plain training, or training from stored knowledge.
+        knowledge: what a teacher said of the training images beforehand.
         terms: the distillation terms, empty without a teacher.
         recipe: name of the recipe the terms came from, if any.
         allow_weak_teacher: distil even where the teacher is no better than the student.
@@ -74,13 +109,19 @@ class RunConfig:
     data: Path
     image_size: int
     student: BaseModel
-    teacher: BaseModel | None
+    teachers: tuple[TeacherConfig, ...]
+    knowledge: KnowledgeConfig | None
     terms: tuple[TermConfig, ...]
     recipe: str | None
     allow_weak_teacher: bool
     train: TrainConfig
     augment: AugmentConfig
     evaluate: EvaluateConfig
+
+    @property
+    def is_taught(self) -> bool:
+        """False for plain training."""
+        return bool(self.teachers) or self.knowledge is not None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the resolved config as plain values; `load_config` reads it back unchanged."""
@@ -92,10 +133,17 @@ class RunConfig:
             "augment": _plain(self.augment),
             "evaluate": _plain(self.evaluate),
         }
-        if self.teacher is not None:
-            found["teacher"] = _plain(self.teacher)
+        if self.teachers:
+            teachers = [teacher.to_mapping() for teacher in self.teachers]
+            found["teacher"] = teachers if len(teachers) > 1 else teachers[0]
+        if self.knowledge is not None:
+            found["knowledge"] = _plain(self.knowledge)
+        if self.is_taught:
             found["allow_weak_teacher"] = self.allow_weak_teacher
-            found["distill"] = [{"loss": term.loss, "name": term.name, **_plain(term.config)} for term in self.terms]
+            found["distill"] = [
+                {"loss": term.loss, "name": term.name, "teacher": term.teacher, **_plain(term.config)}
+                for term in self.terms
+            ]
         return found
 
 

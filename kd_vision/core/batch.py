@@ -5,7 +5,7 @@ Shapes: B images, C channels, H W input pixels, M boxes of the whole batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +76,56 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftTargets:
+    """Boxes that somebody claims to see in a batch, flat over its images; K classes.
+
+    Attributes:
+        image_index: (M,) int64, which image of the batch a box belongs to.
+        boxes_xyxy: (M, 4) float32, pixels of the batch tensor.
+        class_probs: (M, K) float32 in [0, 1], probability of each class. They need not sum to 1.
+        scores: (M,) float32 in [0, 1], how sure the box is.
+        ignore: (M,) bool; True: the region is neither object nor background, nothing is learned there.
+    """
+
+    image_index: Tensor
+    boxes_xyxy: Tensor
+    class_probs: Tensor
+    scores: Tensor
+    ignore: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """(M,) int64, the likeliest class of each box."""
+        return self.class_probs.argmax(dim=-1)
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SoftTargets:
+        """Return the same boxes on `device`."""
+        return SoftTargets(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def take(self, chosen: Tensor) -> SoftTargets:
+        """Return the boxes that `chosen`, (M,) bool or (m,) int64, picks."""
+        return SoftTargets(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def joined(self, other: SoftTargets) -> SoftTargets:
+        """Return these boxes and, after them, the other's."""
+        return SoftTargets(*(torch_cat(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+    def scaled(self, factor: float) -> SoftTargets:
+        """Return the boxes in an image of `factor` times the size."""
+        return self if factor == 1.0 else replace(self, boxes_xyxy=self.boxes_xyxy * factor)
+
+
+def torch_cat(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate along the first axis; here so that this room imports torch only when tensors exist."""
+    import torch
+
+    return torch.cat((first, second))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageBatch:
     """One batch.
 
@@ -87,7 +137,9 @@ class ImageBatch:
         letterboxes: how each image was placed on the input (evaluation only; empty in training,
             where augmentation cannot be inverted).
         teacher_images: (B, C, H, W) same geometry as `images` without the student's photometric
-            noise; None where teacher and student see the same pixels.
+            noise, or of a larger size; None where teacher and student see the same pixels.
+        knowledge: what a teacher said of the images beforehand, augmented with them, in pixels of
+            `images`; None: it has to be asked.
     """
 
     images: Tensor
@@ -96,6 +148,7 @@ class ImageBatch:
     image_ids: tuple[int, ...] = ()
     letterboxes: tuple[Letterbox, ...] = ()
     teacher_images: Tensor | None = None
+    knowledge: SoftTargets | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -109,6 +162,7 @@ class ImageBatch:
             targets=self.targets.to(device, non_blocking),
             labelled=self.labelled.to(device, non_blocking=non_blocking),
             teacher_images=None if teacher is None else teacher.to(device, non_blocking=non_blocking),
+            knowledge=None if self.knowledge is None else self.knowledge.to(device, non_blocking),
         )
 
     def as_float(self) -> ImageBatch:

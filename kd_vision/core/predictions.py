@@ -1,11 +1,12 @@
 """What a detector says: final detections, and the channels a loss can learn from.
 
-Shapes: B images, A grid points of all levels, K classes, R bins per box side, M boxes, C channels.
+Shapes: B images, A rows of a head (grid points, anchors, regions, queries), K classes, R bins per box side,
+M boxes, N boxes handed in, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +16,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from kd_vision.core.batch import SoftTargets
+
 Channel = Literal["features", "grid", "regions", "detections"]
 ONE_TO_MANY = "one_to_many"
 ONE_TO_ONE = "one_to_one"
+BACKGROUND, NO_PART = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """How dense predictions become final boxes; the defaults are those of COCO evaluation.
+
+    Attributes:
+        score_threshold: boxes below are dropped.
+        nms_iou: overlap above which the weaker box of a class is dropped (heads that need NMS).
+        max_detections: boxes kept per image, best first.
+    """
+
+    score_threshold: float = 0.001
+    nms_iou: float = 0.7
+    max_detections: int = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +48,7 @@ class Detections:
         scores: (M,) float32 in [0, 1].
         labels: (M,) int64, 0-based contiguous class.
         class_probs: (M, K) float32 where the detector has them.
+        ignore: (M,) bool, see `SoftTargets`; None: no box is to be ignored.
 
     Raises:
         ValueError: the arrays do not fit each other.
@@ -38,6 +58,7 @@ class Detections:
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     class_probs: npt.NDArray[np.float32] | None = None
+    ignore: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -46,11 +67,23 @@ class Detections:
                 f"detections do not fit: boxes {self.boxes_xyxy.shape}, scores {self.scores.shape}, "
                 f"labels {self.labels.shape}"
             )
-        if self.class_probs is not None and len(self.class_probs) != count:
-            raise ValueError(f"class_probs {self.class_probs.shape} do not fit {count} boxes")
+        for name in ("class_probs", "ignore"):
+            values = getattr(self, name)
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name} {values.shape} do not fit {count} boxes")
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Detections:
+        """Return the boxes that `chosen` picks."""
+        return Detections(
+            self.boxes_xyxy[chosen],
+            self.scores[chosen],
+            self.labels[chosen],
+            None if self.class_probs is None else self.class_probs[chosen],
+            None if self.ignore is None else self.ignore[chosen],
+        )
 
     @staticmethod
     def empty() -> Detections:
@@ -58,12 +91,48 @@ class Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
+def to_soft_targets(found: Sequence[Detections], classes: int) -> SoftTargets:
+    """Put the detections of the images of a batch, in pixels of its tensor, into one value on the CPU.
+
+    A detector without class probabilities is sure of the class: the score is its label's, the rest 0.
+
+    Args:
+        found: one per image.
+        classes: K.
+    """
+    import torch
+
+    from kd_vision.core.batch import SoftTargets
+
+    counts = [len(one) for one in found]
+    boxes = np.concatenate([one.boxes_xyxy for one in found]) if found else np.zeros((0, 4), np.float32)
+    probs = [class_probabilities(one, classes) for one in found]
+    ignore = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in found]
+    return SoftTargets(
+        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        torch.from_numpy(boxes.astype(np.float32)),
+        torch.from_numpy(np.concatenate(probs) if probs else np.zeros((0, classes), np.float32)),
+        torch.from_numpy(np.concatenate([one.scores for one in found]) if found else np.zeros(0, np.float32)),
+        torch.from_numpy(np.concatenate(ignore) if ignore else np.zeros(0, np.bool_)),
+    )
+
+
+def class_probabilities(found: Detections, classes: int) -> npt.NDArray[np.float32]:
+    """Return (M, K) probabilities: the detector's own, else its score at its label."""
+    if found.class_probs is not None:
+        return found.class_probs.astype(np.float32, copy=False)
+    probs = np.zeros((len(found), classes), np.float32)
+    probs[np.arange(len(found)), found.labels] = found.scores
+    return probs
+
+
 @dataclass(frozen=True, slots=True)
 class GridPredictions:
-    """Dense predictions, one row per grid point, levels concatenated fine to coarse.
+    """Dense predictions, one row per grid point (or anchor), levels concatenated fine to coarse.
 
     Attributes:
-        logits: (B, A, K) before activation.
+        logits: (B, A, K) before the sigmoid. Softmax heads give log(p / (1 - p)) of each class, with the
+            background in the sum.
         boxes_xyxy: (B, A, 4) decoded, in input pixels, differentiable.
         points_xy: (A, 2) centres of the grid points in input pixels.
         strides: (A,) stride of each point's level.
@@ -79,38 +148,117 @@ class GridPredictions:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """A head's own predictions before any selection, whatever a row stands for.
+
+    Attributes:
+        logits: (B, A, K) of the classes, before activation.
+        boxes_xyxy: (B, A, 4) decoded, in input pixels, differentiable.
+        centres_xy: (B, A, 2) or (1, A, 2) where the row sits (grid point, centre of anchor, region or
+            predicted box), in input pixels, without gradient.
+        background: (B, A) logit of "no object" for softmax heads; None: sigmoid heads.
+        box_bins: see `GridPredictions`; None where there are none.
+        strides: (A,), with `box_bins` alone.
+    """
+
+    logits: Tensor
+    boxes_xyxy: Tensor
+    centres_xy: Tensor
+    background: Tensor | None = None
+    box_bins: Tensor | None = None
+    strides: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """Rows paired with boxes handed in, by the head's own rule of training.
+
+    Attributes:
+        rows: the predictions.
+        index: (B, A) int64: position of the row's box among those handed in; `BACKGROUND`: none is its
+            own; `NO_PART`: the rule leaves the row out (not sampled, or between the thresholds).
+        quality: (B, A) float in [0, 1], how well row and box fit; scales the row's class target. 1 where
+            the head's rule knows no such thing.
+        stage: of the head: `one_to_many`, `proposals`, `layer 5`, ...
+        weight: share of this stage in the head's own loss; those of all stages sum to 1.
+        agnostic: the stage tells objects from background only; its K is 1.
+    """
+
+    rows: Rows
+    index: Tensor
+    quality: Tensor
+    stage: str = ONE_TO_MANY
+    weight: float = 1.0
+    agnostic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """What a detector makes of boxes that were handed to it.
+
+    Attributes:
+        class_probs: (B, N, K) probability of each class, without background.
+        boxes_xyxy: (B, N, 4) the boxes as the detector would mend them, in input pixels.
+    """
+
+    class_probs: Tensor
+    boxes_xyxy: Tensor
+
+
+Decide = Callable[[PredictOptions], "list[Detections]"]
+Answer = Callable[["SoftTargets"], tuple[Assigned, ...]]
+Grade = Callable[["Tensor"], Regions]
+
+
+@dataclass(frozen=True, slots=True)
 class Channels:
     """What one side of a distillation loss sees.
 
     Attributes:
         features: pyramid maps by level, ``{"P3": (B, C, H, W)}``.
         grid: dense predictions of one branch of the head.
-        detections: final boxes per image, in input pixels.
+        soft: the teacher's final boxes (channel `detections`).
+        answer: pairs the student's rows with boxes handed in (channel `detections`).
+        rows: the student's own predictions (channel `regions`).
+        grade: the teacher's view of boxes (B, N, 4) handed in (channel `regions`).
     """
 
     features: Mapping[str, Tensor] = field(default_factory=dict)
     grid: GridPredictions | None = None
-    detections: tuple[Detections, ...] = ()
+    soft: SoftTargets | None = None
+    answer: Answer | None = None
+    rows: Rows | None = None
+    grade: Grade | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorOutput:
     """One forward pass: the task's own losses, and the channels that were asked for.
 
+    What costs more than a view of the pass is a function, called by whoever needs it.
+
     Attributes:
         task_losses: scalars by name (mean per image), empty without targets.
         features: pyramid maps by level.
         grids: dense predictions by branch; `one_to_many` always, `one_to_one` for end-to-end heads.
         branch_weights: how much each branch counts in the detector's own loss at this moment.
-        detections: final boxes per image, in input pixels.
+        decide: gives final boxes per image, in input pixels, best first (channel `detections`).
+        answer: pairs own rows with boxes handed in, in input pixels (channel `detections`).
+        rows: own predictions before selection (channel `regions`).
+        grade: views boxes (B, N, 4) handed in, in input pixels (channel `regions`).
+        soft: final boxes of the batch, filled in for a teacher.
     """
 
     task_losses: Mapping[str, Tensor] = field(default_factory=dict)
     features: Mapping[str, Tensor] = field(default_factory=dict)
     grids: Mapping[str, GridPredictions] = field(default_factory=dict)
     branch_weights: Mapping[str, float] = field(default_factory=dict)
-    detections: tuple[Detections, ...] = ()
+    decide: Decide | None = None
+    answer: Answer | None = None
+    rows: Rows | None = None
+    grade: Grade | None = None
+    soft: SoftTargets | None = None
 
     def channels(self, branch: str = ONE_TO_MANY) -> Channels:
         """Return what a loss sees of this output on one branch of the head."""
-        return Channels(self.features, self.grids.get(branch), self.detections)
+        return Channels(self.features, self.grids.get(branch), self.soft, self.answer, self.rows, self.grade)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kd_vision.core.predictions import Channel
 
@@ -24,6 +24,8 @@ class DetectorSpec:
         box_bins: bins per box side, None for heads that regress directly.
         end_to_end: True where the head needs no NMS (a one-to-one branch).
         parameters: number of parameters.
+        level_anchors: rows of the channel `grid` at each point, by level; a level not named has one.
+        silent: those of `classes` that a teacher never learned: that it does not see them says nothing.
     """
 
     family: str
@@ -37,3 +39,5 @@ class DetectorSpec:
     box_bins: int | None = None
     end_to_end: bool = False
     parameters: int = 0
+    level_anchors: Mapping[str, int] = field(default_factory=dict)
+    silent: frozenset[str] = frozenset()

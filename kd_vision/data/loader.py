@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Union
@@ -26,9 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections, to_soft_targets
+from kd_vision.data.box_table import tabulate
 from kd_vision.data.images import read_image
 from kd_vision.data.records import DetectionData, ImageRecord, without_labels
-from kd_vision.data.transforms import GRAY, AugmentConfig, AugmentedSample, Augmenter, Sample
+from kd_vision.data.transforms import GRAY, AugmentConfig, Augmenter, Sample
 
 _CACHE_SHARE = 0.25
 _PREFETCH = 4
@@ -52,6 +54,11 @@ class LoaderConfig:
             labelled ones in every batch.
         cache: `ram` keeps decoded images, resized to S, in memory; `auto` does so where they fit
             into a quarter of what is free. The batches are the same either way.
+        teacher_size: side of the teacher's view, at least S: the same crop, of which the student sees a shrunken
+            copy. Boxes are in pixels of the student's. None: both see the same size.
+
+    Raises:
+        RequestError: the teacher's view is smaller than the student's.
     """
 
     image_size: int
@@ -61,6 +68,31 @@ class LoaderConfig:
     channels: int = 3
     unlabelled_ratio: float = 0.0
     cache: Literal["auto", "ram", "none"] = "auto"
+    teacher_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.teacher_size is not None and self.teacher_size < self.image_size:
+            raise RequestError(
+                f"teacher_size: {self.teacher_size} is smaller than image_size {self.image_size}; the teacher's view "
+                f"must be at least as large as the student's"
+            )
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the square that samples are made in: the larger of the two views."""
+        return self.teacher_size or self.image_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """One image of a batch; boxes in pixels of `image`."""
+
+    record: ImageRecord
+    image: Pixels
+    boxes_xyxy: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    knowledge: Detections | None = None
+    teacher_image: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +103,16 @@ class _Failure:
 
 
 class _Pool:
-    """Images of one kind with their training targets, the longer side resized to S."""
+    """Images of one kind with their boxes, the longer side resized to that of a sample."""
 
-    def __init__(self, data: DetectionData, image_size: int, channels: int) -> None:
+    def __init__(self, data: DetectionData, size: int, channels: int) -> None:
         self.data = data
-        self._size = image_size
+        self._size = size
         self._channels = channels
         self._cache: list[Pixels] | None = None
-        self._targets = [_training_targets(image, image_size) for image in data.images]
+        self.table, placed = tabulate(data)
+        pairs = zip(data.images, placed, strict=True)
+        self._boxes = [_resized_boxes(image, boxes, rows, size) for image, (boxes, rows) in pairs]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -95,10 +129,9 @@ class _Pool:
             self._cache = list(threads.map(self._read, range(len(self))))
 
     def load(self, index: int) -> Sample:
-        """Return image `index` with its targets."""
+        """Return image `index` with its boxes."""
         image = self._read(index) if self._cache is None else self._cache[index]
-        boxes, labels = self._targets[index]
-        return Sample(image, boxes, labels)
+        return Sample(image, *self._boxes[index])
 
     def _read(self, index: int) -> Pixels:
         record = self.data.images[index]
@@ -131,7 +164,8 @@ class TrainStream:
             world_size: number of processes; each gets its share of every step.
 
         Raises:
-            RequestError: there is nothing to train on, or an image cannot be read.
+            RequestError: there is nothing to train on, an image cannot be read, or a teacher was asked about some
+                of the images only.
         """
         extra = None if unlabelled is None or len(unlabelled) == 0 else without_labels(unlabelled)
         if len(labelled) == 0 and extra is None:
@@ -140,12 +174,13 @@ class TrainStream:
         self._augment = augment
         self._epochs = epochs
         self._rank, self._world = rank, world_size
-        self._augmenter = Augmenter(augment, config.image_size, config.channels)
+        self._augmenter = Augmenter(augment, config.image_size, config.channels, config.teacher_size)
         main = labelled if extra is None or len(labelled) else extra
-        self._main = _Pool(main, config.image_size, config.channels)
+        self._main = _Pool(main, config.sample_size, config.channels)
         self._extra: _Pool | None = None
         if extra is not None and main is not extra and config.unlabelled_ratio > 0:
-            self._extra = _Pool(extra, config.image_size, config.channels)
+            self._extra = _Pool(extra, config.sample_size, config.channels)
+        _refuse_part_knowledge([pool.data for pool in (self._main, self._extra) if pool is not None])
         self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
         self.steps_per_epoch = math.ceil(len(main) / (config.batch_size * world_size))
         self._fill_caches()
@@ -169,16 +204,15 @@ class TrainStream:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         use_mosaic = self._uses_mosaic(epoch)
         made = [
-            (self._main, index, self._sample(self._main, 0, epoch, position, index, use_mosaic))
+            self._sample(self._main, 0, epoch, position, index, use_mosaic)
             for position, index in self._main_share(epoch, step_in_epoch)
         ]
         if self._extra is not None:
             made += [
-                (self._extra, index, self._sample(self._extra, 1, turn, position, index, use_mosaic))
+                self._sample(self._extra, 1, turn, position, index, use_mosaic)
                 for turn, position, index in self._extra_share(self._extra, step)
             ]
-        records = [pool.data.images[index] for pool, index, _ in made]
-        return _collate([sample for _, _, sample in made], records, self._config.channels)
+        return _collate(made, self._config.channels, len(self._main.data.classes))
 
     def _uses_mosaic(self, epoch: int) -> bool:
         last = self._epochs - self._augment.close_mosaic
@@ -204,11 +238,11 @@ class TrainStream:
             found.append((turn, position, int(order[position])))
         return found
 
-    def _sample(
-        self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool
-    ) -> AugmentedSample:
+    def _sample(self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool) -> _Made:
         rng = np.random.default_rng([self._config.seed, _SAMPLE, kind, turn, position])
-        return self._augmenter(pool.load, index, len(pool), rng, use_mosaic)
+        made = self._augmenter(pool.load, index, len(pool), rng, use_mosaic)
+        boxes = pool.table.resolved(made.sample.boxes_xyxy, made.sample.rows)
+        return _Made(pool.data.images[index], made.sample.image, *boxes, made.teacher_image)
 
     def _fill_caches(self) -> None:
         pools = [pool for pool in (self._main, self._extra) if pool is not None]
@@ -299,13 +333,13 @@ class _EvalMaker:
     def __call__(self, step: int) -> ImageBatch:
         first = step * self._batch_size
         records = self._data.images[first : first + self._batch_size]
-        samples, letterboxes = [], []
+        made, letterboxes = [], []
         for record in records:
             image, letterbox = letterbox_image(_read_record(record, self._channels), self._image_size)
             boxes = letterbox.apply(record.boxes_xyxy[~record.crowd])
-            samples.append(AugmentedSample(Sample(image, boxes, record.labels[~record.crowd])))
+            made.append(_Made(record, image, boxes, record.labels[~record.crowd]))
             letterboxes.append(letterbox)
-        return _collate(samples, list(records), self._channels, tuple(letterboxes))
+        return replace(_collate(made, self._channels, len(self._data.classes)), letterboxes=tuple(letterboxes))
 
 
 @lru_cache(maxsize=4)
@@ -351,29 +385,22 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _collate(
-    samples: list[AugmentedSample],
-    records: list[ImageRecord],
-    channels: int,
-    letterboxes: tuple[Letterbox, ...] = (),
-) -> ImageBatch:
-    images = [made.sample.image for made in samples]
-    views = [made.teacher_image for made in samples if made.teacher_image is not None]
-    counts = [len(made.sample.labels) for made in samples]
-    boxes = np.concatenate([made.sample.boxes_xyxy for made in samples]).reshape(-1, 4)
-    labels = np.concatenate([made.sample.labels for made in samples])
+def _collate(made: list[_Made], channels: int, classes: int) -> ImageBatch:
+    views = [one.teacher_image for one in made if one.teacher_image is not None]
+    known = [one.knowledge for one in made if one.knowledge is not None]
+    labels = np.concatenate([one.labels for one in made])
     targets = Targets(
-        torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        torch.from_numpy(np.repeat(np.arange(len(made)), [len(one.labels) for one in made])),
         torch.from_numpy(labels.astype(np.int64)),
-        torch.from_numpy(boxes.astype(np.float32)),
+        torch.from_numpy(np.concatenate([one.boxes_xyxy for one in made]).reshape(-1, 4).astype(np.float32)),
     )
     return ImageBatch(
-        images=_stacked(images, channels),
+        images=_stacked([one.image for one in made], channels),
         targets=targets,
-        labelled=torch.tensor([record.labelled for record in records], dtype=torch.bool),
-        image_ids=tuple(record.image_id for record in records),
-        letterboxes=letterboxes,
+        labelled=torch.tensor([one.record.labelled for one in made], dtype=torch.bool),
+        image_ids=tuple(one.record.image_id for one in made),
         teacher_images=_stacked(views, channels) if views else None,
+        knowledge=to_soft_targets(known, classes) if known else None,
     )
 
 
@@ -407,11 +434,23 @@ def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
     return width, min(math.ceil(record.height * ratio), image_size)
 
 
-def _training_targets(record: ImageRecord, image_size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return boxes in pixels of the resized image and labels, without crowds, cut to the image."""
-    keep = ~record.crowd
-    width, height = _resized(record, image_size)
+def _resized_boxes(
+    record: ImageRecord, boxes_xyxy: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return boxes in pixels of the resized image, cut to it, and the rows of those with area."""
+    width, height = _resized(record, size)
     scale = np.array([width / record.width, height / record.height] * 2)
-    boxes = (record.boxes_xyxy[keep] * scale).clip(0, [width, height, width, height])
+    boxes = (boxes_xyxy * scale).clip(0, [width, height, width, height])
     solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return boxes[solid].astype(np.float32), record.labels[keep][solid]
+    return boxes[solid].astype(np.float32), rows[solid]
+
+
+def _refuse_part_knowledge(parts: list[DetectionData]) -> None:
+    """Refuse a mixture: where a teacher was not asked, its silence would be learned as background."""
+    images = [image for part in parts for image in part.images]
+    without = [image for image in images if image.knowledge is None]
+    if without and len(without) < len(images):
+        raise RequestError(
+            f"{without[0].path}: a teacher was asked about {len(images) - len(without)} of {len(images)} images, and "
+            f"not about this one; label all of them"
+        )

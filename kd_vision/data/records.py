@@ -14,6 +14,8 @@ from typing import Any, Literal, Union
 import numpy as np
 import numpy.typing as npt
 
+from kd_vision.core.predictions import Detections
+
 CategoryKey = Union[int, str]
 Level = Literal["error", "warning"]
 
@@ -35,6 +37,8 @@ class ImageRecord:
         file_name: name relative to the image folder.
         source_xywh: (M, 4) float64, the boxes as the annotation file gives them; None: derived
             from `boxes_xyxy`. Kept because float32 corners do not give back every width exactly.
+        knowledge: what a teacher said of the image beforehand, in classes of the data and pixels of the original
+            image; None: it was not asked.
     """
 
     image_id: int
@@ -48,6 +52,7 @@ class ImageRecord:
     labelled: bool = True
     file_name: str = ""
     source_xywh: npt.NDArray[np.float64] | None = None
+    knowledge: Detections | None = None
 
     @property
     def boxes_xywh(self) -> npt.NDArray[np.float64]:
@@ -129,7 +134,7 @@ class DetectionData:
 
 
 def without_labels(data: DetectionData) -> DetectionData:
-    """Return the same images as unlabelled ones."""
+    """Return the same images as unlabelled ones; what a teacher said of them stays."""
     bare = (
         replace(
             image,
@@ -143,6 +148,24 @@ def without_labels(data: DetectionData) -> DetectionData:
         for image in data.images
     )
     return replace(data, images=tuple(bare))
+
+
+def shared_out(data: DetectionData, share: float) -> tuple[DetectionData, DetectionData]:
+    """Part a split into images that keep their labels and images that lose them.
+
+    Which image is which depends on the number of images alone, so that runs of all seeds, and a teacher
+    trained on the same share, see the same labels. A smaller share is contained in a larger one.
+
+    Args:
+        data: the split.
+        share: of the images that keep their labels, in [0, 1]; the count is rounded, but not to 0.
+    """
+    count = len(data)
+    kept = count if share == 1.0 else 0 if share == 0.0 else max(round(share * count), 1)
+    chosen = set(np.random.default_rng(0).permutation(count)[:kept].tolist())
+    labelled = tuple(image for index, image in enumerate(data.images) if index in chosen)
+    rest = tuple(image for index, image in enumerate(data.images) if index not in chosen)
+    return replace(data, images=labelled), without_labels(replace(data, images=rest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ _MIXUP_BETA = 32.0
 
 Pixels = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 class HsvGains(StrictModel):
@@ -78,17 +79,17 @@ class AugmentConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """An image with its training targets.
+    """An image with its boxes: ground truth and what a teacher said alike.
 
     Attributes:
         image: (H, W, C) uint8.
         boxes_xyxy: (M, 4) float32, pixels of `image`.
-        labels: (M,) int64.
+        rows: (M,) int64, where the meaning of each box stands: a row of its pool's `BoxTable`.
     """
 
     image: Pixels
     boxes_xyxy: Boxes
-    labels: npt.NDArray[np.int64]
+    rows: Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +98,8 @@ class AugmentedSample:
 
     Attributes:
         sample: what the student sees; the image is (S, S, C).
-        teacher_image: (S, S, C) without the student's noise; None where both see the same.
+        teacher_image: the same view without the student's noise, (S, S, C) or larger; None where both see the
+            same.
     """
 
     sample: Sample
@@ -107,16 +109,19 @@ class AugmentedSample:
 class Augmenter:
     """Makes training samples; each is a function of the generator handed in and of nothing else."""
 
-    def __init__(self, config: AugmentConfig, image_size: int, channels: int) -> None:
+    def __init__(self, config: AugmentConfig, image_size: int, channels: int, teacher_size: int | None = None) -> None:
         """Build the pipelines once.
 
         Args:
             config: how samples are varied.
-            image_size: side S of the network's input.
+            image_size: side S of the student's input.
             channels: of the images.
+            teacher_size: side of the teacher's view, at least S. Samples are made at this size and shrunk for
+                the student. None: S.
         """
         self._config = config
-        self._size = image_size
+        self._size = teacher_size or image_size
+        self._student_size = image_size
         self._channels = channels
         self._degradations = _degradations(channels)
         self._noises = _student_noises(channels)
@@ -132,7 +137,7 @@ class Augmenter:
         """Make one sample.
 
         Args:
-            load: gives image `i` of the pool with its longer side resized to S.
+            load: gives image `i` of the pool with its longer side resized to that of the sample's square.
             index: of the image the sample is about.
             pool_size: partners of mosaic and mixup are drawn from 0 .. pool_size - 1.
             rng: the only source of chance.
@@ -146,15 +151,15 @@ class Augmenter:
         image = self._degraded(sample.image, rng)
         if self._channels == 3:
             image = jitter_colour(image, config.hsv, rng)
-        sample = Sample(image, sample.boxes_xyxy, sample.labels)
+        sample = Sample(image, sample.boxes_xyxy, sample.rows)
         if config.vertical_flip > 0 and rng.random() < config.vertical_flip:
             sample = _flipped(sample, axis=0)
         if config.horizontal_flip > 0 and rng.random() < config.horizontal_flip:
             sample = _flipped(sample, axis=1)
-        if not config.student_noise:
-            return AugmentedSample(sample)
-        noisy = self._noisy(sample.image, rng)
-        return AugmentedSample(Sample(noisy, sample.boxes_xyxy, sample.labels), sample.image)
+        seen = _shrunk(sample, self._student_size)
+        if config.student_noise:
+            seen = Sample(self._noisy(seen.image, rng), seen.boxes_xyxy, seen.rows)
+        return AugmentedSample(seen, None if seen is sample else sample.image)
 
     def _placed(
         self,
@@ -214,9 +219,9 @@ def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Samp
         canvas[y1:y2, x1:x2] = sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
         boxes.append(sample.boxes_xyxy + np.array([left, top, left, top], np.float32))
     merged = np.concatenate(boxes).clip(0, side)
-    labels = np.concatenate([sample.labels for sample in samples])
+    rows = np.concatenate([sample.rows for sample in samples])
     solid = (merged[:, 2] > merged[:, 0]) & (merged[:, 3] > merged[:, 1])
-    return Sample(canvas, merged[solid], labels[solid])
+    return Sample(canvas, merged[solid], rows[solid])
 
 
 def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[float, float]) -> Sample:
@@ -241,7 +246,7 @@ def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[flo
     scaled = sample.boxes_xyxy * np.float32(scale)
     boxes = (scaled + np.array([shift_x, shift_y] * 2, np.float32)).clip(0, size)
     keep = _worth_keeping(scaled, boxes)
-    return Sample(image, boxes[keep], sample.labels[keep])
+    return Sample(image, boxes[keep], sample.rows[keep])
 
 
 def jitter_colour(image: Pixels, gains: HsvGains, rng: np.random.Generator) -> Pixels:
@@ -278,7 +283,7 @@ def _mixed(first: Sample, second: Sample, share: float) -> Sample:
     return Sample(
         np.asarray(blend, np.uint8).reshape(first.image.shape),
         np.concatenate([first.boxes_xyxy, second.boxes_xyxy]),
-        np.concatenate([first.labels, second.labels]),
+        np.concatenate([first.rows, second.rows]),
     )
 
 
@@ -288,7 +293,17 @@ def _flipped(sample: Sample, axis: int) -> Sample:
     low, high = (1, 3) if axis == 0 else (0, 2)
     boxes = sample.boxes_xyxy.copy()
     boxes[:, low], boxes[:, high] = side - sample.boxes_xyxy[:, high], side - sample.boxes_xyxy[:, low]
-    return Sample(np.flip(sample.image, axis), boxes, sample.labels)
+    return Sample(np.flip(sample.image, axis), boxes, sample.rows)
+
+
+def _shrunk(sample: Sample, size: int) -> Sample:
+    """Make a square sample smaller, each pixel the mean of those it covers; the sample itself where it fits."""
+    side = sample.image.shape[0]
+    if side == size:
+        return sample
+    small = cv2.resize(np.ascontiguousarray(sample.image), (size, size), interpolation=cv2.INTER_AREA)
+    boxes = sample.boxes_xyxy * np.float32(size / side)
+    return Sample(np.asarray(small, np.uint8).reshape(size, size, -1), boxes, sample.rows)
 
 
 def _applied(transform: A.Compose, image: Pixels, rng: np.random.Generator) -> Pixels:

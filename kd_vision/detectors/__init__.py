@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kd_vision.core.errors import RequestError, suggest
@@ -29,6 +30,8 @@ class FamilyEntry:
     summary: str
 
 
+DEFAULT_FAMILY = "ultralytics"
+
 FAMILIES: dict[str, FamilyEntry] = {
     "ultralytics": FamilyEntry(
         "kd_vision.detectors.ultralytics",
@@ -36,7 +39,44 @@ FAMILIES: dict[str, FamilyEntry] = {
         frozenset({"teacher", "student"}),
         "YOLO v3 to v12 and 26, any scale, from YAML or .pt",
     ),
+    "onnx": FamilyEntry(
+        "kd_vision.detectors.onnx",
+        "OnnxConfig",
+        frozenset({"teacher"}),
+        "an ONNX file: ours, ultralytics, torchvision, YOLOX, DETR and RT-DETR",
+    ),
+    "predictions": FamilyEntry(
+        "kd_vision.detectors.predictions",
+        "PredictionsConfig",
+        frozenset({"teacher"}),
+        "a COCO result file: boxes by image id, made by anything",
+    ),
+    "ensemble": FamilyEntry(
+        "kd_vision.detectors.ensemble",
+        "EnsembleConfig",
+        frozenset({"teacher"}),
+        "several teachers whose boxes are fused into one answer",
+    ),
+    "self": FamilyEntry(
+        "kd_vision.detectors.own",
+        "SelfConfig",
+        frozenset({"teacher"}),
+        "the student's own moving average",
+    ),
 }
+
+
+def family_of(path: Path) -> str:
+    """Family of a ``.pt`` file: as our own files say; any other is of the family that hands out whole models."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a pickle of foreign classes, a torn file: the family's own reader says what is wrong with it
+        return DEFAULT_FAMILY
+    note = content.get("kd_vision") if isinstance(content, dict) else None
+    family = str(note.get("family", DEFAULT_FAMILY)) if isinstance(note, dict) else DEFAULT_FAMILY
+    return family if family in FAMILIES else DEFAULT_FAMILY
 
 
 def family_module(family: str, where: str) -> Any:

@@ -6,31 +6,19 @@ Shapes: B images, C channels, H W input pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, Targets
-from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channel, Detections, DetectorOutput
+from kd_vision.core.predictions import Channel, Detections, DetectorOutput, PredictOptions
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.postprocess import to_original
 
-
-@dataclass(frozen=True, slots=True)
-class PredictOptions:
-    """How dense predictions become final boxes; the defaults are those of COCO evaluation.
-
-    Attributes:
-        score_threshold: boxes below are dropped.
-        nms_iou: overlap above which the weaker box of a class is dropped (heads that need NMS).
-        max_detections: boxes kept per image, best first.
-    """
-
-    score_threshold: float = 0.001
-    nms_iou: float = 0.7
-    max_detections: int = 300
+__all__ = ["Detector", "PixelPredictor", "PredictOptions", "Predictor"]
 
 
 class Predictor(Protocol):
@@ -40,6 +28,20 @@ class Predictor(Protocol):
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image."""
+        ...
+
+
+@runtime_checkable
+class PixelPredictor(Predictor, Protocol):
+    """A predictor that looks at pixels, so that it can be asked about an augmented image too."""
+
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """Return one `Detections` per image, boxes in pixels of `images`.
+
+        Args:
+            images: (B, C, H, W) float RGB in [0, 1].
+            options: thresholds.
+        """
         ...
 
 
@@ -62,16 +64,32 @@ class Detector(nn.Module, ABC):
             images: (B, C, H, W) float RGB in [0, 1].
             targets: ground truth; None: no task losses.
             labelled: (B,) bool; False: the image takes no part in the task losses.
-            channels: what to give beside the task losses; nothing else is computed.
+            channels: what to give beside the task losses; nothing else is computed. `detections` asks for
+                `decide` and, of a student, `answer`; `regions` for `grade` and `rows`.
         """
 
-    @abstractmethod
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image.
 
-        Always in evaluation mode, and on the detector's device; the mode is as before afterwards. The
-        batch carries a letterbox per image; images are float in [0, 1] or uint8.
+        The batch carries a letterbox per image; images are float in [0, 1] or uint8.
         """
+        images = replace(batch, teacher_images=None).as_float().images
+        found = self.detect(images, options)
+        return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """Return one `Detections` per image, boxes in pixels of `images`, (B, C, H, W) in [0, 1].
+
+        Always in evaluation mode, and on the detector's device; the mode is as before afterwards.
+        """
+        was_training = self.training
+        self.eval()  # a prediction moves no statistics and does not depend on its neighbours in the batch
+        images = images.to(next(self.parameters()).device)
+        output: DetectorOutput = self(images, channels=frozenset({"detections"}))
+        self.train(was_training)
+        assert output.decide is not None
+        return output.decide(options)
 
     @abstractmethod
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -97,14 +115,3 @@ class Detector(nn.Module, ABC):
 
         Heads whose own loss changes over training use it; others ignore it.
         """
-
-    def reordered(self, classes: tuple[str, ...]) -> Detector:
-        """Return this detector answering in another order of its own classes (a teacher only).
-
-        Raises:
-            RequestError: the family cannot do that.
-        """
-        raise RequestError(
-            f"{self.spec.name}: its classes stand in another order than the data's; give the data "
-            f"descriptor 'classes: [{', '.join(self.spec.classes)}]'"
-        )

@@ -5,14 +5,15 @@ Shapes: A grid points, K classes, M boxes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from kd_vision.core.batch import Letterbox
-from kd_vision.core.predictions import Detections
-from kd_vision.detectors.base import PredictOptions
+from kd_vision.core.predictions import Detections, PredictOptions
 
 _MOST_CANDIDATES = 30_000
 
@@ -37,37 +38,43 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, options: PredictOptions) -> Det
         point, label = point[order], label[order]
     boxes = boxes_xyxy[point]
     keep = batched_nms(boxes.float(), score.float(), label, options.nms_iou)[: options.max_detections]
-    return to_detections(boxes[keep], score[keep], label[keep])
+    return to_detections(boxes[keep], score[keep], label[keep], scores[point[keep]])
 
 
-def take_top(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, options: PredictOptions) -> Detections:
-    """Keep the best boxes of one image where the head needs no NMS; inputs (M, 4), (M,), (M,)."""
+def take_top(
+    boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, options: PredictOptions, class_probs: Tensor | None = None
+) -> Detections:
+    """Keep the best boxes of one image where the head needs no NMS; (M, 4), (M,), (M,) and, where known, (M, K)."""
     keep = scores > options.score_threshold
     boxes, score, label = boxes_xyxy[keep], scores[keep], labels[keep]
     order = score.argsort(descending=True, stable=True)[: options.max_detections]
-    return to_detections(boxes[order], score[order], label[order])
+    probs = None if class_probs is None else class_probs[keep][order]
+    return to_detections(boxes[order], score[order], label[order], probs)
 
 
-def to_detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+def to_detections(boxes: Tensor, scores: Tensor, labels: Tensor, class_probs: Tensor | None = None) -> Detections:
     """Move tensors of one image into the value type."""
     return Detections(
         boxes.detach().float().cpu().numpy(),
         scores.detach().float().cpu().numpy(),
         labels.detach().cpu().numpy().astype(np.int64),
+        None if class_probs is None else class_probs.detach().float().cpu().numpy(),
     )
 
 
 def to_original(detections: Detections, letterbox: Letterbox) -> Detections:
     """Map boxes from input pixels to pixels of the original image."""
-    return Detections(
-        letterbox.invert(detections.boxes_xyxy),
-        detections.scores,
-        detections.labels,
-        detections.class_probs,
-    )
+    return replace(detections, boxes_xyxy=letterbox.invert(detections.boxes_xyxy))
 
 
 def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Turn (..., 4) centre x, centre y, width, height into corners."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
+
+
+def merge_overlaps(found: Detections, iou: float) -> Detections:
+    """Keep the best of boxes of one class that overlap by more than `iou`; one image, best first."""
+    boxes, scores = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.scores)
+    keep = batched_nms(boxes, scores, torch.from_numpy(found.labels), iou)
+    return found.take(keep.numpy())

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, NoReturn
 
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.base import PredictOptions
+
+
+class PredictionsConfig(StrictModel):
+    """A COCO result file that anything made; entries may carry `class_probs`, see `read_coco_results`."""
+
+    family: Literal["predictions"] = "predictions"
+    weights: Path
 
 
 class PredictionsFile:
@@ -52,3 +61,15 @@ class PredictionsFile:
                 f"{self.path}: was not read for image id {', '.join(missing)}; evaluate it on the split it was made for"
             )
         return [self._found[image_id] for image_id in batch.image_ids]
+
+
+def build(config: PredictionsConfig, classes: tuple[str, ...] | None, where: str) -> NoReturn:
+    """Refuse: the boxes belong to images by their id, so they are attached to the data as stored knowledge.
+
+    Raises:
+        RequestError: always.
+    """
+    raise RequestError(
+        f"{where}: {config.weights} answers by image id and looks at no pixels, so it can be neither a member of an "
+        f"ensemble nor shown tiles; give it as the teacher itself, or as 'knowledge'"
+    )

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, to_channels
 from kd_vision.core.errors import TrainingError
-from kd_vision.core.predictions import Channel
+from kd_vision.core.predictions import Channel, DetectorOutput
 from kd_vision.detectors.base import Detector
-from kd_vision.detectors.frozen import FrozenTeacher
-from kd_vision.losses.combiner import Distiller
+from kd_vision.detectors.teacher import FrozenTeacher
+from kd_vision.losses.combiner import KNOWLEDGE, ONLY_TEACHER, Distiller
 
 _RUN_OF_ZEROS = 50
 
@@ -39,7 +39,7 @@ class StepTerms:
     def total(self, weights: Mapping[str, float]) -> Tensor:
         """Weighted sum. A term of weight zero stays out of the graph."""
         parts = list(self.task.values())
-        parts += [self.distillation[name] * weight for name, weight in weights.items() if weight]
+        parts += [value * weights[name] for name, value in self.distillation.items() if weights[name]]
         if not parts:
             raise TrainingError(
                 "a batch has neither labelled images nor an active distillation term; add labelled images or a teacher"
@@ -54,8 +54,8 @@ class HeldBatch:
     become 600. It does not look into objects it does not know.
     """
 
-    def __init__(self, batch: ImageBatch) -> None:
-        self.batch = batch
+    def __init__(self, batch: ImageBatch, active: frozenset[str] | None) -> None:
+        self.batch, self.active = batch, active
 
 
 class TrainingStep(nn.Module):
@@ -64,23 +64,43 @@ class TrainingStep(nn.Module):
     Args:
         student: learns.
         distiller: terms and their adapters; None: plain training.
-        teacher: frozen; None: plain training.
+        teachers: frozen, by name; one alone need not have a name. None: plain training, or training from
+            what the batches carry.
     """
 
-    def __init__(self, student: Detector, distiller: Distiller | None, teacher: FrozenTeacher | None) -> None:
+    def __init__(
+        self,
+        student: Detector,
+        distiller: Distiller | None,
+        teachers: FrozenTeacher | Mapping[str, FrozenTeacher] | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.distiller = distiller
         self.maps: dict[str, Tensor] = {}
-        self._teacher = [teacher] if teacher else []  # in a list: never a submodule, whatever it becomes
+        named = {ONLY_TEACHER: teachers} if isinstance(teachers, FrozenTeacher) else dict(teachers or {})
+        self._teachers = (named,)  # in a tuple: never submodules, whatever they become
 
     @property
-    def teacher(self) -> FrozenTeacher | None:
-        """The frozen teacher."""
-        return self._teacher[0] if self._teacher else None
+    def teachers(self) -> dict[str, FrozenTeacher]:
+        """The frozen teachers by name."""
+        return self._teachers[0]
+
+    def ask(self, batch: ImageBatch, active: frozenset[str] | None = None) -> dict[str, DetectorOutput]:
+        """Return what each teacher whose terms are active says of a batch, in pixels of the student's images."""
+        said: dict[str, DetectorOutput] = {}
+        shown = batch.images if batch.teacher_images is None else batch.teacher_images
+        for name, channels in (self.distiller.asks(active) if self.distiller else {}).items():
+            if name == KNOWLEDGE:
+                said[name] = DetectorOutput(soft=batch.knowledge)
+            else:
+                teacher = self.teachers[name]
+                images = to_channels(shown, teacher.spec.input_channels)
+                said[name] = teacher(images, channels, int(batch.images.shape[-1]))
+        return said
 
     def forward(self, held: HeldBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Run student (and teacher) once; `terms` is the typed way to call this.
+        """Run student (and teachers) once; `terms` is the typed way to call this.
 
         The result is plain containers because Fabric rebuilds what a wrapped module returns, which it
         cannot do with frozen values.
@@ -92,25 +112,27 @@ class TrainingStep(nn.Module):
         own = to_channels(batch.images, self.student.spec.input_channels)
         output = self.student(own, batch.targets, batch.labelled, channels)
         distillation: dict[str, Tensor] = {}
-        if self.distiller is not None and self.teacher is not None:
-            shown = batch.images if batch.teacher_images is None else batch.teacher_images
-            said = self.teacher(to_channels(shown, self.teacher.spec.input_channels))
-            distillation = self.distiller(output, said, batch.targets)
+        if self.distiller is not None:
+            said = self.ask(batch, held.active)
+            distillation = self.distiller(output, said, batch.targets, held.active)
         # Kept here and not returned: mixed precision would hand back converted copies, which lie
         # beside the path from the maps to the losses.
         self.maps = dict(output.features) if with_features else {}
         return dict(output.task_losses), distillation
 
 
-def terms(model: Any, batch: ImageBatch, with_features: bool = False) -> StepTerms:
+def terms(
+    model: Any, batch: ImageBatch, with_features: bool = False, active: frozenset[str] | None = None
+) -> StepTerms:
     """Run a (possibly wrapped) `TrainingStep` on a batch.
 
     Args:
         model: the step.
         batch: images in [0, 1].
         with_features: also return the maps where gradients are measured.
+        active: names of the distillation terms that take part; None: all.
     """
-    task, distillation = model(HeldBatch(batch), with_features)
+    task, distillation = model(HeldBatch(batch, active), with_features)
     return StepTerms(task, distillation, model.maps)
 
 
@@ -145,7 +167,7 @@ class TermGuard:
                     f"step {step}: the term '{name}' is {value}; lower train.lr, or train with "
                     f"precision 32-true; nothing was written over the last checkpoint"
                 )
-        for name in self._zeros:
+        for name in found.distillation:
             self._zeros[name] = self._zeros[name] + 1 if values[f"kd/{name}"] == 0.0 else 0
             if self._zeros[name] >= self._patience[name]:
                 raise TrainingError(

@@ -102,8 +102,8 @@ class Trainer:
         self.progress = Progress()
         self.model, self.optimizer = fabric.setup(run, optimizer)
         self.average.detector.to(fabric.device)
-        if run.teacher:
-            run.teacher.to(fabric.device)
+        for teacher in run.teachers.values():
+            teacher.to(fabric.device)
         self._break_asked = False
 
     def resume(self) -> None:
@@ -187,10 +187,12 @@ class Trainer:
         probe = self._probe_due(step)
         lr = self.rate.apply(self.optimizer, step)
         images = batch.to(self.fabric.device, non_blocking=True).as_float()
-        found = terms(self.model, images, probe)
+        done = step / max(self.steps - 1, 1)
+        active = self.run.distiller.active(done) if self.run.distiller else None
+        found = terms(self.model, images, probe, active)
         values = self.guard.check(found, step)
         shares = self._probe(found, step) if probe else {}
-        weights = self.run.distiller.weights(step / max(self.steps - 1, 1)) if self.run.distiller else {}
+        weights = self.run.distiller.weights(done) if self.run.distiller else {}
         loss = found.total(weights)
         # Terms are means per image; the gradient is their sum over the batch, as detectors of this
         # kind are tuned (the clip norm is meant for sums).
@@ -240,7 +242,7 @@ class Trainer:
         assert distiller is not None
         norms = gradient_norms(found, self.fabric.backward)
         for name, loss in distiller.terms().items():
-            if norms[name] == 0.0 and not loss.may_vanish:
+            if norms.get(name) == 0.0 and not loss.may_vanish:
                 raise TrainingError(
                     f"step {step}: the distillation term '{name}' has a gradient of exactly zero at the "
                     f"student's neck; it teaches nothing. Run `kd-vision check`"
@@ -248,10 +250,10 @@ class Trainer:
         task = norms.get("task")
         if step >= self.config.calibrate_at and task:
             for name in distiller.awaits_calibration():
-                if norms[name] > 0.0 and math.isfinite(norms[name]) and math.isfinite(task):
+                if norms.get(name, 0.0) > 0.0 and math.isfinite(norms[name]) and math.isfinite(task):
                     distiller.calibrate(name, norms[name], task)
         weights = distiller.weights(step / max(self.steps - 1, 1))
-        return {name: weights[name] * norms[name] / task for name in weights} if task else {}
+        return {name: weights[name] * norms[name] / task for name in found.distillation} if task else {}
 
     def _validate(self) -> bool:
         """Validate when it is time; return whether patience has run out."""

@@ -26,6 +26,10 @@ class LossEntry:
 
 
 LOSSES: dict[str, LossEntry] = {
+    "soft_boxes": LossEntry(
+        "kd_vision.losses.soft_boxes:SoftBoxes",
+        "final boxes of any teacher, learned as soft labels through the student's own assignment",
+    ),
     "class_bce": LossEntry(
         "kd_vision.losses.class_bce:ClassBCE",
         "class scores: sigmoid cross-entropy minus the teacher's entropy",
@@ -63,6 +67,17 @@ LOSSES: dict[str, LossEntry] = {
     "box_bounded": LossEntry(
         "kd_vision.losses.box_bounded:BoxBounded",
         "boxes: regression to ground truth only where the student is worse than the teacher",
+    ),
+    "region_feedback": LossEntry(
+        "kd_vision.losses.region_feedback:RegionFeedback",
+        "regions: the teacher grades and mends the boxes that the student proposes",
+    ),
+    "rank_list": LossEntry(
+        "kd_vision.losses.rank_list:RankList",
+        "ranking: which of an object's candidates is best (softmax KL per object)",
+    ),
+    "rank_pairs": LossEntry(
+        "kd_vision.losses.rank_pairs:RankPairs", "ranking: which of two objects of a class the teacher is surer of"
     ),
 }
 

@@ -18,20 +18,35 @@ from kd_vision.core.predictions import Channel, Channels, GridPredictions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 
+_SHOWN = 6
+
 
 class Schedule(StrictModel):
     """How a term's weight changes over training.
 
     Attributes:
         kind: `constant`; `warm_up`: 0 to 1 over the first `fraction` of the steps, then 1;
-            `cosine`: 1 at the start to `final` at the end along half a cosine.
+            `cosine`: 1 at the start to `final` at the end along half a cosine; `window`: 1 from `start` up to
+            `stop`, else 0, so that teachers may take turns (a weak one first, then a strong one).
         fraction: of all steps, for `warm_up`.
         final: multiplier at the last step, for `cosine`.
+        start: share of training at which a `window` opens.
+        stop: share of training at which it closes; 1: it stays open to the end.
     """
 
-    kind: Literal["constant", "warm_up", "cosine"] = "constant"
+    kind: Literal["constant", "warm_up", "cosine", "window"] = "constant"
     fraction: float = Field(default=0.2, gt=0.0, le=1.0)
     final: float = Field(default=0.1, ge=0.0, le=1.0)
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    stop: float = Field(default=1.0, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _opens_before_it_closes(self) -> Schedule:
+        if self.start >= self.stop:
+            raise ValueError(f"start must be below stop; given {self.start} and {self.stop}")
+        if self.kind != "window" and (self.start, self.stop) != (0.0, 1.0):
+            raise ValueError(f"start and stop belong to the kind window; given {self.kind}")
+        return self
 
     def factor(self, progress: float) -> float:
         """Return the multiplier at `progress`, the share of training done, in [0, 1]."""
@@ -39,7 +54,13 @@ class Schedule(StrictModel):
             return min(1.0, progress / self.fraction)
         if self.kind == "cosine":
             return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        if self.kind == "window":
+            return float(self.start <= progress and (progress < self.stop or self.stop == 1.0))
         return 1.0
+
+    def takes_part(self, progress: float) -> bool:
+        """Whether the term is computed at all at `progress`; a warm-up that starts from 0 is."""
+        return self.kind == "warm_up" or self.factor(progress) > 0.0
 
 
 class LossConfig(StrictModel):
@@ -78,20 +99,32 @@ class DistillationLoss(nn.Module, ABC):
         Config: the typed settings.
         requires: channels needed of teacher and of student.
         needs_box_bins: both heads must predict distributions over the same bins.
-        may_vanish: the term is rightly zero at times (a bound that holds); only a long run of
-            zeros is then treated as inactive.
+
+    Attributes:
+        may_vanish: the term is rightly zero at times (a bound that holds, an image full of what the teacher
+            never learned); only a long run of zeros is then treated as inactive.
+        levels: pyramid levels the term acts on.
+        silent_labels: classes that the teacher never learned: that it does not see them says nothing.
+        known: (K,) bool, the other classes; None: the teacher knows all. Not part of any checkpoint.
     """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
     requires: ClassVar[frozenset[Channel]]
     needs_box_bins: ClassVar[bool] = False
-    may_vanish: ClassVar[bool] = False
+    may_vanish: bool = False
+
+    known: Tensor | None
+    silent_labels: tuple[int, ...]
 
     def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         """Build the loss for a pair; `mismatches` has already found nothing against it."""
         super().__init__()
         self.config = config
         self.levels = common_levels(student, teacher, config.levels)
+        self.silent_labels = tuple(label for label, name in enumerate(student.classes) if name in teacher.silent)
+        self.may_vanish = self.may_vanish or bool(self.silent_labels)
+        known = torch.tensor([name not in teacher.silent for name in student.classes]) if self.silent_labels else None
+        self.register_buffer("known", known, persistent=False)
 
     @classmethod
     def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
@@ -103,20 +136,29 @@ class DistillationLoss(nn.Module, ABC):
                     found.append(f"needs the channel '{channel}', which the {role} {spec.name} does not provide")
         if found:
             return found
+        found += _class_mismatches(cls.requires, student, teacher)
+        if not cls.requires & {"features", "grid"}:
+            return found + (["levels: acts on all rows of the head; leave it out"] if config.levels else [])
         for level in config.levels or ():
             for role, spec in (("teacher", teacher), ("student", student)):
                 if level not in spec.level_strides:
                     found.append(f"level '{level}' is not among the {role}'s: {', '.join(spec.level_strides)}")
-        if "grid" in cls.requires:
-            found += _grid_mismatches(config, student, teacher)
         if cls.needs_box_bins and (student.box_bins is None or student.box_bins != teacher.box_bins):
             found.append(
                 f"needs the same number of box bins; teacher {teacher.box_bins or 'none'}, "
                 f"student {student.box_bins or 'none'}; use box_iou instead"
             )
-        if not found and not common_levels(student, teacher, config.levels):
+        shares = common_levels(student, teacher, config.levels)
+        if not found and "features" in cls.requires and not shares:
             found.append("teacher and student share no pyramid level")
         return found
+
+    @classmethod
+    def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+        """Say what a user should know of this loss on a pair that it fits, one line a remark."""
+        if cls.requires == {"features"} or not teacher.silent:
+            return []
+        return [f"the teacher never learned {_shown(tuple(sorted(teacher.silent)))}: it teaches nothing about them"]
 
     @abstractmethod
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
@@ -130,16 +172,30 @@ def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str
     )
 
 
-def _grid_mismatches(config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-    found = []
-    if len(student.classes) != len(teacher.classes):
-        found.append(f"needs the same classes; teacher has {len(teacher.classes)}, student {len(student.classes)}")
-    return found
+def _class_mismatches(requires: frozenset[Channel], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    if requires == {"features"} or student.classes == teacher.classes:
+        return []
+    return [
+        f"needs the same classes in the same order; teacher has {_shown(teacher.classes)}, student "
+        f"{_shown(student.classes)}; map the teacher's with 'labels'"
+    ]
 
 
-def select_levels(grid: GridPredictions, strides: tuple[int, ...]) -> GridPredictions:
-    """Keep the points of the levels with these strides (a view where all points stay)."""
-    keep = torch.isin(grid.strides, torch.tensor(strides, dtype=grid.strides.dtype, device=grid.strides.device))
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def select_levels(grid: GridPredictions, strides: tuple[int, ...], finest: int) -> GridPredictions:
+    """Keep the points of the levels with these strides (a view where all points stay).
+
+    Args:
+        grid: dense predictions, maybe in a frame of another size than the detector's own.
+        strides: to keep, in the detector's own frame.
+        finest: least stride of the detector, in its own frame.
+    """
+    scale = grid.strides.amin() / finest
+    wanted = torch.tensor(strides, dtype=grid.strides.dtype, device=grid.strides.device)
+    keep = ((grid.strides / scale)[:, None] - wanted).abs().amin(dim=-1) < 0.5  # strides are whole numbers
     if bool(keep.all()):
         return grid
     return GridPredictions(

@@ -67,14 +67,14 @@ class BoxBounded(GridLoss):
     depend on the batch size. No unit. Rightly 0 on unlabelled images and once the student is good enough.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: teacher-bounded regression of Chen et al., NeurIPS 2017, eq. 4, there with squared L2 errors of
     regression outputs and `form: step`; we measure by overlap, which does not depend on the object's size.
     """
 
     Config: ClassVar[type[LossConfig]] = BoxBoundedConfig
-    may_vanish: ClassVar[bool] = True
+    may_vanish = True
 
     def __init__(self, config: BoxBoundedConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -82,7 +82,7 @@ class BoxBounded(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         truth, weight = self._truth(pair, targets)
         kind = self._settings.kind
         paid = bounded_error(

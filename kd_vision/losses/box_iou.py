@@ -81,7 +81,7 @@ class BoxIoU(GridLoss):
     N_q, so the value does not depend on the batch size. No unit.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: IoU imitation of BCKD (Yang et al., ICCV 2023, eq. 7), which weighs by the largest class
     disagreement; we weigh by the teacher's score. GIoU: Rezatofighi et al., CVPR 2019; CIoU: Zheng et al.,
@@ -97,7 +97,7 @@ class BoxIoU(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         # All points are computed and weighed by 0: choosing rows would make the device wait for their number.
         weight = pair.point_weight() * (pair.confidence > self._min_score)
         distance = iou_distance(

@@ -61,7 +61,7 @@ class BoxLD(GridLoss):
     value does not depend on the batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points, or one has no bins.
+        RequestError: images, classes or strides of the two grids differ, or one has no bins.
 
     Source: LD (Zheng et al., CVPR 2022, eq. 5), which averages over bins, T = 10, weight 0.25, on assigned
     positives; 0.25 there is 1.47 on the bin sum of 17 bins and T = 10. We act on all points, weighed by the
@@ -78,7 +78,7 @@ class BoxLD(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         sides = bins_divergence(
             _bins(pair.student, "student"),
             _bins(pair.teacher, "teacher"),

@@ -40,7 +40,7 @@ class ClassBCE(GridLoss):
     value does not depend on the batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: binary distillation as in BCKD (Yang et al., ICCV 2023, eq. 4) without its modulating factor; the
     entropy is taken off so that the minimum is 0, and every point of every level shares one normaliser.
@@ -54,7 +54,7 @@ class ClassBCE(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         heat = self._temperature
         divergence = binary_divergence(pair.student_logits / heat, pair.teacher_logits / heat)
         return (heat**2 * divergence * pair.class_weight).sum() / pair.normaliser

@@ -47,7 +47,7 @@ class ClassKL(GridLoss):
     batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: Hinton et al., 2015, section 2; the weighting by the teacher's score is ours.
     """
@@ -66,7 +66,7 @@ class ClassKL(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         rows = softmax_divergence(pair.student_logits, pair.teacher_logits, self._temperature)
         if self._reduction == "mean":
             return rows.mean()

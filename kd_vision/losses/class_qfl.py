@@ -56,7 +56,7 @@ class ClassQFL(GridLoss):
     value does not depend on the batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: quality focal loss (Li et al., NeurIPS 2020, eq. 4) with the teacher's score as its target, as
     CrossKD (Wang et al., CVPR 2024) and BCKD (Yang et al., ICCV 2023). They divide by the number of assigned
@@ -71,6 +71,6 @@ class ClassQFL(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         focal = quality_focal(pair.student_logits, pair.teacher_logits, self._beta)
         return (focal * pair.class_weight).sum() / pair.normaliser

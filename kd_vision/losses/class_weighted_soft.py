@@ -104,7 +104,7 @@ class ClassWeightedSoft(GridLoss):
     value does not depend on the batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: class-weighted cross-entropy of Chen et al., NeurIPS 2017, eq. 3, with its weights 1.5 for
     background and 1 for objects. There one softmax has a background class; here each sigmoid has two sides.
@@ -119,7 +119,7 @@ class ClassWeightedSoft(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         settings = self._settings
         trust = teacher_trust(pair.teacher_logits.sigmoid(), pair.teacher.points_xy, targets, settings)
         loss = weighted_soft(pair.student_logits, pair.teacher_logits, settings.foreground, settings.background)

@@ -11,28 +11,52 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import ONE_TO_MANY, Channel, DetectorOutput
 from kd_vision.losses.base import DistillationLoss
 
+ONLY_TEACHER = "teacher"
+"""Name of a teacher that is alone."""
+KNOWLEDGE = "knowledge"
+"""Name of the teacher whose answers were stored before training and come with the batch."""
+
 
 class Distiller(nn.Module):
     """All distillation terms of a run.
 
     Args:
         losses: by the name each term is logged under.
+        teachers: whom each term learns from; a term that is not named learns from `ONLY_TEACHER`.
 
     A term with ``weight: auto`` weighs nothing until `calibrate` sets its weight, once.
     """
 
     auto_weights: Tensor
 
-    def __init__(self, losses: Mapping[str, DistillationLoss]) -> None:
+    def __init__(self, losses: Mapping[str, DistillationLoss], teachers: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.register_buffer("auto_weights", torch.zeros(len(losses), dtype=torch.float32))
+        self._teacher_of = {name: (teachers or {}).get(name, ONLY_TEACHER) for name in losses}
         self._requires = frozenset(channel for loss in losses.values() for channel in loss.requires)
 
     @property
     def requires(self) -> frozenset[Channel]:
-        """Channels that teacher and student must give."""
+        """Channels that the student must give."""
         return self._requires
+
+    def teacher_of(self, name: str) -> str:
+        """Whom a term learns from."""
+        return self._teacher_of[name]
+
+    def asks(self, active: frozenset[str] | None = None) -> dict[str, frozenset[Channel]]:
+        """Channels that each teacher must give, for the terms that are active; None: all are."""
+        found: dict[str, frozenset[Channel]] = {}
+        for name, loss in self.terms().items():
+            if active is None or name in active:
+                teacher = self._teacher_of[name]
+                found[teacher] = found.get(teacher, frozenset()) | loss.requires
+        return found
+
+    def active(self, progress: float) -> frozenset[str]:
+        """Names of the terms whose schedule has them take part at `progress`."""
+        return frozenset(name for name, loss in self.terms().items() if loss.config.schedule.takes_part(progress))
 
     def terms(self) -> dict[str, DistillationLoss]:
         """The losses by term name."""
@@ -66,18 +90,34 @@ class Distiller(nn.Module):
             found[name] = float(base) * loss.config.schedule.factor(progress)
         return found
 
-    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
-        """Return every term by name, unweighted.
+    def forward(
+        self,
+        student: DetectorOutput,
+        said: Mapping[str, DetectorOutput],
+        targets: Targets,
+        active: frozenset[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return every active term by name, unweighted.
 
         Heads with two branches learn on every branch that both sides have, each branch counting
         as in the student's own loss. A loss on the one-to-one branch alone would never reach the
         neck, whose input that branch detaches.
+
+        Args:
+            student: its pass over the batch.
+            said: by each teacher.
+            targets: ground truth of the batch.
+            active: the terms that take part; None: all.
         """
-        return {name: _on_branches(loss, student, teacher, targets) for name, loss in self.terms().items()}
+        return {
+            name: _on_branches(loss, student, said[self._teacher_of[name]], targets)
+            for name, loss in self.terms().items()
+            if active is None or name in active
+        }
 
 
 def _on_branches(loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Tensor:
-    if "features" in loss.requires or not student.grids:
+    if loss.requires != {"grid"} or not student.grids:
         value: Tensor = loss(student.channels(), teacher.channels(), targets)
         return value
     shared = [branch for branch in student.grids if branch in teacher.grids] or [ONE_TO_MANY]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,6 +22,20 @@ def binary_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return gap - (student_logits - teacher_logits) * target
 
 
+def binary_divergence_to(student_logits: Tensor, goals: Tensor) -> Tensor:
+    """Return KL(Bernoulli(q) || Bernoulli(p)) = BCE(s, q) - H(q), elementwise, for a teacher without logits.
+
+    Zero at equality up to rounding.
+
+    Args:
+        student_logits: s of any shape, p = sigmoid(s).
+        goals: q in [0, 1], same shape.
+    """
+    paid = functional.binary_cross_entropy_with_logits(student_logits, goals, reduction="none")
+    entropy: Tensor = torch.special.entr(goals) + torch.special.entr(1.0 - goals)
+    return paid - entropy
+
+
 def softmax_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return T^2 * KL(softmax(t/T) || softmax(s/T)) over the last dimension, of shape (...).
 
@@ -38,3 +53,43 @@ def softmax_divergence(student_logits: Tensor, teacher_logits: Tensor, temperatu
         log_target=True,
     )
     return temperature**2 * divergence.sum(dim=-1)
+
+
+def background_log_chances(logits: Tensor, background: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return the log-probabilities of a softmax head, (..., 1 + K): background, then the classes.
+
+    Of an object whose class it never learned a teacher says "background"; there the student may say either, so
+    its probability of such a class counts as background and its own column is -inf.
+
+    Args:
+        logits: (..., K).
+        background: (...) logit of "no object".
+        known: (K,) bool, classes that the teacher knows; None: all.
+    """
+    first = background[..., None]
+    if known is not None:
+        first = torch.cat([first, logits[..., ~known]], dim=-1).logsumexp(dim=-1, keepdim=True)
+        logits = logits.masked_fill(~known, float("-inf"))
+    return torch.cat([first, logits], dim=-1).log_softmax(dim=-1)
+
+
+def with_background(probs: Tensor) -> Tensor:
+    """Return (..., 1 + K) probabilities that sum to 1: what the classes leave is background.
+
+    Args:
+        probs: (..., K); where they sum to more than 1 they are divided by the sum.
+    """
+    total = probs.sum(dim=-1, keepdim=True)
+    return torch.cat([(1.0 - total).clamp(min=0.0), probs / total.clamp(min=1.0)], dim=-1)
+
+
+def categorical_divergence(log_chances: Tensor, goals: Tensor) -> Tensor:
+    """Return KL(goals || chances) over the last dimension, of shape (...); 0 at equality.
+
+    Args:
+        log_chances: (..., K) log-probabilities; -inf is harmless where the goal is 0.
+        goals: (..., K) probabilities that sum to 1.
+    """
+    said = log_chances.masked_fill(goals == 0, 0.0)
+    entropy: Tensor = torch.special.entr(goals)
+    return (-goals * said - entropy).sum(dim=-1)

@@ -62,7 +62,7 @@ class FeatureSL2(DistillationLoss):
 
     def __init__(self, config: FeatureSL2Config, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
-        self._teacher_strides = {level: teacher.level_strides[level] for level in self.levels}
+        self._teacher = teacher
         self.projectors = nn.ModuleDict(
             {level: _projector(student.level_channels[level], teacher.level_channels[level]) for level in self.levels}
         )
@@ -80,14 +80,18 @@ class FeatureSL2(DistillationLoss):
         """Return the teacher's best score at each position of its map, (B, 1, H, W)."""
         if teacher.grid is None:
             raise RequestError("the channel 'grid' was not computed; ask the detector for it")
-        logits = select_levels(teacher.grid, (self._teacher_strides[level],)).logits.detach()
+        spec = self._teacher
+        stride, finest = spec.level_strides[level], min(spec.level_strides.values())
+        logits = select_levels(teacher.grid, (stride,), finest).logits.detach()
         images, _, height, width = maps.shape
-        if logits.shape[1] != height * width:
+        anchors = spec.level_anchors.get(level, 1)
+        if logits.shape[1] != height * width * anchors:
             raise RequestError(
-                f"FeatureSL2: level {level} of the teacher has {logits.shape[1]} grid points and a map of "
+                f"FeatureSL2: level {level} of the teacher has {logits.shape[1] // anchors} grid points and a map of "
                 f"{height} x {width}; they must agree"
             )
-        return best_class_score(full_precision(logits)).view(images, 1, height, width)
+        scores = best_class_score(full_precision(logits)).view(images, height, width, anchors)
+        return scores.amax(dim=-1)[:, None]
 
 
 def _projector(channels_in: int, channels_out: int) -> nn.Sequential:

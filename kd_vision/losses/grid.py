@@ -23,6 +23,11 @@ from kd_vision.losses.base import (
     common_levels,
     select_levels,
 )
+from kd_vision.losses.resample import Resampler
+
+_UNHEARD_LOGIT = -200.0
+"""A probability of exactly 0 in float32, so that what is not heard weighs nothing in any sum."""
+_FOR_OTHER_ANCHORS = "soft_boxes or region_feedback"
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -55,6 +60,9 @@ class GridPair:
         normaliser: scalar N_q = max(sum u, 1) over the batch and all levels jointly. A normaliser per
             level would give a level without objects a full-strength loss made of background.
         class_weight: (K,) how much each class counts; ones without balance.
+        part: (B, A) bool, points where the teacher is heard; None: all. Elsewhere, and in the columns of
+            classes that the teacher never learned, both sides' logits are the same constant and the
+            confidence is 0, so that no loss has anything to teach there.
     """
 
     student: GridPredictions
@@ -64,6 +72,7 @@ class GridPair:
     confidence: Tensor
     normaliser: Tensor
     class_weight: Tensor
+    part: Tensor | None = None
 
     def point_weight(self) -> Tensor:
         """Return (B, A): confidence times the weight of the teacher's best class."""
@@ -71,56 +80,95 @@ class GridPair:
 
 
 class GridLoss(DistillationLoss):
-    """Base of losses between dense predictions on the same points."""
+    """Base of losses between dense predictions, point by point.
+
+    Where the two grids do not have the same points, the teacher's is taken at the student's, see `Resampler`.
+    Inside ground-truth boxes of classes that the teacher never learned nothing is taught.
+    """
 
     requires: ClassVar[frozenset[Channel]] = frozenset({"grid"})
 
     def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
-        self._student_strides = _chosen_strides(student, self.levels)
-        self._teacher_strides = _chosen_strides(teacher, self.levels)
+        levels = self.levels
+        self.levels = levels or tuple(student.level_strides)
+        self._student_levels = _LevelChoice.of(student, self.levels)
+        self._teacher_levels = _LevelChoice.of(teacher, levels or tuple(teacher.level_strides))
+        self._same_layout = not _differences(config, student, teacher)
+        self._resampler = Resampler(self._teacher_levels.anchors, self.needs_box_bins)
         self._balance = config.balance if isinstance(config, BalancedConfig) else 0.0
 
     @classmethod
     def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-        """Add to the base's reasons: levels of one name must have one stride."""
+        """Add to the base's reasons: anchors of a student need a teacher with the same, bins the same strides."""
         found = super().mismatches(config, student, teacher)
         if found:
             return found
-        return [
-            f"level '{level}' has stride {teacher.level_strides[level]} in the teacher and "
-            f"{student.level_strides[level]} in the student; grids must have the same points"
-            for level in common_levels(student, teacher, config.levels)
-            if student.level_strides[level] != teacher.level_strides[level]
-        ]
+        levels = common_levels(student, teacher, config.levels)
+        anchors = max(student.level_anchors.get(level, 1) for level in levels or student.level_strides)
+        differences = _differences(config, student, teacher)
+        if anchors > 1 and (differences or student.family != teacher.family):
+            found.append(
+                f"the student has {anchors} anchors at a point and the teacher not the same, so no row of the "
+                f"teacher's grid answers to one of the student's; use {_FOR_OTHER_ANCHORS} instead"
+            )
+        if cls.needs_box_bins and not found and differences:
+            found.append(f"box bins are in units of the stride, and {differences[0]}; use box_iou instead")
+        return found
 
-    def pair(self, student: Channels, teacher: Channels) -> GridPair:
+    @classmethod
+    def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+        """Add to the base's remarks: the grids differ."""
+        found = super().remarks(config, student, teacher)
+        differences = _differences(config, student, teacher)
+        if differences:
+            found.append(
+                f"{'; '.join(differences)}: each point of the student learns from the nearest point of the "
+                f"teacher's level of the nearest stride"
+            )
+        return found
+
+    def pair(self, student: Channels, teacher: Channels, targets: Targets) -> GridPair:
         """Select the levels of the loss on both sides and weigh the points.
 
         Raises:
-            RequestError: the two grids do not have the same points.
+            RequestError: a channel was not computed, or images or classes differ.
         """
-        ours = _select(student, self._student_strides)
-        theirs = _detached(_select(teacher, self._teacher_strides))
-        if ours.logits.shape != theirs.logits.shape:
-            raise RequestError(
-                f"{type(self).__name__}: student grid {tuple(ours.logits.shape)} and teacher grid "
-                f"{tuple(theirs.logits.shape)} (images, points, classes) differ; give both one image size"
-            )
-        teacher_logits = full_precision(theirs.logits)
+        ours = self._student_levels.select(student)
+        theirs = _detached(self._teacher_levels.select(teacher))
+        self._refuse_unlike(ours, theirs)
+        if not self._same_layout or ours.logits.shape != theirs.logits.shape:
+            theirs = self._resampler(theirs, ours)
+        student_logits, teacher_logits = full_precision(ours.logits), full_precision(theirs.logits)
+        part = None
+        if self.known is not None:
+            unheard = silent_boxes(targets, self.silent_labels)
+            part = ~rows_in_boxes(ours.points_xy[None], unheard.image_index, unheard.boxes_xyxy, len(student_logits))
+            hidden = ~(part[..., None] & self.known)
+            student_logits = student_logits.masked_fill(hidden, _UNHEARD_LOGIT)
+            teacher_logits = teacher_logits.masked_fill(hidden, _UNHEARD_LOGIT)
         confidence = best_class_score(teacher_logits)
         return GridPair(
             ours,
             theirs,
-            full_precision(ours.logits),
+            student_logits,
             teacher_logits,
             confidence,
             confidence.sum().clamp(min=1.0),
-            class_weights(teacher_logits, self._balance),
+            class_weights(teacher_logits, self._balance, self.known),
+            part,
         )
 
+    def _refuse_unlike(self, ours: GridPredictions, theirs: GridPredictions) -> None:
+        shapes = ours.logits.shape, theirs.logits.shape
+        if shapes[0][0] != shapes[1][0] or shapes[0][2] != shapes[1][2]:
+            raise RequestError(
+                f"{type(self).__name__}: student grid {tuple(shapes[0])} and teacher grid {tuple(shapes[1])} "
+                f"(images, points, classes) differ in images or classes"
+            )
 
-def class_weights(teacher_logits: Tensor, balance: float) -> Tensor:
+
+def class_weights(teacher_logits: Tensor, balance: float, known: Tensor | None = None) -> Tensor:
     """Return (K,) weights w_c ~ mass_c^-balance that leave the total mass as it is.
 
     mass_c = max(sum_{B,A} q_c, 1): how much of the class the teacher sees in the batch. A class that is
@@ -129,25 +177,72 @@ def class_weights(teacher_logits: Tensor, balance: float) -> Tensor:
     Args:
         teacher_logits: (B, A, K).
         balance: power of the correction.
+        known: (K,) bool, classes that count in the total; None: all.
     """
     if balance == 0.0:
         return teacher_logits.new_ones(teacher_logits.shape[-1])
-    mass = teacher_logits.sigmoid().sum(dim=(0, 1)).clamp(min=1.0)
+    return balanced(teacher_logits.sigmoid().sum(dim=(0, 1)), balance, known)
+
+
+def balanced(mass: Tensor, balance: float, known: Tensor | None = None) -> Tensor:
+    """Return (K,) weights, see `class_weights`.
+
+    Args:
+        mass: (K,) how much of each class there is.
+        balance: power of the correction.
+        known: (K,) bool, classes that count in the total; None: all.
+    """
+    mass = mass.clamp(min=1.0)
     weights = mass.pow(-balance)
-    return weights * (mass.sum() / (weights * mass).sum())
+    counted = mass if known is None else mass * known
+    return weights * (counted.sum() / (weights * counted).sum())
 
 
-def _chosen_strides(spec: DetectorSpec, levels: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Strides to keep; None where all points stay (saves a comparison and a device synchronisation)."""
-    if set(levels) == set(spec.level_strides):
-        return None
-    return tuple(spec.level_strides[level] for level in levels)
+@dataclass(frozen=True, slots=True)
+class _LevelChoice:
+    """Which levels of a detector's grid to look at.
+
+    Attributes:
+        strides: to keep, fine to coarse; None where all points stay (saves a device synchronisation).
+        anchors: rows at each point of the levels kept.
+        finest: least stride of the detector.
+    """
+
+    strides: tuple[int, ...] | None
+    anchors: tuple[int, ...]
+    finest: int
+
+    @staticmethod
+    def of(spec: DetectorSpec, levels: tuple[str, ...]) -> _LevelChoice:
+        kept = sorted(levels, key=lambda level: spec.level_strides[level])
+        return _LevelChoice(
+            None if set(levels) == set(spec.level_strides) else tuple(spec.level_strides[level] for level in kept),
+            tuple(spec.level_anchors.get(level, 1) for level in kept),
+            min(spec.level_strides.values()),
+        )
+
+    def select(self, side: Channels) -> GridPredictions:
+        if side.grid is None:
+            raise RequestError("the channel 'grid' was not computed; ask the detector for it")
+        return side.grid if self.strides is None else select_levels(side.grid, self.strides, self.finest)
 
 
-def _select(side: Channels, strides: tuple[int, ...] | None) -> GridPredictions:
-    if side.grid is None:
-        raise RequestError("the channel 'grid' was not computed; ask the detector for it")
-    return side.grid if strides is None else select_levels(side.grid, strides)
+def _differences(config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    """Say how the layouts of two grids differ, one clause a difference; empty: one image size, same points."""
+    levels = common_levels(student, teacher, config.levels)
+    if not levels:
+        return ["teacher and student share no level"]
+    found = []
+    for level in levels:
+        strides = teacher.level_strides[level], student.level_strides[level]
+        anchors = teacher.level_anchors.get(level, 1), student.level_anchors.get(level, 1)
+        if strides[0] != strides[1]:
+            found.append(f"level '{level}' has stride {strides[0]} in the teacher and {strides[1]} in the student")
+        if anchors[0] != anchors[1]:
+            found.append(
+                f"level '{level}' has anchors per point {anchors[0]} in the teacher and {anchors[1]} in the student"
+            )
+    return found
 
 
 def _detached(grid: GridPredictions) -> GridPredictions:
@@ -164,12 +259,33 @@ def points_in_boxes(points_xy: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """Return (M, A) bool: the point lies strictly inside the box.
 
     Args:
-        points_xy: (A, 2) input pixels.
+        points_xy: (A, 2) input pixels, or (M, A, 2) where each box has its own.
         boxes_xyxy: (M, 4) input pixels.
     """
-    low = points_xy[None] > boxes_xyxy[:, None, :2]
-    high = points_xy[None] < boxes_xyxy[:, None, 2:]
+    low = points_xy > boxes_xyxy[:, None, :2]
+    high = points_xy < boxes_xyxy[:, None, 2:]
     return (low & high).all(dim=-1)
+
+
+def rows_in_boxes(centres_xy: Tensor, image_index: Tensor, boxes_xyxy: Tensor, images: int) -> Tensor:
+    """Return (B, A) bool: the row's centre lies strictly inside a box of its image.
+
+    Args:
+        centres_xy: (B, A, 2) or (1, A, 2) input pixels.
+        image_index: (M,) which image a box belongs to.
+        boxes_xyxy: (M, 4) input pixels.
+        images: B.
+    """
+    centres = full_precision(centres_xy[0] if len(centres_xy) == 1 else centres_xy[image_index])
+    inside = points_in_boxes(centres, boxes_xyxy.to(centres.dtype)).to(torch.int32)
+    found = inside.new_zeros((images, inside.shape[1]))
+    return found.index_add_(0, image_index, inside) > 0
+
+
+def silent_boxes(targets: Targets, labels: tuple[int, ...]) -> Targets:
+    """Return the ground truth of these classes."""
+    chosen = torch.isin(targets.labels, targets.labels.new_tensor(labels))
+    return Targets(targets.image_index[chosen], targets.labels[chosen], targets.boxes_xyxy[chosen])
 
 
 def smallest_box(points_xy: Tensor, targets: Targets, images: int) -> Tensor:

@@ -71,7 +71,7 @@ class Hinton(GridLoss):
     not depend on the batch size. Unit: nats.
 
     Raises:
-        RequestError: the two grids do not have the same points.
+        RequestError: images or classes of the two grids differ.
 
     Source: Hinton et al., 2015, section 2, on classifiers; choosing points of a dense head is ours.
     """
@@ -91,10 +91,10 @@ class Hinton(GridLoss):
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        pair = self.pair(student, teacher)
+        pair = self.pair(student, teacher, targets)
         images = len(pair.student_logits)
         owner = smallest_box(pair.student.points_xy, targets, images)
-        inside = owner >= 0
+        inside = owner >= 0 if pair.part is None else (owner >= 0) & pair.part
         unlabelled = ~images_with_targets(targets, images)[:, None]
         guided = unlabelled & (pair.confidence > self._min_score)
         # Owner -1 (no box) reads the label appended at the end; such rows take no part.

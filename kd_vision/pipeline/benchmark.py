@@ -18,10 +18,11 @@ from kd_vision.core.predictions import Detections
 from kd_vision.core.run_directory import RunDirectory, read_json
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
+from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.export.latency import measure_latency
-from kd_vision.pipeline.build import build_teacher, descriptor_of, final_split, output_directory, teacher_hash
+from kd_vision.pipeline.build import build_teachers, descriptor_of, final_split, output_directory, teacher_hash
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
@@ -86,7 +87,7 @@ def benchmark(
     """
     if not isinstance(config, RunConfig):
         config = load_config(Path(config), overrides)
-    if config.teacher is None:
+    if not config.is_taught:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
     if config.train.devices != 1 or config.train.num_nodes != 1:
         raise RequestError(
@@ -109,16 +110,19 @@ def assemble(
     descriptor = descriptor_of(config)
     split = final_split(config, descriptor)
     truth = load_split(descriptor, split)
-    teacher = build_teacher(config, truth.classes)
-    assert teacher is not None
-    taught = {"teacher": predict_split(teacher, truth, config.image_size, config.evaluate, quiet)}
-    arms = [_teacher_arm(config, teacher, evaluate_detections(truth, taught["teacher"]))]
+    taught: dict[str, dict[int, Detections]] = {}
+    arms: list[Arm] = []
+    for name, teacher in build_teachers(config, truth.classes).items():
+        side = teacher.image_size or config.image_size
+        taught[name] = predict_split(teacher, truth, side, config.evaluate, quiet)
+        metrics = evaluate_detections(truth, taught[name])
+        arms.append(_teacher_arm(name, teacher, side, metrics, _teacher_file(config, name)))
     for name in _student_arms(root):
         arms.append(_student_arm(config, name, seeds, root, with_latency))
         taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
     picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
     data = BenchmarkData(
-        title=f"{arms[0].model} teaches {arms[1].model}",
+        title=_title(arms),
         data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
         image_size=config.image_size,
         steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
@@ -153,7 +157,7 @@ def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool) -
 def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
     if name == "plain":
         settings = config.train.model_copy(update={"seed": seed, "unlabelled_ratio": 0.0})
-        return replace(config, teacher=None, terms=(), recipe=None, train=settings)
+        return replace(config, teachers=(), knowledge=None, terms=(), recipe=None, train=settings)
     return replace(config, train=config.train.model_copy(update={"seed": seed}))
 
 
@@ -175,16 +179,26 @@ def _student_arms(root: Path) -> list[str]:
     return ["plain", "distilled", *(name for name in others if name not in ("plain", "distilled"))]
 
 
-def _teacher_arm(config: RunConfig, teacher: Detector, metrics: Metrics) -> Arm:
-    weights: Path | None = getattr(config.teacher, "weights", None)
+def _title(arms: Sequence[Arm]) -> str:
+    teachers = " and ".join(arm.model for arm in arms if arm.role == "teacher") or "stored knowledge"
+    student = next(arm.model for arm in arms if arm.role == "plain")
+    return f"{teachers} {'teach' if ' and ' in teachers else 'teaches'} {student}"
+
+
+def _teacher_file(config: RunConfig, name: str) -> Path | None:
+    found: list[Path | None] = [getattr(t.source, "weights", None) for t in config.teachers if t.name == name]
+    return found[0]
+
+
+def _teacher_arm(name: str, teacher: FrozenTeacher, image_size: int, metrics: Metrics, path: Path | None) -> Arm:
     return Arm(
-        name="teacher",
+        name=name,
         role="teacher",
-        description="the teacher, as given",
+        description=f"the teacher, as given, at {image_size} px",
         model=teacher.spec.name,
-        parameters=teacher.spec.parameters,
-        gflops=gflops(teacher, config.image_size),
-        file_bytes=weights.stat().st_size if weights else None,
+        parameters=teacher.spec.parameters or None,
+        gflops=gflops(teacher.source, image_size) if isinstance(teacher.source, Detector) else None,
+        file_bytes=path.stat().st_size if path else None,
         runs=(ArmRun(seed=None, metrics=metrics),),
     )
 

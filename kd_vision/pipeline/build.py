@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kd_vision.config.schema import RunConfig
+from kd_vision.config.schema import RunConfig, TeacherConfig
 from kd_vision.core.errors import RequestError
+from kd_vision.core.labels import LabelMap, build_label_map
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled
 from kd_vision.data.descriptor import DataDescriptor, load_descriptor
 from kd_vision.data.loader import LoaderConfig, TrainStream
+from kd_vision.data.records import shared_out
 from kd_vision.detectors import family_module
 from kd_vision.detectors.base import Detector
+from kd_vision.detectors.member import build_source
+from kd_vision.detectors.teacher import FrozenTeacher
+from kd_vision.knowledge.attach import Knowledge, attach
+from kd_vision.knowledge.fingerprint import fingerprint
+from kd_vision.knowledge.store import open_knowledge, read_json_knowledge, refuse_other_teacher
 from kd_vision.losses import load_loss
 from kd_vision.losses.base import DistillationLoss
-from kd_vision.losses.combiner import Distiller
+from kd_vision.losses.combiner import KNOWLEDGE, Distiller
 
 
 def descriptor_of(config: RunConfig) -> DataDescriptor:
@@ -46,65 +55,197 @@ def build_student(config: RunConfig, classes: tuple[str, ...]) -> Detector:
     return detector
 
 
-def build_teacher(config: RunConfig, classes: tuple[str, ...]) -> Detector | None:
-    """Build the teacher, in evaluation mode, answering in the student's label order; None: there is none.
+def build_teachers(
+    config: RunConfig, classes: tuple[str, ...], student: Detector | None = None
+) -> dict[str, FrozenTeacher]:
+    """Build the teachers that look at pixels, by name, answering in the student's classes.
 
-    A teacher of other classes can teach features alone; its mAP on this data means nothing, so the
-    config must say ``allow_weak_teacher: true``.
+    A teacher of other classes without a label map can teach features alone; its mAP on this data means
+    nothing, so the config must say ``allow_weak_teacher: true``.
+
+    Args:
+        config: the run.
+        classes: of the data.
+        student: for a teacher that is the student itself; None: such a teacher is left out.
+
+    Raises:
+        RequestError: a file cannot be read, classes do not fit, or a size does not.
     """
-    if config.teacher is None:
-        return None
-    teacher: Any = config.teacher
-    detector: Detector = family_module(teacher.family, "teacher").build(teacher, None, "teacher").eval()
-    multiple = detector.spec.size_multiple
-    if config.image_size % multiple:
+    found: dict[str, FrozenTeacher] = {}
+    for teacher in config.teachers:
+        if teacher.is_student:
+            if student is not None:  # followed by the trainer's moving average, once there is one
+                found[teacher.name] = FrozenTeacher(copy.deepcopy(student), image_size=config.image_size)
+        elif teacher.reads_pixels:
+            found[teacher.name] = _build_teacher(config, teacher, classes)
+    return found
+
+
+def _build_teacher(config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> FrozenTeacher:
+    where = f"{config.source}: {teacher.name}"
+    bare = config.allow_weak_teacher and teacher.options.labels is None and _features_only(config, teacher.name)
+    built = build_source(teacher.source, teacher.options, None if bare else classes, where)
+    built.image_size = built.image_size or config.image_size
+    multiple = built.spec.size_multiple
+    if built.image_size % multiple:
+        near = round(built.image_size / multiple) * multiple or multiple
         raise RequestError(
-            f"{config.source}: image_size: {config.image_size} is not a multiple of {multiple}, the teacher's "
-            f"largest stride; use {round(config.image_size / multiple) * multiple or multiple}"
+            f"{where}: image_size: {built.image_size} is not a multiple of {multiple}, the teacher's largest "
+            f"stride; use {near}"
         )
-    own = detector.spec.classes
-    if own == classes:
-        return detector
-    if sorted(own) == sorted(classes):
-        return detector.reordered(classes).eval()
-    if config.allow_weak_teacher and _features_only(config):
-        return detector
-    missing = [name for name in classes if name not in own]
-    extra = [name for name in own if name not in classes]
-    raise RequestError(
-        f"{config.source}: teacher: its classes do not fit the data: it lacks {_names(missing)} and has "
-        f"{_names(extra)} beside; fine-tune the teacher on this data set first (or use feature losses alone, with "
-        f"allow_weak_teacher: true)"
+    return built
+
+
+def _features_only(config: RunConfig, teacher: str) -> bool:
+    return all(load_loss(term.loss).requires == {"features"} for term in config.terms if term.teacher == teacher)
+
+
+def read_knowledge(config: RunConfig) -> Knowledge | None:
+    """Read what a teacher said beforehand: a store, or a file of predictions; None: there is neither.
+
+    Raises:
+        RequestError: it cannot be read, there is more than one, or the store was made by another teacher
+            than the config's.
+    """
+    files = [teacher for teacher in config.teachers if not teacher.reads_pixels]
+    if len(files) + (config.knowledge is not None) > 1:
+        raise RequestError(
+            f"{config.source}: knowledge: only one source of stored boxes at a time; fuse them first with "
+            f"`kd-vision label` and teacher: {{family: ensemble, ...}}"
+        )
+    if files:
+        return _predictions_of(config, files[0])
+    if config.knowledge is None:
+        return None
+    store = open_knowledge(config.knowledge)
+    for teacher in config.teachers:
+        refuse_other_teacher(store, teacher_fingerprint(teacher), f"{config.source}: {teacher.name}")
+    return store
+
+
+def _predictions_of(config: RunConfig, teacher: TeacherConfig) -> Knowledge:
+    """Read a COCO results file as knowledge of the training split."""
+    descriptor = descriptor_of(config)
+    path: Path = getattr(teacher.source, "weights")  # noqa: B009  the family's config is known by name alone
+    if descriptor.unlabelled is not None and config.train.unlabelled_ratio > 0:
+        raise RequestError(
+            f"{config.source}: {teacher.name}: {path} speaks of the training split alone, by image id; store what a "
+            f"teacher says of the unlabelled folder with `kd-vision label` and give 'knowledge:'"
+        )
+    return read_json_knowledge(path, load_split(descriptor, "train"))
+
+
+def teacher_fingerprint(teacher: TeacherConfig) -> str:
+    """Hash of all that decides what a teacher says, in its own words: its name and label map do not."""
+    asked = teacher.options.model_copy(update={"name": None, "labels": None})
+    return fingerprint([teacher.source, asked])
+
+
+def knowledge_spec(labels: LabelMap) -> DetectorSpec:
+    """What stored knowledge is as a teacher: final boxes and nothing else."""
+    return DetectorSpec(
+        family=KNOWLEDGE,
+        name=KNOWLEDGE,
+        classes=labels.student,
+        level_channels={},
+        level_strides={},
+        provides=frozenset({"detections"}),
+        silent=labels.silent,
     )
 
 
-def _features_only(config: RunConfig) -> bool:
-    return all(load_loss(term.loss).requires == {"features"} for term in config.terms)
+def knowledge_labels(config: RunConfig, knowledge: Knowledge, classes: tuple[str, ...]) -> LabelMap:
+    """Map the classes of stored boxes to the data's."""
+    files = [teacher for teacher in config.teachers if not teacher.reads_pixels]
+    given = files[0].options.labels if files else config.knowledge.labels if config.knowledge else None
+    key = files[0].name if files else KNOWLEDGE
+    return build_label_map(knowledge.classes, classes, given, f"{config.source}: {key}.labels")
 
 
-def image_channels(student: DetectorSpec, teacher: DetectorSpec | None) -> int:
-    """Channels that images are read with: enough for both sides."""
-    return max(student.input_channels, teacher.input_channels if teacher else 0)
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """Everyone who takes part in a run.
+
+    Attributes:
+        student: learns.
+        teachers: look at the student's images, by name.
+        knowledge: what a teacher said of the images beforehand.
+        labels: from the classes of `knowledge` to the data's.
+        distiller: the terms; None: plain training.
+    """
+
+    student: Detector
+    teachers: Mapping[str, FrozenTeacher]
+    knowledge: Knowledge | None
+    labels: LabelMap | None
+    distiller: Distiller | None
+
+    @property
+    def specs(self) -> dict[str, DetectorSpec]:
+        """What each teacher is, the stored one among them, by the name that terms learn from."""
+        found = {name: teacher.spec for name, teacher in self.teachers.items()}
+        if self.knowledge is not None and self.labels is not None:
+            found[KNOWLEDGE] = knowledge_spec(self.labels)
+        return found
+
+    @property
+    def channels(self) -> int:
+        """Channels that images are read with: enough for every side."""
+        return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.teachers.values()), 1)
+
+    def told(self, data: DetectionData) -> DetectionData:
+        """Return the images with what was said of them beforehand."""
+        if self.knowledge is None or self.labels is None:
+            return data
+        return attach(data, self.knowledge, self.labels)
 
 
-def build_distiller(config: RunConfig, student: DetectorSpec, teacher: DetectorSpec) -> Distiller:
-    """Build the losses.
+def build_parts(config: RunConfig, classes: tuple[str, ...]) -> RunParts:
+    """Build student, teachers and losses.
 
     Raises:
-        RequestError: every term that does not fit the pair, and those that would.
+        RequestError: everything that does not fit.
+    """
+    student = build_student(config, classes)
+    knowledge = read_knowledge(config)
+    labels = None if knowledge is None else knowledge_labels(config, knowledge, classes)
+    parts = RunParts(student, build_teachers(config, classes, student), knowledge, labels, None)
+    if not config.is_taught:
+        return parts
+    return replace(parts, distiller=build_distiller(config, student.spec, parts.specs))
+
+
+def teacher_view(config: RunConfig, teachers: Mapping[str, FrozenTeacher]) -> int | None:
+    """Side of the view that the teachers are shown, where one of them wants more than the student."""
+    largest = max((teacher.image_size or 0 for teacher in teachers.values()), default=0)
+    return largest if largest > config.image_size else None
+
+
+def build_distiller(config: RunConfig, student: DetectorSpec, teachers: Mapping[str, DetectorSpec]) -> Distiller:
+    """Build the losses.
+
+    Args:
+        config: the run.
+        student: what it is.
+        teachers: what each is, by the name that terms learn from.
+
+    Raises:
+        RequestError: every term that does not fit its pair, and those that would.
     """
     wrong: list[str] = []
     losses: dict[str, DistillationLoss] = {}
     for position, term in enumerate(config.terms):
-        kind = load_loss(term.loss)
+        kind, teacher = load_loss(term.loss), teachers[term.teacher]
         reasons = kind.mismatches(term.config, student, teacher)
         wrong += [f"{config.source}: distill.{position} ({term.loss}): {reason}" for reason in reasons]
-        if not reasons:
+        if reasons:
+            fitting = ", ".join(fitting_losses(student, teacher))
+            wrong.append(f"{config.source}: distill: losses that fit {teacher.name} as teacher of {student.name}: {fitting}")
+        else:
             losses[term.name] = kind(term.config, student, teacher)
     if wrong:
-        fitting = fitting_losses(student, teacher)
-        raise RequestError(*wrong, f"{config.source}: distill: losses that fit this pair: {', '.join(fitting)}")
-    return Distiller(losses)
+        raise RequestError(*sorted(dict.fromkeys(wrong), key=lambda line: "losses that fit" in line))
+    return Distiller(losses, {term.name: term.teacher for term in config.terms})
 
 
 def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
@@ -134,23 +275,28 @@ def refuse_uncalibrated(config: RunConfig, steps: int) -> None:
 
 
 def teacher_hash(config: RunConfig) -> str | None:
-    """SHA-256 of the teacher's file; None without a teacher or a file."""
-    weights: Path | None = getattr(config.teacher, "weights", None)
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
+    """SHA-256 over all that teaches, files included; None for plain training."""
+    if not config.is_taught:
+        return None
+    labels = [teacher.options.labels for teacher in config.teachers]
+    return fingerprint([[teacher_fingerprint(teacher) for teacher in config.teachers], labels, config.knowledge])
 
 
 def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | None]:
     """Read the labelled training split, and the unlabelled images where the config uses them."""
     descriptor = descriptor_of(config)
-    labelled = load_split(descriptor, "train")
-    if config.train.unlabelled_ratio == 0:
+    labelled, rest = shared_out(load_split(descriptor, "train"), config.train.labelled_share)
+    if config.train.unlabelled_ratio == 0 and len(labelled):
         return labelled, None
-    if config.teacher is None:
+    if not config.is_taught:
         raise RequestError(
             f"{config.source}: train.unlabelled_ratio: unlabelled images teach nothing without a teacher; "
-            f"add 'teacher:', or set it to 0"
+            f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.labelled_share above 0)"
         )
-    return labelled, load_unlabelled(descriptor)
+    if descriptor.unlabelled is None and len(rest):
+        return labelled, rest
+    extra = load_unlabelled(descriptor)
+    return labelled, replace(extra, images=rest.images + extra.images)
 
 
 def build_stream(
@@ -160,6 +306,7 @@ def build_stream(
     channels: int,
     rank: int = 0,
     world_size: int = 1,
+    teacher_size: int | None = None,
 ) -> TrainStream:
     """Build the stream of training batches."""
     train = config.train
@@ -171,6 +318,7 @@ def build_stream(
         channels=channels,
         unlabelled_ratio=train.unlabelled_ratio,
         cache=train.cache,
+        teacher_size=teacher_size,
     )
     return TrainStream(labelled, unlabelled, config.augment, loader, train.epochs, rank, world_size)
 
@@ -185,8 +333,3 @@ def worker_count(asked: int | str) -> int:
 def output_directory(asked: Path | None, config: RunConfig) -> Path:
     """Where a run goes: as asked, or ``runs/<config name>``."""
     return asked if asked is not None else Path("runs") / config.source.stem
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return (shown + (", ..." if len(names) > 5 else "")) or "nothing"

@@ -12,24 +12,21 @@ from torch import Tensor
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.data.check import check_data
-from kd_vision.data.dataset import load_split
-from kd_vision.detectors.base import Detector
-from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses.combiner import Distiller
 from kd_vision.pipeline.build import (
-    build_distiller,
+    RunParts,
+    build_parts,
     build_stream,
-    build_student,
-    build_teacher,
     descriptor_of,
     final_split,
-    image_channels,
     refuse_uncalibrated,
+    teacher_view,
     training_data,
 )
-from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
+from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
 
 State = Literal["ok", "warning", "error", "gate"]
 _PROBE_BATCHES = 2
@@ -65,25 +62,19 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
     try:
         labelled, unlabelled = training_data(config)
         load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
-        student = build_student(config, labelled.classes)
-        teacher = build_teacher(config, labelled.classes)
+        parts = build_parts(config, labelled.classes)
+        labelled, unlabelled = parts.told(labelled), unlabelled and parts.told(unlabelled)
+        refuse_uncalibrated(config, config.train.epochs * -(-len(labelled) // config.train.batch_size))
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
-    findings += _pair(config, student, teacher)
-    distiller = None
-    if teacher is not None:
+    findings += _pair(parts)
+    if config.is_taught:
         progress("teacher's mAP")
-        findings += _teacher(config, teacher, student)
-        progress("losses")
-        try:
-            distiller = build_distiller(config, student.spec, teacher.spec)
-            refuse_uncalibrated(config, config.train.epochs * -(-len(labelled) // config.train.batch_size))
-        except RequestError as error:
-            return findings + [Finding("losses", "error", line) for line in error.problems]
+        findings += _teachers(config, parts, labelled)
     progress("gradients on two batches")
-    channels = image_channels(student.spec, teacher.spec if teacher else None)
-    stream = build_stream(_light(config), labelled, unlabelled, channels)
-    return findings + _liveness(config, student, teacher, distiller, stream)
+    view = teacher_view(config, parts.teachers)
+    stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=view)
+    return findings + _liveness(config, parts, stream)
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -112,46 +103,50 @@ def _state(level: str) -> State:
     return "error" if level == "error" else "warning"
 
 
-def _pair(config: RunConfig, student: Detector, teacher: Detector | None) -> list[Finding]:
-    spec = student.spec
+def _pair(parts: RunParts) -> list[Finding]:
+    spec = parts.student.spec
     found = [
         Finding("student", "ok", f"{spec.name}, {spec.parameters / 1e6:.2f} M parameters, {len(spec.classes)} classes, "
                 f"strides {', '.join(str(s) for s in spec.level_strides.values())}")
     ]  # fmt: skip
-    if teacher is None:
+    if parts.distiller is None:
         return [*found, Finding("teacher", "ok", "none: plain training")]
-    said = teacher.spec
-    same = "same classes" if said.classes == spec.classes else "other classes: features only"
-    found.append(Finding("teacher", "ok", f"{said.name}, {said.parameters / 1e6:.2f} M parameters, {same}"))
-    if said.parameters < spec.parameters:
-        found.append(Finding("teacher", "warning", "is smaller than the student"))
+    for name, said in parts.specs.items():
+        known = f"{said.parameters / 1e6:.2f} M parameters" if said.parameters else "a black box"
+        same = "same classes" if said.classes == spec.classes else "other classes: features only"
+        found.append(Finding(name, "ok", f"{said.name}, {known}, {same}, gives {', '.join(sorted(said.provides))}"))
+        if said.silent:
+            names = ", ".join(sorted(said.silent))
+            found.append(Finding(name, "warning", f"never learned {names}: there its silence teaches nothing"))
+        if 0 < said.parameters < spec.parameters:
+            found.append(Finding(name, "warning", "is smaller than the student"))
     return found
 
 
-def _teacher(config: RunConfig, teacher: Detector, student: Detector) -> list[Finding]:
-    split = config.evaluate.split
-    truth = load_split(descriptor_of(config), split)
-    if teacher.spec.classes != truth.classes:
-        return [Finding("teacher's mAP", "warning", "cannot be measured on this data: other classes")]
-    said, before = measure_teacher(config, teacher, student, truth)
-    try:
-        refuse_weak_teacher(config, said, before, split)
-    except GateError as error:
-        return [Finding("teacher's mAP", "gate", str(error))]
-    return [Finding("teacher's mAP", "ok", _compare(said, before, split))]
+def _teachers(config: RunConfig, parts: RunParts, labelled: DetectionData) -> list[Finding]:
+    found = []
+    for score in measure_teachers(config, parts, labelled):
+        topic = f"{score.name}'s mAP"
+        try:
+            refuse_weak_teacher(config, score)
+        except GateError as error:
+            found.append(Finding(topic, "gate", str(error)))
+            continue
+        if score.teacher is None or score.student is None:
+            found.append(Finding(topic, "warning", f"cannot be measured ({score.split}): no labels of its classes"))
+        else:
+            found.append(Finding(topic, "ok", _compare(score.teacher, score.student, score.split)))
+    return found
 
 
 def _compare(teacher: Metrics, student: Metrics, split: str) -> str:
     return f"AP {100 * (teacher.ap or 0):.1f} on '{split}'; untrained student {100 * (student.ap or 0):.1f}"
 
 
-def _liveness(
-    config: RunConfig, student: Detector, teacher: Detector | None, distiller: Distiller | None, stream: Any
-) -> list[Finding]:
+def _liveness(config: RunConfig, parts: RunParts, stream: Any) -> list[Finding]:
     """Run two batches, measure every term's gradient at the neck, and the memory a step holds."""
-    channels = distiller.requires if distiller else frozenset()
-    frozen = FrozenTeacher(teacher, channels) if teacher is not None else None
-    run = TrainingStep(student, distiller, frozen).train()
+    distiller = parts.distiller
+    run = TrainingStep(parts.student, distiller, parts.teachers).train()
     guard = TermGuard(distiller)
     norms: list[dict[str, float]] = []
     held = 0
@@ -187,7 +182,7 @@ def _shares(distiller: Distiller | None, norms: list[dict[str, float]]) -> list[
 
 def _costs(config: RunConfig, run: TrainingStep, held: int) -> list[Finding]:
     own = sum(p.numel() for p in run.parameters())
-    taught = sum(p.numel() for p in run.teacher.detector.parameters()) if run.teacher else 0
+    taught = sum(teacher.spec.parameters for teacher in run.teachers.values())
     # weights, gradients, two moments, moving average of the student; weights of the teacher
     memory = 4 * (5 * own + taught) + held
     disk = 4 * (5 * own) * 2 + 4 * own

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from kd_vision.core.batch import to_channels
 from kd_vision.core.predictions import Channels
 from kd_vision.data.loader import TrainStream
 from kd_vision.detectors.base import Detector
@@ -26,17 +27,19 @@ def fit_adapters(run: TrainingStep, stream: TrainStream, device: torch.device) -
     """
     if run.distiller is None:
         return
-    for loss in run.distiller.terms().values():
+    for name, loss in run.distiller.terms().items():
         if isinstance(loss, LinearFeatureLoss):
-            loss.fit(_pairs(run, stream, device))
+            loss.fit(_pairs(run, run.distiller.teacher_of(name), stream, device))
 
 
-def _pairs(run: TrainingStep, stream: TrainStream, device: torch.device) -> Iterator[tuple[Channels, Channels]]:
-    assert run.teacher is not None
+def _pairs(
+    run: TrainingStep, teacher: str, stream: TrainStream, device: torch.device
+) -> Iterator[tuple[Channels, Channels]]:
     # A copy in training mode: batch statistics, as the loss will see them, without moving the student's own.
     student: Detector = copy.deepcopy(run.student).train()
     for step in range(min(_BATCHES, stream.total_steps)):
-        images = stream.batch_at(step).to(device).as_float().images
+        batch = stream.batch_at(step).to(device).as_float()
         with torch.no_grad():
-            said = student(images, channels=frozenset({"features"}))
-        yield said.channels(), run.teacher(images).channels()
+            own = to_channels(batch.images, student.spec.input_channels)
+            said = student(own, channels=frozenset({"features"}))
+            yield said.channels(), run.ask(batch)[teacher].channels()

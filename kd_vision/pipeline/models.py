@@ -9,7 +9,7 @@ from typing import Any
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import DetectionData
-from kd_vision.detectors import family_module
+from kd_vision.detectors import FAMILIES, family_module, family_of
 from kd_vision.detectors.base import Detector, Predictor
 from kd_vision.engine.checkpoint import read_checkpoint
 from kd_vision.evaluation.coco import read_coco_results
@@ -89,8 +89,11 @@ def _load_checkpoint(path: Path, image_size: int | None, device: str) -> LoadedM
 
 
 def _load_pt(path: Path, image_size: int | None, trust: bool, device: str) -> LoadedModel:
-    module = family_module("ultralytics", "model")
-    detector = module.build(module.UltralyticsConfig(weights=path, trust=trust), None, str(path))
+    family = family_of(path)
+    module = family_module(family, "model")
+    kind = getattr(module, FAMILIES[family].config)
+    asked = {"trust": trust} if "trust" in kind.model_fields else {}
+    detector = module.build(kind(weights=path, **asked), None, str(path))
     detector.to(device).eval()
     return LoadedModel(detector, detector, image_size or _trained_size(path), "pt", path)
 

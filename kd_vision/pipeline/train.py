@@ -17,32 +17,30 @@ from kd_vision.config.schema import RunConfig, changed_keys
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory, write_json, write_text
-from kd_vision.data.dataset import load_split
+from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
-from kd_vision.detectors.frozen import FrozenTeacher
 from kd_vision.engine.checkpoint import read_checkpoint
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.build import (
-    build_distiller,
+    RunParts,
+    build_parts,
     build_stream,
-    build_student,
-    build_teacher,
     descriptor_of,
     final_split,
-    image_channels,
     output_directory,
     refuse_uncalibrated,
     teacher_hash,
+    teacher_view,
     training_data,
 )
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.first_fit import fit_adapters
 from kd_vision.pipeline.models import load_model
-from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
+from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
 from kd_vision.report.write import write_run_report
 
 
@@ -95,19 +93,27 @@ def train(
         load_split(descriptor_of(config), split)  # a wrong name is found now, not after the night
     labelled, unlabelled = training_data(config)
     seed_everything(config.train.seed)
-    student = build_student(config, labelled.classes)
-    teacher = build_teacher(config, labelled.classes)
-    distiller = build_distiller(config, student.spec, teacher.spec) if teacher else None
-    frozen = FrozenTeacher(teacher, distiller.requires) if teacher and distiller else None
+    parts = build_parts(config, labelled.classes)
+    labelled, unlabelled = parts.told(labelled), unlabelled and parts.told(unlabelled)
+    student = parts.student
     fabric = build_fabric(config.train, _loggers(directory))
     student.to(fabric.device)
-    if teacher is not None and not resume:
-        _gate_teacher(config, directory, teacher.to(fabric.device), student, fabric)
-    channels = image_channels(student.spec, teacher.spec if teacher else None)
-    stream = build_stream(config, labelled, unlabelled, channels, fabric.global_rank, fabric.world_size)
+    if parts.distiller is not None and not resume:
+        for teacher in parts.teachers.values():
+            teacher.to(fabric.device)
+        _gate_teachers(config, directory, parts, labelled, fabric)
+    stream = build_stream(
+        config,
+        labelled,
+        unlabelled,
+        parts.channels,
+        fabric.global_rank,
+        fabric.world_size,
+        teacher_view(config, parts.teachers),
+    )
     steps = config.train.epochs * stream.steps_per_epoch
     refuse_uncalibrated(config, steps)
-    run = TrainingStep(student, distiller, frozen).to(fabric.device)
+    run = TrainingStep(student, parts.distiller, parts.teachers).to(fabric.device)
     if not resume:
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
@@ -115,6 +121,9 @@ def train(
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
+        for teacher in config.teachers:
+            if teacher.is_student:
+                parts.teachers[teacher.name].follow(trainer.average.detector)
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
@@ -143,18 +152,19 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     return TrainResult(directory.root, directory.student, metrics, split, fit)
 
 
-def _gate_teacher(
-    config: RunConfig, directory: RunDirectory, teacher: Detector, student: Detector, fabric: Fabric
+def _gate_teachers(
+    config: RunConfig, directory: RunDirectory, parts: RunParts, labelled: DetectionData, fabric: Fabric
 ) -> None:
-    """Measure teacher and student on the first process; all processes end where the gate refuses."""
-    split = config.evaluate.split
-    truth = load_split(descriptor_of(config), split)
+    """Measure teachers and student on the first process; all processes end where the gate refuses."""
     refusal = ""
-    if fabric.is_global_zero and teacher.spec.classes == truth.classes:
-        said, before = measure_teacher(config, teacher, student, truth)
+    if fabric.is_global_zero:
         try:
-            refuse_weak_teacher(config, said, before, split)
-            write_json(directory.root / "teacher.json", {"split": split, **said.to_json()})
+            said = {}
+            for score in measure_teachers(config, parts, labelled):
+                refuse_weak_teacher(config, score)
+                if score.teacher is not None:
+                    said[score.name] = {"split": score.split, **score.teacher.to_json()}
+            write_json(directory.root / "teacher.json", said)
         except GateError as error:
             refusal = str(error)
     refusal = fabric.broadcast(refusal)

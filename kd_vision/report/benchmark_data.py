@@ -65,7 +65,7 @@ class Arm(StrictModel):
         role: what it is compared as; gains are of `distilled` arms over `plain` and `other` ones.
         description: one sentence on how it was made.
         model: architecture, e.g. "yolov8n".
-        parameters: number of parameters.
+        parameters: number of parameters; None: a black box.
         gflops: billions of floating point operations for one image of the benchmark's size.
         file_bytes: size of the weights file.
         onnx_latency_ms: latency of the exported file.
@@ -76,7 +76,7 @@ class Arm(StrictModel):
     role: Role
     description: str
     model: str
-    parameters: int = Field(ge=0)
+    parameters: int | None = Field(default=None, ge=0)
     gflops: float | None = Field(default=None, ge=0)
     file_bytes: int | None = Field(default=None, ge=0)
     onnx_latency_ms: Latency | None = None

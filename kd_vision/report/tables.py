@@ -119,7 +119,7 @@ def cost_table(data: BenchmarkData) -> Table:
     """What each arm costs: parameters, GFLOPs, file size, latency, training."""
     rows: list[tuple[str, Callable[[Arm], str]]] = [
         ("Model", lambda arm: arm.model),
-        ("Parameters (million)", lambda arm: f"{arm.parameters / 1e6:.2f}"),
+        ("Parameters (million)", lambda arm: MISSING if arm.parameters is None else f"{arm.parameters / 1e6:.2f}"),
         ("GFLOPs an image", lambda arm: _plain(arm.gflops)),
         ("File size (MB)", lambda arm: _plain(None if arm.file_bytes is None else arm.file_bytes / 1e6)),
         ("ONNX latency (ms), median (p90)", _latency),

@@ -28,12 +28,12 @@ def test_paths_are_relative_to_the_file_and_overrides_to_the_current_folder(
     (tmp_path / "sub" / "t.pt").touch()
     config = load_config(path)
     assert config.data == tmp_path / "d.yaml"
-    assert config.teacher.weights == tmp_path / "sub" / "t.pt"  # type: ignore[union-attr]
+    assert config.teachers[0].source.weights == tmp_path / "sub" / "t.pt"  # type: ignore[attr-defined]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "u.pt").touch()
     monkeypatch.chdir(elsewhere)
-    assert load_config(path, ["teacher.weights=u.pt"]).teacher.weights == elsewhere / "u.pt"  # type: ignore[union-attr]
+    assert load_config(path, ["teacher.weights=u.pt"]).teachers[0].source.weights == elsewhere / "u.pt"  # type: ignore[attr-defined]
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         load_config(path)
     assert list(caught.value.problems) == [
-        f"{path}: teacher.weights: {tmp_path}/none.pt does not exist; give a .pt file",
+        f"{path}: teacher.weights: {tmp_path}/none.pt does not exist; give a model's file",
         f"{path}: train.batch_size: input should be a valid integer, unable to parse string as an integer; "
         "given 'none'",
         f"{path}: train.epoch: unknown key; did you mean 'epochs'?",
@@ -105,6 +105,43 @@ def test_every_recipe_loads_and_a_resolved_config_reads_back_the_same(tmp_path: 
     again = tmp_path / "resolved.yaml"
     again.write_text(yaml.safe_dump(config.to_mapping()))
     assert load_config(again).to_mapping() == config.to_mapping()
+
+
+def test_several_teachers_have_names_and_a_term_without_one_learns_from_all(tmp_path: Path) -> None:
+    text = BASE + "teacher: [{weights: t.pt, name: weak}, {weights: t.pt}]\ndistill:\n"
+    text += "  - {loss: box_iou, weight: 3}\n"
+    text += "  - {loss: class_bce, teacher: weak, schedule: {kind: window, stop: 0.5}}\n"
+    config = load_config(write(tmp_path, text))
+    assert [teacher.name for teacher in config.teachers] == ["weak", "teacher2"]
+    assert [(term.name, term.teacher, term.config.weight) for term in config.terms] == [
+        ("box_iou_weak", "weak", 1.5),
+        ("box_iou_teacher2", "teacher2", 1.5),
+        ("class_bce", "weak", 0.5),
+    ]
+    with pytest.raises(RequestError, match=r"distill\.0\.teacher: there is no teacher 'week'; did you mean 'weak'\?"):
+        load_config(write(tmp_path, BASE + "teacher: [{weights: t.pt, name: weak}]\n"
+                                           "distill: [{loss: box_iou, teacher: week}]\n"))  # fmt: skip
+
+
+def test_stored_knowledge_teaches_boxes_and_a_live_teacher_beside_it_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    alone = load_config(write(tmp_path, BASE + "knowledge: store\n"))
+    assert alone.recipe == "boxes"
+    assert alone.knowledge is not None
+    assert alone.knowledge.store == tmp_path / "store"
+    assert [term.teacher for term in alone.terms] == ["knowledge"]
+    text = BASE + "knowledge: {store: store}\nteacher: {weights: t.pt}\ndistill: [{loss: soft_boxes}, {loss: box_iou}]\n"
+    both = load_config(write(tmp_path, text))
+    assert [term.teacher for term in both.terms] == ["knowledge", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("families", "recipe"),
+    [("ultralytics", "imitation"), ("torchvision", "boxes")],
+)
+def test_the_default_recipe_is_one_that_the_pair_can(tmp_path: Path, families: str, recipe: str) -> None:
+    config = load_config(write(tmp_path, BASE + f"teacher: {{family: {families}, weights: t.pt}}\n"))
+    assert config.recipe == recipe
 
 
 def test_missing_file_and_unset_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

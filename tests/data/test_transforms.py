@@ -53,7 +53,7 @@ def test_mosaic_puts_four_images_around_the_centre() -> None:
         [0, 7, 1, 9],
         [9, 11, 13, 15],
     ]
-    assert made.labels.tolist() == [10, 10, 20, 30, 40]
+    assert made.rows.tolist() == [10, 10, 20, 30, 40]
 
 
 def test_mosaic_drops_boxes_outside_the_canvas() -> None:
@@ -85,7 +85,7 @@ def test_scale_and_crop_maps_boxes_by_hand() -> None:
 )
 def test_boxes_too_small_to_learn_from_are_dropped(box: list[float], kept: bool) -> None:
     made = scale_and_crop(flat(1, 64, 64, [box]), 64, 1.0, (32.0, 32.0))
-    assert len(made.labels) == int(kept)
+    assert len(made.rows) == int(kept)
 
 
 def test_crop_of_an_image_that_fits_is_the_centred_image() -> None:
@@ -160,7 +160,7 @@ def test_mixup_blends_and_keeps_the_boxes_of_both() -> None:
     seen = set()
     for seed in range(8):
         made = augmented(config, [one, two], seed).sample
-        assert len(made.labels) == 2
+        assert len(made.rows) == 2
         seen.add(round(float(made.image.mean()) / 200, 1))
     assert seen <= {0.0, 0.3, 0.4, 0.5, 0.6, 0.7}
     assert max(seen) > 0.3
@@ -214,7 +214,7 @@ def test_statistics_are_those_of_the_trainer_we_are_compared_with() -> None:
     augmenter = Augmenter(AugmentConfig(), size, 1)
     for seed in range(300):
         made = augmenter(samples.__getitem__, seed % 8, 8, np.random.default_rng(seed), True).sample
-        counts.append(len(made.labels))
+        counts.append(len(made.rows))
         sides.extend((made.boxes_xyxy[:, 2:] - made.boxes_xyxy[:, :2]).prod(axis=1) ** 0.5)
     expected_counts, expected_sides = simulated(samples, size, 1500)
     assert np.mean(counts) == pytest.approx(expected_counts, rel=0.06)

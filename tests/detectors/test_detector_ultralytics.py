@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.nn import tasks
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from kd_vision.core.batch import ImageBatch, Letterbox, Targets
+from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
 from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import BACKGROUND
 from kd_vision.detectors import FAMILIES, family_module
 from kd_vision.detectors.base import Detector, PredictOptions
 from kd_vision.detectors.postprocess import xywh_to_xyxy
@@ -129,11 +131,88 @@ def test_the_channel_of_detections_is_prediction_in_input_pixels(name: str) -> N
     none = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
     same = (Letterbox(64, 64, 1.0, 1.0, 0, 0),) * 2
     batch = ImageBatch(images(), none, torch.ones(2, dtype=torch.bool), (1, 2), same)
-    said = detector(batch.images, channels=frozenset({"detections"})).detections
+    said = detector(batch.images, channels=frozenset({"detections"})).decide(PredictOptions())
     for one, other in zip(said, detector.predict(batch)):
         assert len(one) > 0
         np.testing.assert_array_equal(one.scores, other.scores)
         np.testing.assert_allclose(np.clip(one.boxes_xyxy, 0, 64), other.boxes_xyxy, atol=1e-4)
+
+
+def crowd() -> SoftTargets:
+    """Boxes of one sure class each, of images out of order, two of them on one spot; none on the second image."""
+    boxes = [[20.0, 8.0, 60.0, 50.0], [4.0, 6.0, 30.0, 40.0], [2.0, 2.0, 5.0, 5.0], [20.0, 8.0, 60.0, 50.0]]
+    boxes += [[-6.0, 30.0, 20.0, 70.0], [16.0, 16.0, 48.0, 48.0]]
+    index, labels = torch.tensor([2, 0, 2, 0, 0, 2]), torch.tensor([2, 0, 1, 1, 2, 0])
+    probs = torch.nn.functional.one_hot(labels, len(CLASSES)).float()
+    return SoftTargets(index, torch.tensor(boxes), probs, torch.ones(6), torch.zeros(6, dtype=torch.bool))
+
+
+def family_assignments(detector: UltralyticsDetector, shown: torch.Tensor, handed: SoftTargets) -> list[tuple]:
+    """What the assigners of the family's own loss say of hard truth: (scores, foreground, slot) by branch."""
+    criterion = (E2ELoss if detector.spec.end_to_end else v8DetectionLoss)(detector.net)
+    losses = [criterion.one2many, criterion.one2one] if detector.spec.end_to_end else [criterion]
+    said: list[tuple] = []
+    for loss in losses:
+        real = loss.assigner
+        loss.assigner = lambda *given, real=real: said.append(real(*given)) or said[-1]
+    order = handed.image_index.argsort(stable=True)
+    low, high = handed.boxes_xyxy[order, :2] / 64, handed.boxes_xyxy[order, 2:] / 64
+    batch = {
+        "batch_idx": handed.image_index[order].float(),
+        "cls": handed.labels[order].float()[:, None],
+        "bboxes": torch.cat(((low + high) / 2, high - low), dim=1),
+    }
+    criterion(detector.net(shown), batch)
+    return [each[2:] for each in said]
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n", "yolov10n", "yolov8n-p2"])
+def test_answers_for_hard_truth_are_the_targets_of_the_familys_own_loss(name: str) -> None:
+    detector = make(name).eval()
+    detector.set_progress(0.4)
+    shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    handed = crowd()
+    with torch.no_grad():
+        stages = detector(shown, channels=frozenset({"detections"})).answer(handed)
+        expected = family_assignments(detector, shown, handed)
+    both = detector.spec.end_to_end
+    assert [stage.stage for stage in stages] == (["one_to_many", "one_to_one"] if both else ["one_to_many"])
+    assert sum(stage.weight for stage in stages) == pytest.approx(1.0)
+    assert stages[0].weight == pytest.approx(0.52 if both else 1.0)
+    of_image = [[1, 3, 4], [], [0, 2, 5]]
+    for stage, (scores, foreground, slot) in zip(stages, expected, strict=True):
+        wanted = torch.full_like(stage.index, BACKGROUND)
+        for image, point in foreground.nonzero().tolist():
+            wanted[image, point] = of_image[image][int(slot[image, point])]
+        assert torch.equal(stage.index, wanted)
+        assert set(wanted.unique().tolist()) >= {BACKGROUND, 0, 1, 2, 4, 5}
+        target = stage.quality[..., None] * handed.class_probs[stage.index.clamp(min=0)]
+        torch.testing.assert_close(target, scores.to(target.dtype))
+        assert float(stage.quality.max()) > 0
+
+
+def test_a_one_to_one_branch_answers_for_a_box_once() -> None:
+    detector = make("yolo26n").eval()
+    shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    many, one = detector(shown, channels=frozenset({"detections"})).answer(crowd())
+    assert int((one.index >= 0).sum()) <= 6 < int((many.index >= 0).sum())
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_nothing_handed_in_is_background_everywhere(name: str) -> None:
+    nobody = crowd().take(torch.zeros(6, dtype=torch.bool))
+    for stage in make(name).train()(images(), channels=frozenset({"detections"})).answer(nobody):
+        assert (stage.index == BACKGROUND).all()
+        assert float(stage.quality.abs().sum()) == 0
+
+
+def test_the_order_of_boxes_does_not_change_the_task_losses() -> None:
+    detector = make("yolov8n").train()
+    truth = targets()
+    mixed = Targets(truth.image_index.flip(0), truth.labels.flip(0), truth.boxes_xyxy.flip(0))
+    first, second = detector(images(), truth).task_losses, detector(images(), mixed).task_losses
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value)
 
 
 def test_balance_of_an_end_to_end_head_follows_training() -> None:
@@ -206,7 +285,7 @@ def test_known_models_hold_every_generation() -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_of_the_table_keeps_the_contract(family: str) -> None:
     module = family_module(family, "student")
-    assert hasattr(module, "build")
+    assert hasattr(module, "build") or family == "self"  # which is the student, not built apart from it
     assert hasattr(module, FAMILIES[family].config)
     detector = make("yolo11n")
     assert isinstance(detector, Detector)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import ImageBatch, Targets
 from kd_vision.core.errors import TrainingError
-from kd_vision.detectors.frozen import FrozenTeacher
+from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
 from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.losses import load_loss
@@ -53,7 +53,7 @@ def distiller(student: UltralyticsDetector, teacher: UltralyticsDetector, **weig
 
 def step(student: UltralyticsDetector, teacher: UltralyticsDetector, **weights: object) -> TrainingStep:
     found = distiller(student, teacher, **weights)
-    return TrainingStep(student, found, FrozenTeacher(teacher, found.requires)).train()
+    return TrainingStep(student, found, FrozenTeacher(teacher)).train()
 
 
 def test_the_teacher_changes_in_no_bit_and_is_in_no_optimiser_state_or_mode() -> None:

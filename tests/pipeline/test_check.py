@@ -42,7 +42,7 @@ def test_every_loss_that_does_not_fit_is_named_and_exit_2(
     path = write_config(distill="[{loss: box_ld}, {loss: feature_pkd, levels: [P9]}]")
     assert main(["check", str(path), "--set", "student.model=yolo26n"]) == 2
     text = capsys.readouterr().out
-    for part in ("distill.0 (box_ld)", "distill.1 (feature_pkd)", "losses that fit this pair"):
+    for part in ("distill.0 (box_ld)", "distill.1 (feature_pkd)", "losses that fit yolov8n as teacher of"):
         assert part in text
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from kd_vision.config.load import load_config
-from kd_vision.detectors.frozen import FrozenTeacher
 from kd_vision.engine.step import TrainingStep, terms
-from kd_vision.pipeline.build import build_distiller, build_stream, build_student, build_teacher, training_data
+from kd_vision.pipeline.build import build_parts, build_stream, training_data
 from kd_vision.pipeline.first_fit import fit_adapters
 
 
@@ -21,17 +20,16 @@ def test_ridge_start_lowers_the_term_and_leaves_student_and_teacher_alone(
     wide = awake_file("yolov8s")
     config = load_config(write_config(distill="[{loss: feature_mse}]"), [f"teacher.weights={wide}"])
     labelled, _ = training_data(config)
-    student, teacher = build_student(config, labelled.classes), build_teacher(config, labelled.classes)
-    assert teacher is not None
-    distiller = build_distiller(config, student.spec, teacher.spec)
-    run = TrainingStep(student, distiller, FrozenTeacher(teacher, distiller.requires)).train()
+    parts = build_parts(config, labelled.classes)
+    student, distiller = parts.student, parts.distiller
+    run = TrainingStep(student, distiller, parts.teachers).train()
     stream = build_stream(config, labelled, None, 3)
     batches = [stream.batch_at(step).as_float() for step in range(4)]
 
     def value(which: TrainingStep) -> float:
         return sum(float(terms(which, batch).distillation["feature_mse"]) * len(batch) for batch in batches)
 
-    at_random = value(TrainingStep(copy.deepcopy(student), distiller, run.teacher).train())
+    at_random = value(TrainingStep(copy.deepcopy(student), distiller, parts.teachers).train())
     before = copy.deepcopy(student.state_dict())
     fit_adapters(run, stream, torch.device("cpu"))
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

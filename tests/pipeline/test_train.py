@@ -13,13 +13,14 @@ import torch
 import kd_vision
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError, TrainingError
+from kd_vision.core.predictions import Channel
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.engine.trainer import Trainer
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.pipeline.build import build_stream, build_student, build_teacher, descriptor_of, training_data
+from kd_vision.pipeline.build import build_parts, build_stream, build_teachers, descriptor_of, training_data
 from kd_vision.pipeline.models import load_model
-from kd_vision.pipeline.teacher_gate import measure_teacher, refuse_weak_teacher
+from kd_vision.pipeline.teacher_gate import TeacherScore, measure_teachers, refuse_weak_teacher
 from kd_vision.pipeline.train import train
 
 
@@ -133,19 +134,19 @@ def test_a_teacher_no_better_than_its_student_ends_the_work(write_config: Callab
 def test_the_gate_compares_with_the_student_before_training(write_config: Callable[..., Path]) -> None:
     config = load_config(write_config(), ["allow_weak_teacher=false"])
     good, bad = scores(0.4), scores(0.1)
-    refuse_weak_teacher(config, good, bad, "val")
+    refuse_weak_teacher(config, TeacherScore("teacher", "val", good, bad))
     for teacher, student in ((bad, good), (good, good), (scores(0.0), scores(None))):
         with pytest.raises(GateError, match="give a teacher trained for this data"):
-            refuse_weak_teacher(config, teacher, student, "val")
+            refuse_weak_teacher(config, TeacherScore("teacher", "val", teacher, student))
 
 
 def test_the_gate_moves_no_bit_of_the_student(write_config: Callable[..., Path]) -> None:
     config = load_config(write_config())
-    student = build_student(config, ("red", "blue")).train()
-    teacher = build_teacher(config, ("red", "blue"))
-    assert teacher is not None
+    parts = build_parts(config, ("red", "blue"))
+    student = parts.student.train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    measure_teacher(config, teacher, student, load_split(descriptor_of(config), "val"))
+    (score,) = measure_teachers(config, parts, load_split(descriptor_of(config), "train"))
+    assert score.teacher is not None
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert student.training
 
@@ -159,7 +160,7 @@ def test_classes_that_do_not_fit_are_named(write_config: Callable[..., Path], tm
     renamed = squares.with_name("renamed.yaml")
     text = squares.read_text().replace("classes: [red, blue]", "classes: [red]\nsubset: true")
     renamed.write_text(text)
-    with pytest.raises(RequestError, match="teacher: its classes do not fit the data: it lacks nothing and has blue"):
+    with pytest.raises(RequestError, match="teacher.labels: the teacher's classes are not the data's: it has 'blue' beside; say what stands for what"):
         train(write_config(), tmp_path / "run", overrides=[f"data={renamed}"])
 
 
@@ -168,12 +169,10 @@ def test_a_teacher_with_its_classes_in_another_order_answers_in_the_students(
 ) -> None:
     config = load_config(write_config())
     images = torch.rand(1, 3, 64, 64)
-    straight, swapped = build_teacher(config, ("red", "blue")), build_teacher(config, ("blue", "red"))
-    assert straight is not None
-    assert swapped is not None
-    channels = frozenset({"grid"})
-    one = straight.eval()(images, channels=channels).grids["one_to_many"].logits  # type: ignore[arg-type]
-    other = swapped.eval()(images, channels=channels).grids["one_to_many"].logits  # type: ignore[arg-type]
+    straight, swapped = (build_teachers(config, order)["teacher"] for order in (("red", "blue"), ("blue", "red")))
+    channels: frozenset[Channel] = frozenset({"grid"})
+    one = straight(images, channels).grids["one_to_many"].logits
+    other = swapped(images, channels).grids["one_to_many"].logits
     assert torch.equal(one[..., [1, 0]], other)
 
 
@@ -186,7 +185,7 @@ def test_losses_that_do_not_fit_are_all_named_with_those_that_do(
     lines = caught.value.problems
     assert "distill.0 (box_ld): needs the same number of box bins; teacher 16, student none" in lines[0]
     assert any("distill.1 (feature_pkd): level 'P9' is not among the teacher's" in line for line in lines)
-    assert "losses that fit this pair: " in lines[-1]
+    assert "losses that fit yolov8n as teacher of yolo26n: " in lines[-1]
     assert "box_iou" in lines[-1]
 
 
@@ -301,7 +300,7 @@ def test_a_teacher_of_other_classes_teaches_features_alone(
     renamed.write_text(squares.read_text().replace("classes: [red, blue]", "classes: [red]\nsubset: true"))
     features = write_config(distill="[{loss: feature_pkd}]")
     assert train(features, tmp_path / "a", overrides=[f"data={renamed}", "train.epochs=1"]).fit.steps == 3
-    with pytest.raises(RequestError, match="use feature losses alone"):
+    with pytest.raises(RequestError, match="it has 'blue' beside; say what stands for what"):
         train(features, tmp_path / "b", overrides=[f"data={renamed}", "allow_weak_teacher=false"])
 
 

@@ -1,0 +1,197 @@
+"""Weighted boxes fusion: what several detectors say of one image becomes one answer.
+
+Shapes: M boxes of one member, N boxes of all members, P members, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kd_vision.core.predictions import Detections, class_probabilities
+
+Floats = npt.NDArray[np.float64]
+
+_IGNORED = -1  # regions to be ignored are clustered among themselves, whatever their class
+
+
+def fuse(
+    found: Sequence[Detections],
+    iou: float = 0.55,
+    weights: Sequence[float] | None = None,
+    class_weights: npt.ArrayLike | None = None,
+) -> Detections:
+    """Fuse the boxes that members found in one image.
+
+    Boxes are taken by falling ``w * score``; each joins the cluster of its class whose fused box it overlaps
+    most, if by more than `iou`, else it founds one. With the sums over the boxes b of a cluster, ``w_b`` the
+    weight of b's member and W the weights of all members together::
+
+        box   = sum_b w_b s_b box_b / sum_b w_b s_b
+        score = sum_b w_b s_b / sum_b w_b * min(W, sum_b w_b) / W
+
+    and class probabilities as the score, each class with its own weights. A member that does not see the
+    object thus counts as a score of 0.
+
+    Source: Solovyev, Wang, Gabruseva, "Weighted boxes fusion", 2021, section 3. We differ with weights: theirs
+    divides by the number of boxes, so that a heavy member's twice-found object can score above 1.
+
+    Args:
+        found: one per member, all in the same frame.
+        iou: overlap from which two boxes are the same object.
+        weights: (P,) of the members; None: all 1.
+        class_weights: (P, K) factors on `weights` for each class, e.g. 0 where a member never learned one;
+            None: all 1. A class without any weight is never found.
+
+    Returns:
+        Fused boxes, best first, with class probabilities where a member has them.
+    """
+    table = np.ones((len(found), _classes(found))) if class_weights is None else np.asarray(class_weights, np.float64)
+    table = table * (np.ones(len(found)) if weights is None else np.asarray(weights, np.float64))[:, None]
+    boxes = _gather(found, table)
+    clusters = _cluster(boxes, iou)
+    if not len(clusters):
+        return Detections.empty()
+    fused = _Sums.over(boxes, clusters, table)
+    return fused.detections(boxes, any(one.class_probs is not None for one in found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Boxes:
+    """Boxes of all members, best first.
+
+    Attributes:
+        xyxy: (N, 4).
+        scores: (N,).
+        labels: (N,), of ignored regions too.
+        group: (N,) label, or `_IGNORED`.
+        member: (N,) whose.
+        weight: (N,) of the member for the box's class.
+        probs: (N, K).
+    """
+
+    xyxy: Floats
+    scores: Floats
+    labels: npt.NDArray[np.int64]
+    group: npt.NDArray[np.int64]
+    member: npt.NDArray[np.int64]
+    weight: Floats
+    probs: Floats
+
+
+def _classes(found: Sequence[Detections]) -> int:
+    """K where nobody says it: enough columns for every label."""
+    widths = [one.class_probs.shape[1] for one in found if one.class_probs is not None]
+    return max([*widths, *(int(one.labels.max()) + 1 for one in found if len(one)), 1])
+
+
+def _gather(found: Sequence[Detections], table: Floats) -> _Boxes:
+    ignored = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in found]
+    labels = np.concatenate([one.labels for one in found])
+    member = np.repeat(np.arange(len(found)), [len(one) for one in found])
+    scores = np.concatenate([one.scores for one in found]).astype(np.float64)
+    group = np.where(np.concatenate(ignored), _IGNORED, labels)
+    weight = np.where(group == _IGNORED, table.max(axis=1)[member], table[member, labels])
+    order = np.argsort(-weight * scores, kind="stable")
+    order = order[weight[order] > 0]
+    return _Boxes(
+        np.concatenate([one.boxes_xyxy for one in found]).astype(np.float64)[order],
+        scores[order],
+        labels[order],
+        group[order],
+        member[order],
+        weight[order],
+        np.concatenate([class_probabilities(one, table.shape[1]) for one in found]).astype(np.float64)[order],
+    )
+
+
+def _cluster(boxes: _Boxes, iou: float) -> npt.NDArray[np.int64]:
+    """Return (N,) the cluster of each box, numbered from 0."""
+    cluster = np.full(len(boxes.scores), -1, np.int64)
+    count = 0
+    for group in np.unique(boxes.group):
+        rows = np.flatnonzero(boxes.group == group)
+        own = _cluster_class(boxes.xyxy[rows], (boxes.weight * boxes.scores)[rows], iou)
+        cluster[rows] = own + count
+        count += int(own.max()) + 1
+    return cluster
+
+
+def _cluster_class(xyxy: Floats, trust: Floats, iou: float) -> npt.NDArray[np.int64]:
+    """Cluster the boxes of one class, (N, 4), by falling trust, (N,)."""
+    # With the low corner negated, both corners of an intersection are minima, and a side is the sum of two.
+    signed = np.concatenate((-xyxy[:, :2], xyxy[:, 2:]), axis=1)
+    areas = (signed[:, 0] + signed[:, 2]) * (signed[:, 1] + signed[:, 3])
+    fused, fused_area = np.empty((4, len(xyxy))), np.empty(len(xyxy))
+    total, mass = np.empty((len(xyxy), 4)), np.empty(len(xyxy))
+    cluster = np.zeros(len(xyxy), np.int64)
+    count = 0
+    for row, (box, area, weight) in enumerate(zip(signed, areas, trust, strict=True)):
+        sides = np.minimum(fused[:, :count], box[:, None])
+        sides = np.maximum(sides[:2] + sides[2:], 0.0)
+        shared = sides[0] * sides[1]
+        overlap = shared / np.maximum(fused_area[:count] + area - shared, 1e-12)
+        best = int(overlap.argmax()) if count else 0
+        if not count or overlap[best] <= iou:
+            best, count = count, count + 1
+            total[best], mass[best] = 0.0, 0.0
+        cluster[row] = best
+        total[best] += weight * box
+        mass[best] += weight
+        fused[:, best] = total[best] / mass[best] if mass[best] > 0 else box
+        fused_area[best] = (fused[0, best] + fused[2, best]) * (fused[1, best] + fused[3, best])
+    return cluster
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Clusters summed up: which box leads each, (C,), the fused boxes, (C, 4), scores, (C,), and (C, K) probabilities."""
+
+    leader: npt.NDArray[np.int64]
+    xyxy: Floats
+    scores: Floats
+    probs: Floats
+
+    @staticmethod
+    def over(boxes: _Boxes, cluster: npt.NDArray[np.int64], table: Floats) -> _Sums:
+        """Apply the equations of `fuse`."""
+        count = int(cluster.max()) + 1
+        leader = np.full(count, -1, np.int64)
+        leader[cluster[::-1]] = np.arange(len(cluster))[::-1]  # the first of each cluster is written last
+
+        def summed(values: Floats) -> Floats:
+            result = np.zeros((count, *values.shape[1:]))
+            np.add.at(result, cluster, values)
+            return result
+
+        def voted(weight: Floats, values: Floats, everyone: Floats) -> Floats:
+            cast = summed(weight)
+            share = np.minimum(everyone, cast) / np.maximum(everyone, 1e-12)
+            return summed(weight * values) / np.maximum(cast, 1e-12) * share
+
+        everyone = np.where(
+            boxes.group[leader] == _IGNORED, table.max(axis=1).sum(), table.sum(axis=0)[boxes.labels[leader]]
+        )
+        trust = boxes.weight * boxes.scores
+        trust = np.where(summed(trust)[cluster] > 0, trust, 1.0)  # scores of 0 leave nothing to weigh by
+        return _Sums(
+            leader,
+            summed(trust[:, None] * boxes.xyxy) / summed(trust)[:, None],
+            voted(boxes.weight, boxes.scores, everyone),
+            voted(table[boxes.member], boxes.probs, table.sum(axis=0)[None]),
+        )
+
+    def detections(self, boxes: _Boxes, with_probs: bool) -> Detections:
+        """Return the clusters as boxes, best first."""
+        order = np.argsort(-self.scores, kind="stable")
+        ignore = boxes.group[self.leader][order] == _IGNORED
+        return Detections(
+            self.xyxy[order].astype(np.float32),
+            self.scores[order].astype(np.float32),
+            boxes.labels[self.leader][order],
+            self.probs[order].astype(np.float32) if with_probs else None,
+            ignore if ignore.any() else None,
+        )

@@ -1,0 +1,164 @@
+"""A source of boxes as a config describes it: which model, in which words, how it is shown an image.
+
+The same at the top level of a config (`teacher:`) and within an ensemble (`members:`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.labels import build_label_map
+from kd_vision.core.validation import StrictModel, problems
+from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
+from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.detectors.pixels import fixed_size
+from kd_vision.detectors.teacher import FrozenTeacher
+from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
+
+ENSEMBLE = "ensemble"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class TeacherOptions(StrictModel):
+    """How a source is asked, whatever it is.
+
+    Attributes:
+        name: to speak of it; None: the caller's choice.
+        labels: from its classes to the data's, see `core.labels.build_label_map`.
+        image_size: side of the square that it is shown; None: that of the images it is given, or the only one
+            that its file takes.
+        tiles: cut the square into tiles, for objects that are small in it.
+        tta: look at each image more than once.
+    """
+
+    name: str | None = None
+    labels: dict[str, str] | None = None
+    image_size: int | None = Field(default=None, ge=32)
+    tiles: TilesConfig | None = None
+    tta: TtaConfig | None = None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _words(cls, labels: Any) -> Any:
+        # YAML reads a class named 1, or `no`, as a number or a truth value.
+        return {str(key): value for key, value in labels.items()} if isinstance(labels, Mapping) else labels
+
+
+def parse_source(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
+    """Read one source.
+
+    Args:
+        content: keys of the family's config and of `TeacherOptions` side by side; paths are absolute.
+        where: file and key for messages, e.g. ``config.yaml: teacher``.
+
+    Returns:
+        The typed config of the family, and how it is asked.
+
+    Raises:
+        RequestError: one line for every mistake, those of an ensemble's members among them.
+    """
+    if not isinstance(content, Mapping):
+        raise RequestError(f"{where}: expected keys and values, e.g. {{family: ultralytics, weights: teacher.pt}}")
+    family = str(content.get("family", DEFAULT_FAMILY))
+    entry = FAMILIES.get(family)
+    if entry is None:
+        raise RequestError(f"{where}.family: unknown family '{family}'{suggest(family, FAMILIES)}")
+    if "teacher" not in entry.roles:
+        raise RequestError(f"{where}.family: '{family}' cannot be a teacher")
+    model: type[BaseModel] = getattr(family_module(family, where), entry.config)
+    asked = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
+    own = {str(key): value for key, value in content.items() if key not in asked}
+    possible = (*model.model_fields, *TeacherOptions.model_fields)
+    found = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in own if key not in model.model_fields]
+    config = _read(model, {key: value for key, value in own.items() if key in model.model_fields}, where, found)
+    options = _read(TeacherOptions, asked, where, found)
+    if family == ENSEMBLE:
+        found += _wrong_members(own.get("members"), where)
+    if found or config is None or options is None:
+        raise RequestError(*found)
+    return config, options
+
+
+def _read(model: type[Model], content: Mapping[str, Any], where: str, found: list[str]) -> Model | None:
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        lines = zip(error.errors(include_url=False), problems(model, error, ""), strict=True)
+        found += [where + ("." if finding["loc"] else ": ") + line.removeprefix(": ") for finding, line in lines]
+        return None
+
+
+def _wrong_members(members: Any, where: str) -> list[str]:
+    found: list[str] = []
+    for position, member in enumerate(members if isinstance(members, list) else []):
+        try:
+            parse_source(member, f"{where}.members.{position}")
+        except RequestError as error:
+            found += error.problems
+    return found
+
+
+def build_source(
+    config: BaseModel, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
+) -> FrozenTeacher:
+    """Build one source, frozen, answering in the student's classes.
+
+    Args:
+        config: typed config of its family.
+        options: how it is asked.
+        student_classes: names in label order; None: the source's own words are wanted.
+        where: key for messages, e.g. ``teacher``.
+
+    Raises:
+        RequestError: the source cannot be built or looks at no pixels, its classes do not fit, or a size does not.
+    """
+    family = str(getattr(config, "family", DEFAULT_FAMILY))
+    wrong = _contradictions(family, options, student_classes, where)
+    if wrong:
+        raise RequestError(*wrong)
+    # The members of an ensemble speak the student's words each by its own map; a model would get a new head.
+    classes = student_classes if family == ENSEMBLE else None
+    source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
+    if not isinstance(source, (Detector, PixelPredictor)):
+        raise RequestError(f"{where}: '{family}' looks at no pixels, so it cannot be asked about an image")
+    labels = None
+    if student_classes is not None:
+        labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
+    shown = _with_views(source, options, where)
+    return FrozenTeacher(shown, labels, options.image_size or fixed_size(shown))
+
+
+def _contradictions(
+    family: str, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
+) -> list[str]:
+    if options.labels is None:
+        return []
+    if family == ENSEMBLE:
+        return [f"{where}.labels: the members of an ensemble have a map each; put it there"]
+    if student_classes is None:
+        return [f"{where}.labels: there are no classes to map to; leave it out"]
+    return []
+
+
+def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, where: str) -> Detector | PixelPredictor:
+    """Put tiles and repeated looks around a source; a repeated look may be a larger one, with more tiles."""
+    shown: Detector | PixelPredictor = source
+    if options.tiles is not None:
+        shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
+    if options.tta is not None:
+        shown = Augmented.of(shown, options.tta, f"{where}.tta")
+    size, only, multiple = options.image_size, fixed_size(shown), shown.spec.size_multiple
+    if size is not None and only is not None and size != only:
+        raise RequestError(
+            f"{where}.image_size: the file takes images of {only}x{only} pixels alone, given {size}; leave it out, or "
+            f"add tiles: {{size: {only}}}"
+        )
+    if size is not None and size % multiple:
+        near = round(size / multiple) * multiple or multiple
+        raise RequestError(f"{where}.image_size: {size} is not a multiple of {multiple}; use {near}")
+    return shown

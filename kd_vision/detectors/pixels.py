@@ -1,0 +1,53 @@
+"""What every black box that looks at pixels has in common.
+
+Shapes: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from kd_vision.core.batch import ImageBatch
+from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.detectors.postprocess import to_original
+
+
+class PixelSource(ABC):
+    """A `PixelPredictor` that says how it detects; the rest follows.
+
+    Attributes:
+        spec: facts about the source.
+        fixed_size: the only height and width it takes; None: any multiple of `spec.size_multiple`.
+    """
+
+    spec: DetectorSpec
+    fixed_size: int | None = None
+
+    @abstractmethod
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """See `PixelPredictor.detect`."""
+
+    def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """Return one `Detections` per image, boxes in pixels of the original image."""
+        found = self.detect(batch.as_float().images, options)
+        return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
+
+    def to(self, device: torch.device | str) -> PixelSource:
+        """Move what can be moved; a file run by another library stays where it is."""
+        return self
+
+
+def settle(source: Detector | PixelPredictor, device: torch.device | str) -> None:
+    """Move a source, and what it is made of, to a device."""
+    if isinstance(source, (Detector, PixelSource)):
+        source.to(device)
+
+
+def fixed_size(source: Detector | PixelPredictor) -> int | None:
+    """Height and width that a source insists on; None: it takes others."""
+    return source.fixed_size if isinstance(source, PixelSource) else None

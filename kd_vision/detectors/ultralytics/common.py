@@ -1,0 +1,116 @@
+"""What both kinds of head share: a checkpoint the family opens, and boxes in the form its losses expect.
+
+Shapes: B images, M boxes.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics import __version__ as ultralytics_version
+from ultralytics.cfg import get_cfg
+from ultralytics.nn import tasks
+
+from kd_vision.core.batch import Targets
+from kd_vision.core.run_directory import whole_or_nothing
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.base import Detector
+
+
+class FamilyDetector(Detector):
+    """A detection model of the ultralytics family.
+
+    Args:
+        net: the family's own model.
+        classes: names in label order.
+        name: architecture name for messages and reports.
+    """
+
+    def __init__(self, net: tasks.DetectionModel, classes: Sequence[str], name: str) -> None:
+        super().__init__()
+        self.net = net
+        self.net.names = dict(enumerate(classes))
+        self.net.args = get_cfg()
+        self.spec = self._describe(tuple(classes), name)
+
+    @property
+    def head(self) -> Any:
+        """The detection head."""
+        return self.net.model[-1]
+
+    @abstractmethod
+    def _describe(self, classes: tuple[str, ...], name: str) -> DetectorSpec:
+        """Return the facts about `net`."""
+
+    def architecture(self) -> dict[str, Any]:
+        """See `Detector.architecture`."""
+        return {"yaml": copy.deepcopy(self.net.yaml), "classes": list(self.spec.classes), "name": self.spec.name}
+
+    def save(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
+        net = self._frozen_copy()
+        net.args = {**vars(net.args), "model": self.spec.name, "task": "detect"}
+        content = {
+            "model": net,
+            "ema": None,
+            "epoch": -1,
+            "date": datetime.now(timezone.utc).isoformat(),
+            "version": ultralytics_version,
+            "license": "AGPL-3.0 (https://ultralytics.com/license)",
+            "train_args": dict(net.args),
+            "kd_vision": {"name": self.spec.name, **metadata},
+        }
+        with whole_or_nothing(path) as part:
+            torch.save(content, part)
+
+    def _frozen_copy(self) -> tasks.DetectionModel:
+        """Return the network on the CPU in evaluation mode, without gradients."""
+        net = copy.deepcopy(self.net).float().cpu().eval()
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)
+        return net
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyTargets:
+    """Ground truth as the family's losses read it, in the order of the images, which they take for granted.
+
+    Attributes:
+        image_index: (M,) int64.
+        labels: (M,) int64.
+        boxes_cxcywh: (M, 4) as shares of width and height.
+    """
+
+    image_index: Tensor
+    labels: Tensor
+    boxes_cxcywh: Tensor
+
+
+def family_targets(targets: Targets, labelled: Tensor | None, size: tuple[int, int]) -> FamilyTargets:
+    """Return the boxes of the labelled images.
+
+    Args:
+        targets: ground truth in pixels.
+        labelled: (B,) bool; None: every image is.
+        size: height and width of the input.
+    """
+    index = targets.image_index
+    order = index.argsort(stable=True)
+    if labelled is not None:
+        order = order[labelled[index[order]]]
+    return FamilyTargets(index[order], targets.labels[order], shares_cxcywh(targets.boxes_xyxy[order], size))
+
+
+def shares_cxcywh(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
+    """Turn (..., 4) corners in pixels into centre, width and height as shares of `size`, height and width in pixels."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    sides = boxes_xyxy.new_tensor([size[1], size[0]])
+    return torch.cat(((low + high) / 2 / sides, (high - low) / sides), dim=-1)

@@ -1,0 +1,264 @@
+"""Dense heads of the family: one prediction per grid point, v3 to v12 and 26.
+
+Shapes: B images, A grid points, K classes, R bins, M boxes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn import tasks
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+
+from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.predictions import (
+    BACKGROUND,
+    ONE_TO_MANY,
+    ONE_TO_ONE,
+    Assigned,
+    Channel,
+    Detections,
+    DetectorOutput,
+    GridPredictions,
+    PredictOptions,
+)
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.dense import grade_by_grid, padded, rows_of
+from kd_vision.detectors.postprocess import suppress, take_top
+from kd_vision.detectors.ultralytics.common import FamilyDetector, family_targets
+
+_BRANCHES = {"one2many": ONE_TO_MANY, "one2one": ONE_TO_ONE}
+_O2M_FIRST, _O2M_LAST = 0.8, 0.1
+
+
+class UltralyticsDetector(FamilyDetector):
+    """A detection model with a dense head; see `FamilyDetector` for the arguments."""
+
+    def __init__(self, net: tasks.DetectionModel, classes: Sequence[str], name: str) -> None:
+        super().__init__(net, classes, name)
+        self._criterion: v8DetectionLoss | E2ELoss | None = None
+        self._grid_cache: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._progress = 0.0
+        self.train(net.training)
+
+    def train(self, mode: bool = True) -> UltralyticsDetector:
+        """Set the mode; the head itself always answers with raw predictions, which we decode."""
+        super().train(mode)
+        self.head.training = True  # the flag of this one module: its BatchNorm children keep `mode`
+        return self
+
+    def _describe(self, classes: tuple[str, ...], name: str) -> DetectorSpec:
+        head = self.head
+        strides = [int(s) for s in head.stride]
+        levels = [f"P{s.bit_length() - 1}" for s in strides]
+        widths = [branch[0].conv.in_channels for branch in head.cv2]
+        return DetectorSpec(
+            family="ultralytics",
+            name=name,
+            classes=classes,
+            level_channels=dict(zip(levels, widths, strict=True)),
+            level_strides=dict(zip(levels, strides, strict=True)),
+            provides=frozenset({"features", "grid", "regions", "detections"}),
+            input_channels=int(self.net.yaml.get("channels", 3)),
+            size_multiple=max(strides),
+            box_bins=head.reg_max if head.reg_max > 1 else None,
+            end_to_end=getattr(head, "one2one_cv2", None) is not None,
+            parameters=sum(p.numel() for p in self.net.parameters()),
+        )
+
+    def set_progress(self, done: float) -> None:
+        """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
+        self._progress = done
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Targets | None = None,
+        labelled: Tensor | None = None,
+        channels: frozenset[Channel] = frozenset(),
+    ) -> DetectorOutput:
+        """See `Detector.forward`."""
+        predictions = self._raw(images)
+        losses = {} if targets is None else self._task_losses(predictions, targets, labelled, images)
+        features: dict[str, Tensor] = {}
+        if "features" in channels:
+            maps = predictions["one2many"]["feats"]
+            features = dict(zip(self.spec.level_strides, maps, strict=True))
+        grids: dict[str, GridPredictions] = {}
+        if "grid" in channels:
+            grids = {_BRANCHES[key]: self._grid(value) for key, value in predictions.items()}
+        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        return DetectorOutput(
+            losses,
+            features,
+            grids,
+            self._branch_weights(),
+            decide=partial(self._detections, predictions) if wants_boxes else None,
+            answer=partial(self._answer, predictions) if wants_boxes else None,
+            rows=rows_of(self._inference_grid(predictions)) if wants_regions else None,
+            grade=(lambda boxes: grade_by_grid(self._inference_grid(predictions), boxes)) if wants_regions else None,
+        )
+
+    def export_module(self, nms_free: bool | None = None) -> nn.Module:
+        """See `Detector.export_module`."""
+        net = self._frozen_copy()
+        head = net.model[-1]
+        if self.spec.end_to_end:
+            head.end2end = nms_free is not False
+        fused: nn.Module = net.fuse(verbose=False)
+        head.export, head.format, head.training = True, "onnx", False
+        return fused
+
+    @torch.no_grad()
+    def _detections(self, predictions: Mapping[str, Any], options: PredictOptions) -> list[Detections]:
+        """Final boxes of each image in input pixels, from the branch that inference uses."""
+        grid = self._inference_grid(predictions)
+        decide = _best_pairs if self.spec.end_to_end else suppress
+        pairs = zip(grid.boxes_xyxy, grid.logits, strict=True)
+        return [decide(boxes, logits.float().sigmoid(), options) for boxes, logits in pairs]
+
+    def _inference_grid(self, predictions: Mapping[str, Any]) -> GridPredictions:
+        return self._grid(predictions["one2one" if self.spec.end_to_end else "one2many"])
+
+    def _answer(self, predictions: Mapping[str, Any], handed: SoftTargets) -> tuple[Assigned, ...]:
+        """Pair each branch's points with boxes by the assigner of the family's own loss."""
+        criterion = self._loss_function()
+        branches = {"one2many": criterion}
+        if isinstance(criterion, E2ELoss):
+            branches = {"one2many": criterion.one2many, "one2one": criterion.one2one}
+        weights = self._branch_weights()
+        found = []
+        for key, loss in branches.items():
+            grid = self._grid(predictions[key])
+            index, quality = assign_aligned(loss.assigner, grid, handed)
+            found.append(Assigned(rows_of(grid), index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
+        return tuple(found)
+
+    def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
+        """Run the net once; return raw head outputs by branch, in the family's own names."""
+        predictions: dict[str, Any] = self.net(images)
+        return predictions if "one2many" in predictions else {"one2many": predictions}
+
+    def _grid(self, raw: Mapping[str, Any]) -> GridPredictions:
+        logits = raw["scores"].permute(0, 2, 1)
+        points, strides = self._points(raw["feats"])
+        bins_flat = raw["boxes"].permute(0, 2, 1).float()
+        batch, count = bins_flat.shape[:2]
+        bins = None
+        if self.head.reg_max > 1:
+            bins = bins_flat.reshape(batch, count, 4, self.head.reg_max)
+            values = torch.arange(self.head.reg_max, dtype=torch.float32, device=bins.device)
+            distances = bins.softmax(-1) @ values
+        else:
+            distances = bins_flat
+        distances = distances * strides[:, None]
+        boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
+        return GridPredictions(logits, boxes, points, strides, bins)
+
+    def _points(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        key = (features[0].device, *(tuple(f.shape[-2:]) for f in features))
+        if key not in self._grid_cache:
+            points, strides = [], []
+            for feature, stride in zip(features, self.spec.level_strides.values(), strict=True):
+                height, width = feature.shape[-2:]
+                y, x = torch.meshgrid(
+                    torch.arange(height, device=feature.device) + 0.5,
+                    torch.arange(width, device=feature.device) + 0.5,
+                    indexing="ij",
+                )
+                points.append(torch.stack((x, y), dim=-1).reshape(-1, 2) * stride)
+                strides.append(torch.full((height * width,), float(stride), device=feature.device))
+            self._grid_cache = {key: (torch.cat(points), torch.cat(strides))}
+        return self._grid_cache[key]
+
+    def _task_losses(
+        self,
+        predictions: Mapping[str, Mapping[str, Any]],
+        targets: Targets,
+        labelled: Tensor | None,
+        images: Tensor,
+    ) -> dict[str, Tensor]:
+        """The family's own losses, as means over the labelled images."""
+        if labelled is not None and not bool(labelled.all()):
+            if not bool(labelled.any()):
+                return {}
+            predictions = {key: _keep_images(value, labelled) for key, value in predictions.items()}
+        height, width = images.shape[-2:]
+        own = family_targets(targets, labelled, (height, width))
+        index = own.image_index if labelled is None else (labelled.cumsum(0) - 1)[own.image_index]
+        batch = {"batch_idx": index.float(), "cls": own.labels.float()[:, None], "bboxes": own.boxes_cxcywh}
+        criterion = self._loss_function()
+        values, _ = criterion(predictions if self.spec.end_to_end else predictions["one2many"], batch)
+        names = criterion.one2one.loss_names if isinstance(criterion, E2ELoss) else criterion.loss_names
+        count = predictions["one2many"]["scores"].shape[0]
+        return {name.removesuffix("_loss"): value / count for name, value in zip(names, values, strict=True)}
+
+    def _loss_function(self) -> v8DetectionLoss | E2ELoss:
+        if self._criterion is None:
+            self._criterion = E2ELoss(self.net) if self.spec.end_to_end else v8DetectionLoss(self.net)
+        if isinstance(self._criterion, E2ELoss):
+            weights = self._branch_weights()
+            self._criterion.o2m, self._criterion.o2o = weights[ONE_TO_MANY], weights[ONE_TO_ONE]
+        return self._criterion
+
+    def _branch_weights(self) -> dict[str, float]:
+        if not self.spec.end_to_end:
+            return {ONE_TO_MANY: 1.0}
+        many = _O2M_LAST + (_O2M_FIRST - _O2M_LAST) * (1.0 - self._progress)
+        return {ONE_TO_MANY: many, ONE_TO_ONE: 1.0 - many}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UltralyticsDetector:
+        """Copy the network; the loss function and the grid cache are rebuilt on demand."""
+        twin = UltralyticsDetector(copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name)
+        twin._progress = self._progress
+        return twin
+
+
+@torch.no_grad()
+def assign_aligned(assigner: Any, grid: GridPredictions, handed: SoftTargets) -> tuple[Tensor, Tensor]:
+    """Let a task-aligned assigner pair grid points with boxes.
+
+    Args:
+        assigner: of the family.
+        grid: predictions, (B, A).
+        handed: boxes; each counts as of its likeliest class.
+
+    Returns:
+        (B, A) index into `handed`, `BACKGROUND` where there is none, and (B, A) alignment in [0, 1].
+    """
+    images, points = grid.logits.shape[:2]
+    index = torch.full((images, points), BACKGROUND, dtype=torch.int64, device=grid.logits.device)
+    quality = grid.boxes_xyxy.new_zeros((images, points))
+    if len(handed) == 0:
+        return index, quality
+    position, mask = padded(handed.image_index, images)
+    labels = handed.labels[position][..., None]
+    boxes = handed.boxes_xyxy[position] * mask[..., None]
+    _, _, scores, foreground, slot = assigner(
+        grid.logits.detach().float().sigmoid(), grid.boxes_xyxy.detach(), grid.points_xy, labels, boxes, mask[..., None]
+    )
+    own = position.gather(1, slot.long())
+    return torch.where(foreground.bool(), own, index), scores.amax(dim=-1) * foreground
+
+
+def _keep_images(raw: Mapping[str, Any], keep: Tensor) -> dict[str, Any]:
+    return {
+        "boxes": raw["boxes"][keep],
+        "scores": raw["scores"][keep],
+        "feats": [feature[keep] for feature in raw["feats"]],
+    }
+
+
+def _best_pairs(boxes: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
+    """Top point-class pairs of a one-to-one branch; (A, 4) and (A, K)."""
+    count = min(options.max_detections, scores.shape[0])
+    best_points = scores.amax(dim=-1).topk(count).indices
+    flat, index = scores[best_points].flatten().topk(count)
+    classes = scores.shape[-1]
+    point = best_points[index // classes]
+    return take_top(boxes[point], flat, index % classes, options, scores[point])

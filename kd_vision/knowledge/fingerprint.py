@@ -1,0 +1,92 @@
+"""Whether two teachers are the same: a hash of everything that decides what they say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from kd_vision.core.errors import RequestError
+
+_CHUNK = 1 << 20
+_LONGEST_PATH = 4096
+_BESIDE = frozenset({"name", "labels", "trust"})
+
+
+def fingerprint(config: Any, without: Set[str] = frozenset()) -> str:
+    """Return a SHA-256 over settings and the content of every file they name.
+
+    Where a file lies and what it is called changes nothing; its bytes do. A folder stands for all files in it. A
+    text that is the absolute path of something that exists counts as that path.
+
+    Args:
+        config: a pydantic model, mapping, sequence, path or plain value, nested at will.
+        without: keys of the top level that do not decide what the teacher says.
+
+    Raises:
+        RequestError: a file is missing.
+    """
+    content = _plain(config)
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in without}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def teacher_fingerprint(settings: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a teacher as a config describes it.
+
+    Its name, the map of its classes and the consent to its pickle change nothing in what it says: a store holds
+    its own words.
+    """
+    return fingerprint(settings, without=_BESIDE)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold, files into their hashes."""
+    if isinstance(value, Path) or (isinstance(value, str) and _is_there(value)):
+        return {"sha256": _content(Path(value))}
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Set):
+        return sorted((_plain(inner) for inner in value), key=json.dumps)
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no fingerprint")
+
+
+def _is_there(text: str) -> bool:
+    return len(text) < _LONGEST_PATH and Path(text).is_absolute() and Path(text).exists()
+
+
+def _content(path: Path) -> str:
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(inner for inner in path.rglob("*") if inner.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\n{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

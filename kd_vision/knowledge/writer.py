@@ -1,0 +1,186 @@
+"""Writes a store shard by shard, so that a kill costs no more than the shard in hand."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import write_bytes, write_text
+from kd_vision.data.records import ImageRecord
+from kd_vision.knowledge.fingerprint import file_sha256
+from kd_vision.knowledge.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    NAMES,
+    Manifest,
+    Option,
+    ShardNote,
+    TeacherNote,
+    read_manifest,
+    shard_name,
+)
+from kd_vision.knowledge.shard import ShardRows, StoredImage, encode
+
+SHARD_SIZE = 256
+EXPECTED_BYTES = 600
+"""Of an image with 20 objects, with room to spare; see the test that measures it."""
+
+_SHOWN = 3
+
+
+class StoreWriter:
+    """A store in the making, or the rest of one that was begun.
+
+    Args:
+        folder: of the store; new, empty, or holding what an earlier call of the same kind wrote.
+        teacher: who speaks.
+        classes: the teacher's.
+        options: settings that decide what is stored; `top_k` must be one of them.
+        images: sorted by name; `file_name` is the name in the store.
+        shard_size: images per shard.
+
+    Raises:
+        RequestError: the folder holds something else, was begun by another teacher, with other options or for
+            other images, or the disk is too small.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: TeacherNote,
+        classes: tuple[str, ...],
+        options: Mapping[str, Option],
+        images: Sequence[ImageRecord],
+        shard_size: int = SHARD_SIZE,
+    ) -> None:
+        self.folder = folder
+        self._images = tuple(images)
+        names = "".join(f"{image.file_name}\n" for image in images)
+        wanted = Manifest(
+            format_version=FORMAT_VERSION,
+            teacher=teacher,
+            classes=classes,
+            options=dict(options),
+            images=len(images),
+            names_sha256=hashlib.sha256(names.encode()).hexdigest(),
+            shard_size=shard_size,
+        )
+        self.manifest = self._continued(wanted)
+        self.kept = len(self.manifest.shards)
+        refuse_full_disk(folder, sum(len(self.manifest.span(shard)) for shard in self.missing))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / NAMES, names)
+        self.manifest.write(folder)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards still to be written."""
+        return [shard for shard in range(self.manifest.shard_count) if shard not in self.manifest.shards]
+
+    def images(self, shard: int) -> tuple[ImageRecord, ...]:
+        """Return the images of a shard."""
+        span = self.manifest.span(shard)
+        return self._images[span.start : span.stop]
+
+    def write(self, shard: int, found: Sequence[Detections]) -> None:
+        """Write a shard.
+
+        Args:
+            shard: its number.
+            found: what the teacher said of each of its images.
+
+        Raises:
+            RequestError: an image has gone.
+        """
+        content = encode(_facts(self.images(shard)), found, int(self.manifest.options["top_k"] or 0))
+        write_bytes(self.folder / shard_name(shard), content)
+        note = ShardNote(
+            file=shard_name(shard), sha256=hashlib.sha256(content).hexdigest(), images=len(self.manifest.span(shard))
+        )
+        shards = dict(sorted({**self.manifest.shards, shard: note}.items()))
+        self.manifest = self.manifest.model_copy(update={"shards": shards})
+        self.manifest.write(self.folder)
+
+    def _continued(self, wanted: Manifest) -> Manifest:
+        """Return the manifest with what an earlier call finished, as far as it is still true."""
+        if not (self.folder / MANIFEST).exists():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise RequestError(f"{self.folder}: exists and is no knowledge store; give another --out")
+            return wanted
+        there = read_manifest(self.folder)
+        self._refuse_other(there, wanted)
+        kept = {shard: note for shard, note in there.shards.items() if self._is_whole(wanted, shard, note)}
+        return wanted.model_copy(update={"shards": kept})
+
+    def _refuse_other(self, there: Manifest, wanted: Manifest) -> None:
+        changed = []
+        if there.teacher.fingerprint != wanted.teacher.fingerprint:
+            changed.append(f"by another teacher ({there.teacher.description}, now {wanted.teacher.description})")
+        if there.classes != wanted.classes:
+            changed.append(f"with the classes {', '.join(there.classes)}")
+        old, new = (
+            {**there.options, "shard_size": there.shard_size},
+            {**wanted.options, "shard_size": wanted.shard_size},
+        )
+        changed += [
+            f"with {key} {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
+        ]
+        if there.names_sha256 != wanted.names_sha256:
+            changed.append(f"for other images ({self._difference()})")
+        if changed:
+            raise RequestError(f"{self.folder}: was begun {'; '.join(changed)}; use another --out")
+
+    def _difference(self) -> str:
+        """Say which images came and went."""
+        path = self.folder / NAMES
+        before = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        now = {image.file_name for image in self._images}
+        said = [
+            f"{len(names)} {what}, e.g. {min(names)}"
+            for what, names in (("came", now - before), ("went", before - now))
+            if names
+        ]
+        return "; ".join(said) or f"{len(before)} before, {len(now)} now"
+
+    def _is_whole(self, manifest: Manifest, shard: int, note: ShardNote) -> bool:
+        """Tell whether a shard is as it was written, and its images are as they were labelled."""
+        path = self.folder / shard_name(shard)
+        if shard >= manifest.shard_count or not path.is_file():
+            return False
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != note.sha256:
+            return False
+        span = manifest.span(shard)
+        return ShardRows([content], len(manifest.classes)).images == _facts(self._images[span.start : span.stop])
+
+
+def refuse_full_disk(folder: Path, images: int) -> int:
+    """Return the bytes that labelling so many images is expected to take.
+
+    Raises:
+        RequestError: the disk has less free.
+    """
+    needed = images * EXPECTED_BYTES
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise RequestError(
+            f"{folder}: {images} images take about {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} MB free; "
+            f"make room, or use another --out"
+        )
+    return needed
+
+
+def _facts(images: Sequence[ImageRecord]) -> tuple[StoredImage, ...]:
+    """Identify images by the content of their files; threads serve, as hashing holds no lock."""
+    with ThreadPoolExecutor() as threads:
+        hashes = list(threads.map(file_sha256, (image.path for image in images)))
+    return tuple(
+        StoredImage(image.file_name, sha256, image.path.stat().st_size, image.width, image.height)
+        for image, sha256 in zip(images, hashes, strict=True)
+    )

@@ -1,0 +1,93 @@
+"""A teacher's dense predictions at the points of a student whose grid is another.
+
+Shapes: B images, A points of the student, T rows of the teacher, K classes, R bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import GridPredictions
+
+_CHUNK = 256
+
+
+class Resampler:
+    """Takes the teacher's predictions at the nearest of its points.
+
+    Each point of the student looks at the level whose stride is nearest to its own (in log2; of two as near
+    the finer), there at the nearest point, and at a point with several anchors at the one with the best score.
+
+    Args:
+        level_anchors: rows at each point of the teacher's levels, fine to coarse.
+        same_stride: the strides must be equal, as for box bins, which are in units of the stride.
+    """
+
+    def __init__(self, level_anchors: tuple[int, ...], same_stride: bool) -> None:
+        self._anchors = level_anchors
+        self._same_stride = same_stride
+        self._cache: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+
+    def __call__(self, theirs: GridPredictions, ours: GridPredictions) -> GridPredictions:
+        """Return the teacher's predictions, one for each of the student's points.
+
+        Args:
+            theirs: (B, T) rows; the anchors of a point follow each other.
+            ours: (B, A) points.
+
+        Raises:
+            RequestError: strides have to be equal and are not.
+        """
+        first, count = self._lookup(theirs, ours)
+        row = first.expand(len(theirs.logits), -1)
+        if max(self._anchors) > 1:
+            step = torch.arange(max(self._anchors), device=first.device)
+            candidates = first[:, None] + torch.minimum(step, count[:, None] - 1)
+            row = row + theirs.logits.amax(dim=-1)[:, candidates].argmax(dim=-1)
+        image = torch.arange(len(row), device=row.device)[:, None]
+        bins = theirs.box_bins
+        return GridPredictions(
+            theirs.logits[image, row],
+            theirs.boxes_xyxy[image, row],
+            ours.points_xy,
+            ours.strides,
+            None if bins is None else bins[image, row],
+        )
+
+    def _lookup(self, theirs: GridPredictions, ours: GridPredictions) -> tuple[Tensor, Tensor]:
+        """Return, for each point of the student, the first row and the number of rows of its point; (A,) each.
+
+        Grids of one detector differ by the image alone, so their size and last point tell them apart.
+        """
+        ends = torch.stack([theirs.points_xy[-1].double(), ours.points_xy[-1].double()]).flatten().tolist()
+        key = (ours.logits.device, len(theirs.points_xy), len(ours.points_xy), *ends)
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, *self._nearest(theirs, ours))
+        return self._cache[1], self._cache[2]
+
+    def _nearest(self, theirs: GridPredictions, ours: GridPredictions) -> tuple[Tensor, Tensor]:
+        strides = torch.unique(theirs.strides)  # sorted, fine to coarse
+        if len(strides) != len(self._anchors):
+            raise RequestError(
+                f"the teacher's grid has {len(strides)} strides where its specification names {len(self._anchors)} "
+                f"levels"
+            )
+        level = (ours.strides.double().log2()[:, None] - strides.double().log2()).abs().argmin(dim=-1)
+        if self._same_stride and not torch.equal(strides[level].float(), ours.strides.float()):
+            raise RequestError(
+                "box bins are in units of the stride, and teacher and student have other strides; give both one "
+                "image size, or use box_iou instead"
+            )
+        first = torch.zeros_like(level)
+        count = torch.ones_like(level)
+        for index, anchors in enumerate(self._anchors):
+            rows = (theirs.strides == strides[index]).nonzero().squeeze(1)[::anchors]
+            looking = (level == index).nonzero().squeeze(1)
+            points = theirs.points_xy[rows].double()
+            for part in looking.split(_CHUNK):
+                distance = (ours.points_xy[part].double()[:, None] - points).square().sum(dim=-1)
+                first[part] = rows[distance.argmin(dim=-1)]
+            count[looking] = anchors
+        return first, count

@@ -1,0 +1,235 @@
+"""Any teacher that gives final boxes teaches any student, through the student's own label assignment.
+
+Shapes: B images, A rows of a stage of the student's head, K classes, M boxes of the teacher, P assigned rows,
+R bins per box side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.predictions import BACKGROUND, Assigned, Channel, Channels, Rows
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.base import DistillationLoss, LossConfig
+from kd_vision.losses.box_iou import Kind, iou_distance
+from kd_vision.losses.divergence import background_log_chances, categorical_divergence, with_background
+from kd_vision.losses.grid import BalancedConfig, balanced, full_precision, images_with_targets, rows_in_boxes
+from kd_vision.losses.handed import answered, heard, split_by_score, taught
+
+_BELOW_LAST_BIN = 0.01
+"""Farther boxes are taken as this much before the last bin, as in ultralytics."""
+
+
+class SoftBoxesConfig(BalancedConfig):
+    """Settings of `SoftBoxes`. The gains are those that dense YOLO heads give their own terms.
+
+    Attributes:
+        class_gain: of the class term.
+        box_gain: of the overlap term.
+        bins_gain: of the term on box bins, for heads that have them.
+        accept: boxes of at least this score are objects.
+        doubt: boxes from here up to `accept` may be objects: background inside them teaches nothing. Boxes
+            below are taken as not said.
+        targets: `soft`: the teacher's class probabilities; `hard`: 1 for the likeliest class.
+        box_weight: `score`: boxes count by the teacher's confidence; `one`: all alike.
+        kind: which overlap.
+    """
+
+    class_gain: float = Field(default=0.5, ge=0.0, allow_inf_nan=False)
+    box_gain: float = Field(default=7.5, ge=0.0, allow_inf_nan=False)
+    bins_gain: float = Field(default=1.5, ge=0.0, allow_inf_nan=False)
+    accept: float = Field(default=0.5, gt=0.0, le=1.0)
+    doubt: float = Field(default=0.1, ge=0.0, le=1.0)
+    targets: Literal["soft", "hard"] = "soft"
+    box_weight: Literal["score", "one"] = "score"
+    kind: Kind = "ciou"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> SoftBoxesConfig:
+        if self.doubt > self.accept:
+            raise ValueError(f"doubt must not be above accept; given {self.doubt} and {self.accept}")
+        if self.class_gain == self.box_gain == self.bins_gain == 0.0:
+            raise ValueError("class_gain, box_gain and bins_gain are all 0: nothing would be taught")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What one stage of the head is to learn.
+
+    Attributes:
+        image: (P,) image of each row that has a box.
+        row: (P,) position of that row.
+        goals: (P, K) class targets; K is 1 for a stage that tells objects only.
+        boxes_xyxy: (P, 4) the teacher's boxes.
+        weight: (P,) how much each box counts.
+        part: (B, A) bool, rows that take part in the class term.
+        row_weight: (P,) how much the class of each box counts; None: all 1.
+        class_weight: (K,) the same by class; None: all 1.
+        known: (K,) bool, classes the teacher knows; None: all.
+    """
+
+    image: Tensor
+    row: Tensor
+    goals: Tensor
+    boxes_xyxy: Tensor
+    weight: Tensor
+    part: Tensor
+    row_weight: Tensor | None
+    class_weight: Tensor | None
+    known: Tensor | None
+
+
+class SoftBoxes(DistillationLoss):
+    """The student learns the teacher's boxes as it learns ground truth, with soft classes and an ignore band.
+
+    The teacher's boxes of score >= accept are handed to the student's own assigner, which pairs rows r with
+    boxes m(r) and says how well they fit, a_r. With targets t_r = a_r * q_m(r) (or a_r * one-hot), 0 for
+    background:
+
+    L = sum_stages w_stage * (class_gain * L_c + box_gain * L_b + bins_gain * L_d)
+    L_c = sum_{r,K} [BCE(s, t) - H(t)] / max(sum t, 1) for sigmoid heads;
+    L_c = sum_r KL([1 - sum t, t] || softmax([s_0, s])) / max(rows with a box, 1) for softmax heads with a
+    background s_0;
+    L_b = sum_r v_r (1 - CIoU(b_r, b_m)) / max(sum v, 1) with v_r = score_m * a_r (or a_r);
+    L_d = sum_r v_r mean_{4 sides} KL(two bins around the teacher's distance || softmax(bins)) / max(sum v, 1).
+
+    Background rows whose centre lies in a box of doubt or in a box to be ignored take no part; nor does any row
+    inside ground truth of a class the teacher never learned, nor any column of such a class (softmax heads: its
+    probability counts as background). With `balance`, class columns and boxes are weighed as in `class_weights`.
+
+    Shapes: rows (B, A, ...) of each stage to a scalar. Reduction: sums over the teacher's count of objects, so
+    the value does not depend on the batch size. Unit: nats and 1 - CIoU. Rightly 0 where nothing takes part.
+
+    Raises:
+        RequestError: a channel was not computed.
+
+    Source: pseudo labels with an ignore band as in Efficient Teacher (Xu et al., 2023), soft instead of hard.
+    With hard targets and scores of 1 it is the v8 detection loss of ultralytics (Task-aligned assignment of
+    Feng et al., ICCV 2021; distribution focal loss of Li et al., NeurIPS 2020) less the entropies
+    class_gain * sum H(t) / sum t and bins_gain * sum v mean H(two bins) / sum v, which have no gradient.
+    """
+
+    Config: ClassVar[type[LossConfig]] = SoftBoxesConfig
+    requires: ClassVar[frozenset[Channel]] = frozenset({"detections"})
+    may_vanish = True
+
+    def __init__(self, config: SoftBoxesConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        super().__init__(config, student, teacher)
+        self._settings = config
+
+    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+        """Return the scalar loss."""
+        accepted, doubtful = split_by_score(taught(teacher), self._settings.accept, self._settings.doubt)
+        stages = [
+            stage.weight * self._stage(stage, accepted, doubtful, targets) for stage in answered(student, accepted)
+        ]
+        return torch.stack(stages).sum()
+
+    def _stage(self, stage: Assigned, accepted: SoftTargets, doubtful: SoftTargets, targets: Targets) -> Tensor:
+        settings = self._settings
+        lesson = self._lesson(stage, accepted, doubtful, targets)
+        compare = _sigmoid_term if stage.rows.background is None else _softmax_term
+        total = settings.class_gain * compare(stage.rows, lesson)
+        # An empty sum keeps the rows in the graph, so that the gradient is 0 rather than missing.
+        rows = _picked(stage.rows.boxes_xyxy, lesson)
+        count = lesson.weight.sum().clamp(min=1.0)
+        weight = lesson.weight if lesson.row_weight is None else lesson.weight * lesson.row_weight
+        distance = iou_distance(rows, lesson.boxes_xyxy, settings.kind)
+        total = total + settings.box_gain * (weight * distance).sum() / count
+        if stage.rows.box_bins is None or stage.rows.strides is None:
+            return total
+        gap = _bins_gap(stage.rows.box_bins, stage.rows.strides, stage.rows.centres_xy, lesson)
+        return total + settings.bins_gain * (weight * gap).sum() / count
+
+    @torch.no_grad()
+    def _lesson(self, stage: Assigned, accepted: SoftTargets, doubtful: SoftTargets, targets: Targets) -> _Lesson:
+        settings, dtype = self._settings, full_precision(stage.rows.logits[:0]).dtype
+        part = self._part(stage, doubtful, targets)
+        image, row = ((stage.index >= 0) & part).nonzero(as_tuple=True)
+        own = stage.index[image, row]
+        quality = stage.quality[image, row].to(dtype)
+        scores = accepted.scores.to(dtype)[own]
+        probs, labels = accepted.class_probs.to(dtype), accepted.labels[own]
+        if settings.targets == "hard":
+            probs = functional.one_hot(accepted.labels, probs.shape[-1]).to(dtype)
+            goals = torch.ones_like(scores)[:, None] if stage.agnostic else probs[own]
+        else:
+            goals = scores[:, None] if stage.agnostic else probs[own]
+        goals = goals * quality[:, None]
+        weights = None
+        if settings.balance and not stage.agnostic:
+            weights = balanced(goals.sum(dim=0), settings.balance, self.known)
+        return _Lesson(
+            image,
+            row,
+            goals,
+            accepted.boxes_xyxy.to(dtype)[own],
+            quality * scores if settings.box_weight == "score" else quality,
+            part,
+            None if weights is None else weights[labels],
+            weights,
+            None if stage.agnostic else self.known,
+        )
+
+    def _part(self, stage: Assigned, doubtful: SoftTargets, targets: Targets) -> Tensor:
+        """Return (B, A) bool: the row takes part in the class term."""
+        background = stage.index == BACKGROUND
+        images, centres = len(stage.index), stage.rows.centres_xy
+        if len(doubtful):
+            background &= ~rows_in_boxes(centres, doubtful.image_index, doubtful.boxes_xyxy, images)
+        part = (stage.index >= 0) | background
+        if self.silent_labels:
+            part &= heard(centres, targets, self.silent_labels, images)
+            if stage.agnostic:
+                # Nothing tells an unlabelled object of an unknown class from background.
+                part &= images_with_targets(targets, images)[:, None] | (stage.index >= 0)
+        return part
+
+
+def _picked(values: Tensor, lesson: _Lesson) -> Tensor:
+    return full_precision(values[lesson.image, lesson.row])
+
+
+def _sigmoid_term(rows: Rows, lesson: _Lesson) -> Tensor:
+    logits = full_precision(rows.logits)
+    goals = torch.zeros_like(logits)
+    goals[lesson.image, lesson.row] = lesson.goals
+    weight = lesson.part[..., None].to(logits.dtype)
+    entropy: Tensor = torch.special.entr(lesson.goals) + torch.special.entr(1.0 - lesson.goals)
+    for columns in (lesson.class_weight, lesson.known):
+        if columns is not None:
+            weight, entropy = weight * columns, entropy * columns
+    paid = functional.binary_cross_entropy_with_logits(logits, goals, weight, reduction="sum")
+    return (paid - entropy.sum()) / lesson.goals.sum().clamp(min=1.0)
+
+
+def _softmax_term(rows: Rows, lesson: _Lesson) -> Tensor:
+    assert rows.background is not None
+    chances = background_log_chances(full_precision(rows.logits), full_precision(rows.background), lesson.known)
+    paid = categorical_divergence(chances[lesson.image, lesson.row], with_background(lesson.goals))
+    if lesson.row_weight is not None:
+        paid = paid * lesson.row_weight
+    empty = lesson.part.clone()
+    empty[lesson.image, lesson.row] = False
+    return (paid.sum() - (chances[..., 0] * empty).sum()) / max(len(lesson.row), 1)
+
+
+def _bins_gap(bins: Tensor, strides: Tensor, centres_xy: Tensor, lesson: _Lesson) -> Tensor:
+    """Return (P,): KL of the two bins around each of the teacher's distances to the student's, mean of sides."""
+    chances = _picked(bins, lesson).log_softmax(dim=-1)
+    centres = centres_xy.expand(len(bins), -1, -1)[lesson.image, lesson.row].to(chances.dtype)
+    sides = torch.cat([centres - lesson.boxes_xyxy[:, :2], lesson.boxes_xyxy[:, 2:] - centres], dim=-1)
+    last = chances.shape[-1] - 1
+    distance = (sides / strides.to(chances.dtype)[lesson.row, None]).clamp(0.0, last - _BELOW_LAST_BIN)
+    low = distance.long()
+    share = torch.stack([low + 1 - distance, distance - low], dim=-1)
+    said = chances.gather(-1, torch.stack([low, low + 1], dim=-1))
+    return categorical_divergence(said, share).mean(dim=-1)
