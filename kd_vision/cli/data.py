@@ -1,4 +1,4 @@
-"""`kd-vision data`: check, convert and make data sets."""
+"""`kd-vision data`: check, convert and make data sets, select images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kd_vision.cli.options import add_trust
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,17 +40,34 @@ The same seed gives the same labels, byte for byte.
 example:
   kd-vision data synth --out scenes --train 200 --val 100 --unlabelled 400
 """
+_SELECT = """\
+Ranks images by what they would teach: the mean of
+  disagreement  1 - 2 sum min(t, s) / (sum t + sum s), over boxes of teacher and student paired at IoU 0.5 within a
+                class, t and s their scores; needs --student
+  uncertainty   mean entropy of the teacher's scores: most near 0.5
+  rarity        max of t sqrt(f_min / f_c), f_c the sum of scores of a class in the store
+and takes the best that do not look alike (64-bit gradient hash, 4 bits or fewer apart), up to --budget.
+
+The list is for the data descriptor:  unlabelled: {images: DIR, list: selected.txt}
+FILE.csv holds every image with its scores and the reason it was left out.
+
+example:
+  kd-vision data select stores/footage --images footage/ --budget 2000 --student runs/first --out selected.txt
+"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `data` with its subcommands."""
     parser = subparsers.add_parser(
-        "data", help="check, convert and make data sets", description="Check, convert and make data sets."
+        "data",
+        help="check, convert and make data sets, select images",
+        description="Check, convert and make data sets, and select the images that teach most.",
     )
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     _add_check(commands)
     _add_convert(commands)
     _add_synth(commands)
+    _add_select(commands)
     parser.set_defaults(run=run)
 
 
@@ -58,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         return _run_check(args)
     if args.data_command == "convert":
         return _run_convert(args)
+    if args.data_command == "select":
+        return _run_select(args)
     return _run_synth(args)
 
 
@@ -83,6 +104,17 @@ def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default 0)")
     parser.add_argument("--image-size", type=int, default=320, help="side in pixels (default 320)")
     parser.add_argument("--difficulty", type=float, default=0.5, help="0 easy to 1 hard (default 0.5)")
+
+
+def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _subparser(commands, "select", "choose the unlabelled images that would teach most", _SELECT)
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder that `kd-vision label` wrote")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the images")
+    parser.add_argument("--budget", required=True, type=int, metavar="N", help="how many to choose")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.txt", help="the list; a .csv goes beside it")
+    parser.add_argument("--student", type=Path, metavar="MODEL", help="run directory, .pt or .onnx to compare with")
+    parser.add_argument("--image-size", type=int, metavar="N", help="the student's input side (default: as trained)")
+    add_trust(parser)
 
 
 def _subparser(
@@ -144,6 +176,20 @@ def _run_synth(args: argparse.Namespace) -> int:
     with _progress(console, "drawing scenes") as report:
         descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=report)
     console.print(f"{descriptor}: {sum(splits.values()) + args.unlabelled} scenes")
+    return 0
+
+
+def _run_select(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kd_vision.pipeline.select import select
+
+    done = select(
+        args.store, args.images, args.budget, args.out, args.student, args.image_size, args.trust, quiet=False
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} look like one of them")
+    console.print(f"{done.table}: every image, its scores, and why it was left out")
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from kd_vision import __version__
 from kd_vision.core.errors import KDVisionError
 
-COMMANDS = ("demo", "check", "train", "evaluate", "benchmark", "export", "predict", "data")
+COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
 
 _EPILOG = """\
 The usual order of work:

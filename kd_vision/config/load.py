@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kd_vision.config.schema import RootConfig, RunConfig, TeacherConfig, TermConfig
+from kd_vision.config.schema import RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.predictions import Channel
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
@@ -141,7 +141,9 @@ def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig
             found.extend(error.problems)
             continue
         name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
-        if name in teachers or name == KNOWLEDGE or not name.isidentifier():
+        stored = source_family(source) == "predictions"
+        name = KNOWLEDGE if stored else name  # it comes with the batch, as a store does
+        if name in teachers or (name == KNOWLEDGE and not stored) or not name.isidentifier():
             found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
         teachers[name] = TeacherConfig(name, source, options)
     return tuple(teachers.values())

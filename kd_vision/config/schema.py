@@ -59,6 +59,11 @@ class TermConfig:
     teacher: str = ONLY_TEACHER
 
 
+def source_family(source: BaseModel) -> str:
+    """Key of the table of families that a typed config belongs to."""
+    return str(getattr(source, "family", ""))
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
     """One teacher: its name in this run, what it is, and how it is asked."""
@@ -70,17 +75,12 @@ class TeacherConfig:
     @property
     def reads_pixels(self) -> bool:
         """False for a file of predictions, which can only say what it said beforehand."""
-        return self.source_family != "predictions"
+        return source_family(self.source) != "predictions"
 
     @property
     def is_student(self) -> bool:
         """True where the student's own moving average teaches."""
-        return self.source_family == "self"
-
-    @property
-    def source_family(self) -> str:
-        """Key of the table of families."""
-        return str(getattr(self.source, "family", ""))
+        return source_family(self.source) == "self"
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values that are read back as the same teacher."""

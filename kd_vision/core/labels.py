@@ -170,7 +170,8 @@ def _near(name: str, among: list[str]) -> str | None:
 
     contained = [other for other in among if name.lower() in other.lower() or other.lower() in name.lower()]
     close = difflib.get_close_matches(name, among, n=1, cutoff=0.6)
-    return (contained or close or [None])[0]
+    near = contained or close
+    return near[0] if near else None
 
 
 def _names(names: tuple[str, ...] | list[str]) -> str:

@@ -24,6 +24,7 @@ class DetectorSpec:
         box_bins: bins per box side, None for heads that regress directly.
         end_to_end: True where the head needs no NMS (a one-to-one branch).
         parameters: number of parameters.
+        lowest_opset: first ONNX operator set that has all of its operators.
         level_anchors: rows of the channel `grid` at each point, by level; a level not named has one.
         silent: those of `classes` that a teacher never learned: that it does not see them says nothing.
     """
@@ -39,5 +40,6 @@ class DetectorSpec:
     box_bins: int | None = None
     end_to_end: bool = False
     parameters: int = 0
+    lowest_opset: int = 11
     level_anchors: Mapping[str, int] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()

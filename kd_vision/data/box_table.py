@@ -6,12 +6,14 @@ Shapes: M boxes, T boxes of ground truth and S boxes of a teacher over all image
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from kd_vision.core.predictions import Detections, class_probabilities
+from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.predictions import Detections, to_soft_targets
 from kd_vision.data.records import ImageRecord
 
 Boxes = npt.NDArray[np.float32]
@@ -24,34 +26,42 @@ class BoxTable:
 
     Attributes:
         labels: (T,) int64, class of each box of the ground truth, crowds included.
-        knowledge: (S,) what the teacher said of each of its boxes, in pixels of the original images; None: nobody
-            was asked.
+        knowledge: S boxes of a teacher, in pixels of the original images; None: nobody was asked.
     """
 
     labels: npt.NDArray[np.int64]
-    knowledge: Detections | None
+    knowledge: SoftTargets | None
 
-    def is_truth(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Tell for each of (M,) rows whether it is of the ground truth."""
-        return np.asarray(rows < len(self.labels))
-
-    def claims(self, boxes_xyxy: Boxes, rows: Rows) -> Detections:
-        """Return what a teacher said of boxes.
+    def to_targets(
+        self, image_index: npt.NDArray[np.int64], boxes_xyxy: Boxes, rows: Rows
+    ) -> tuple[Targets, SoftTargets | None]:
+        """Say what boxes mean, wherever they are by now.
 
         Args:
-            boxes_xyxy: (M, 4) where they are by now.
-            rows: (M,) of this table, all of the teacher.
+            image_index: (M,) image of the batch.
+            boxes_xyxy: (M, 4) pixels of the batch.
+            rows: (M,) of this table.
         """
-        assert self.knowledge is not None
-        said = self.knowledge.take(rows - len(self.labels))
-        return Detections(boxes_xyxy, said.scores, said.labels, said.class_probs, said.ignore)
+        boxes_xyxy = boxes_xyxy.astype(np.float32)
+        given = np.flatnonzero(rows < len(self.labels))
+        targets = Targets(
+            torch.from_numpy(image_index[given]),
+            torch.from_numpy(self.labels[rows[given]]),
+            torch.from_numpy(boxes_xyxy[given]),
+        )
+        if self.knowledge is None:
+            return targets, None
+        said = np.flatnonzero(rows >= len(self.labels))
+        meant = self.knowledge.take(torch.from_numpy(rows[said] - len(self.labels)))
+        index, boxes = torch.from_numpy(image_index[said]), torch.from_numpy(boxes_xyxy[said])
+        return targets, replace(meant, image_index=index, boxes_xyxy=boxes)
 
 
 def tabulate(images: Sequence[ImageRecord], classes: int) -> tuple[BoxTable, list[tuple[Boxes, Rows]]]:
     """Put the boxes of all images into one table.
 
     Args:
-        images: of all pools.
+        images: at least one.
         classes: K.
 
     Returns:
@@ -59,13 +69,13 @@ def tabulate(images: Sequence[ImageRecord], classes: int) -> tuple[BoxTable, lis
         crowds, which are never a training target, then the teacher's boxes.
     """
     known = [image.knowledge for image in images if image.knowledge is not None]
-    table = BoxTable(np.concatenate([image.labels for image in images]), _joined(known, classes) if known else None)
-    placed, given, said = [], 0, len(table.labels)
+    labels = np.concatenate([image.labels for image in images]).astype(np.int64)
+    placed, given, said = [], 0, len(labels)
     for image in images:
         placed.append(_placed(image, given, said))
         given += len(image.labels)
         said += len(image.knowledge) if image.knowledge is not None else 0
-    return table, placed
+    return BoxTable(labels, to_soft_targets(known, classes) if known else None), placed
 
 
 def _placed(image: ImageRecord, given: int, said: int) -> tuple[Boxes, Rows]:
@@ -74,16 +84,5 @@ def _placed(image: ImageRecord, given: int, said: int) -> tuple[Boxes, Rows]:
     boxes, rows = image.boxes_xyxy[keep], keep + given
     if image.knowledge is None:
         return boxes, rows
-    more = image.knowledge.boxes_xyxy
-    return np.concatenate([boxes, more]), np.concatenate([rows, np.arange(said, said + len(more))])
-
-
-def _joined(known: list[Detections], classes: int) -> Detections:
-    ignore = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in known]
-    return Detections(
-        np.concatenate([one.boxes_xyxy for one in known]),
-        np.concatenate([one.scores for one in known]),
-        np.concatenate([one.labels for one in known]),
-        np.concatenate([class_probabilities(one, classes) for one in known]),
-        np.concatenate(ignore),
-    )
+    more: Detections = image.knowledge
+    return np.concatenate([boxes, more.boxes_xyxy]), np.concatenate([rows, np.arange(said, said + len(more))])

@@ -19,6 +19,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import class_order, read_raw_split, unknown_category
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.images import list_images, read_image
+from kd_vision.data.listing import unlabelled_images
 from kd_vision.data.records import Defect, Level, RawBox, RawImage, RawSplit
 from kd_vision.data.voc import annotation_folder
 from kd_vision.data.yolo import label_folder
@@ -91,9 +92,9 @@ def _parts(descriptor: DataDescriptor, defects: list[Defect]) -> Iterator[tuple[
             place = descriptor.resolve(source.annotations or source.images)
             defects += [_unreadable(place, problem) for problem in error.problems]
     if descriptor.unlabelled is not None:
-        folder = descriptor.resolve(descriptor.unlabelled)
+        folder = Path(descriptor.unlabelled.images)
         try:
-            paths = list_images(folder)
+            paths = unlabelled_images(descriptor.unlabelled)
         except RequestError as error:
             defects += [_unreadable(folder, problem) for problem in error.problems]
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.data.coco import read_coco_split
 from kd_vision.data.descriptor import DataDescriptor
-from kd_vision.data.images import image_size, list_images
+from kd_vision.data.images import image_size
+from kd_vision.data.listing import unlabelled_images
 from kd_vision.data.records import (
     CategoryKey,
     DetectionData,
@@ -29,6 +31,7 @@ __all__ = [
     "load_split",
     "load_unlabelled",
     "read_raw_split",
+    "records_of",
     "without_labels",
 ]
 
@@ -65,25 +68,44 @@ def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
 
 
 def load_unlabelled(descriptor: DataDescriptor) -> DetectionData:
-    """Read the folder of images without labels.
+    """Read the images without labels.
 
     Classes are those of the descriptor, else those of its first split.
 
     Raises:
-        RequestError: the descriptor names no such folder, it is missing or has no images.
+        RequestError: the descriptor names no such folder, it is missing or has no images, or one of them is
+            listed and missing or cannot be opened.
     """
     if descriptor.unlabelled is None:
         raise RequestError(f"{descriptor.root}: the data descriptor has no unlabelled folder; add `unlabelled: FOLDER`")
-    folder = descriptor.resolve(descriptor.unlabelled)
-    paths = list_images(folder)
-    if not paths:
-        raise RequestError(f"{folder}: the unlabelled folder holds no images")
+    paths = unlabelled_images(descriptor.unlabelled)
     classes = descriptor.classes or ()
     if not classes and descriptor.splits:
         raw = read_raw_split(descriptor, next(iter(descriptor.splits)))
         classes = tuple(raw.categories.values())
-    records = tuple(_unlabelled_record(number, path, folder) for number, path in enumerate(paths, start=1))
+    records = records_of(paths, Path(descriptor.unlabelled.images))
     return DetectionData("unlabelled", classes, tuple(range(1, len(classes) + 1)), records)
+
+
+def records_of(paths: Sequence[Path], folder: Path) -> tuple[ImageRecord, ...]:
+    """Return images without labels, numbered from 1; of each file the header is read.
+
+    Args:
+        paths: image files.
+        folder: that their names are relative to.
+
+    Raises:
+        RequestError: files that cannot be opened, up to 20.
+    """
+    problems: list[str] = []
+    with ThreadPoolExecutor() as threads:
+        sizes = list(threads.map(lambda path: _size_of(path, problems), paths))
+    if problems:
+        raise RequestError(*_shortened(sorted(problems)))
+    return tuple(
+        _unlabelled_record(number, path, folder, size)
+        for number, (path, size) in enumerate(zip(paths, sizes, strict=True), start=1)
+    )
 
 
 def read_raw_split(descriptor: DataDescriptor, split: str) -> RawSplit:
@@ -162,7 +184,7 @@ def _record(
         problems.append(f"{image.annotation_file}:{image.line}: image {image.path} is missing")
         width, height = image.size or (0, 0)
     else:
-        width, height = image.size or _size_of_file(image, problems)
+        width, height = image.size or _size_of(image.path, problems)
     return ImageRecord(
         image_id=image.image_id,
         path=image.path,
@@ -177,16 +199,16 @@ def _record(
     )
 
 
-def _size_of_file(image: RawImage, problems: list[str]) -> tuple[int, int]:
+def _size_of(path: Path, problems: list[str]) -> tuple[int, int]:
     try:
-        return image_size(image.path)
+        return image_size(path)
     except RequestError as error:
         problems.extend(error.problems)
         return 0, 0
 
 
-def _unlabelled_record(number: int, path: Path, folder: Path) -> ImageRecord:
-    width, height = image_size(path)
+def _unlabelled_record(number: int, path: Path, folder: Path, size: tuple[int, int]) -> ImageRecord:
+    width, height = size
     return ImageRecord(
         image_id=number,
         path=path,

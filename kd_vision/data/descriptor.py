@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.strict_yaml import load_mapping, resolve_path
@@ -28,6 +29,19 @@ class SplitSource(StrictModel):
     image_list: str | None = None
 
 
+class UnlabelledSource(StrictModel):
+    """Where images without labels lie; paths are relative to the descriptor's root.
+
+    Attributes:
+        images: folder of images.
+        list: which of them are meant: a text file with one path a line, relative to the folder, as
+            `kd-vision data select` writes it. Left out: all of them.
+    """
+
+    images: str
+    list: str | None = None
+
+
 class DataDescriptor(StrictModel):
     """A data set.
 
@@ -35,7 +49,7 @@ class DataDescriptor(StrictModel):
         format: of the annotations.
         root: folder that the other paths are relative to.
         splits: by name.
-        unlabelled: a folder of images without labels.
+        unlabelled: images without labels; a bare text is the folder.
         classes: names in label order; COCO and VOC files bring their own where this is left out.
         subset: True: boxes of other classes than `classes` are left out. False: they are errors.
         source: where a user gets the set.
@@ -45,11 +59,16 @@ class DataDescriptor(StrictModel):
     format: Literal["coco", "yolo", "voc"]
     root: Path = Path(".")
     splits: dict[str, SplitSource] = Field(default_factory=dict)
-    unlabelled: str | None = None
+    unlabelled: UnlabelledSource | None = None
     classes: tuple[str, ...] | None = None
     subset: bool = False
     source: str = ""
     licence: str = ""
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _bare_folder(cls, given: Any) -> Any:
+        return {"images": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _consistent(self) -> DataDescriptor:
@@ -93,7 +112,10 @@ def load_descriptor(path: Path) -> DataDescriptor:
         name: source.model_copy(update=_resolved_source(source, root, problems))
         for name, source in descriptor.splits.items()
     }
-    unlabelled = descriptor.unlabelled and str(_resolved(descriptor.unlabelled, root, problems))
+    unlabelled = descriptor.unlabelled
+    if unlabelled is not None:
+        texts = {"images": unlabelled.images, "list": unlabelled.list}
+        unlabelled = unlabelled.model_copy(update=_resolved_texts(texts, root, problems))
     if problems:
         raise RequestError(*(f"{path}: {problem}" for problem in dict.fromkeys(problems)))
     return descriptor.model_copy(update={"root": root, "splits": splits, "unlabelled": unlabelled})
@@ -101,6 +123,10 @@ def load_descriptor(path: Path) -> DataDescriptor:
 
 def _resolved_source(source: SplitSource, root: Path, problems: list[str]) -> dict[str, Any]:
     texts = {"images": source.images, "annotations": source.annotations, "image_list": source.image_list}
+    return _resolved_texts(texts, root, problems)
+
+
+def _resolved_texts(texts: Mapping[str, str | None], root: Path, problems: list[str]) -> dict[str, Any]:
     return {key: str(_resolved(text, root, problems)) for key, text in texts.items() if text is not None}
 
 

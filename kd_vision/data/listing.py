@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from kd_vision.core.errors import RequestError
-from kd_vision.data.descriptor import DataDescriptor, SplitSource
+from kd_vision.data.descriptor import DataDescriptor, SplitSource, UnlabelledSource
 from kd_vision.data.images import list_images
+
+_SHOWN = 20
 
 
 def split_images(descriptor: DataDescriptor, source: SplitSource) -> list[str]:
@@ -23,6 +27,34 @@ def split_images(descriptor: DataDescriptor, source: SplitSource) -> list[str]:
     if not names:
         raise RequestError(f"{folder}: holds no images")
     return names
+
+
+def unlabelled_images(source: UnlabelledSource) -> list[Path]:
+    """Return the images without labels, sorted by path.
+
+    Raises:
+        RequestError: the folder or the list is missing or empty, or names images that are not there (up to 20
+            lines).
+    """
+    folder = Path(source.images)
+    paths = list_images(folder)
+    if not paths:
+        raise RequestError(f"{folder}: the unlabelled folder holds no images")
+    if source.list is None:
+        return paths
+    there = {path.relative_to(folder).as_posix(): path for path in paths}
+    names = _listed(Path(source.list), folder)
+    lost = [name for name in names if name not in there]
+    if lost:
+        lines = [f"{source.list}: {name} is not among the images of {folder}{_near(name, there)}" for name in lost]
+        more = [f"and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
+        raise RequestError(*lines[:_SHOWN], *more)
+    return sorted({there[name] for name in names})
+
+
+def _near(name: str, possible: Iterable[str]) -> str:
+    found = get_close_matches(name, possible, n=1, cutoff=0.6)
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def _listed(path: Path, folder: Path) -> list[str]:

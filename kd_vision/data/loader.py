@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,10 +24,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kd_vision.core.batch import ImageBatch, Letterbox, Targets
+from kd_vision.core.batch import ImageBatch, Letterbox
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Detections, to_soft_targets
-from kd_vision.data.box_table import tabulate
+from kd_vision.data.box_table import Boxes, BoxTable, Rows, tabulate
 from kd_vision.data.images import read_image
 from kd_vision.data.records import DetectionData, ImageRecord, without_labels
 from kd_vision.data.transforms import GRAY, AugmentConfig, Augmenter, Sample
@@ -85,13 +84,10 @@ class LoaderConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """One image of a batch; boxes in pixels of `image`."""
+    """One image of a batch, on its way into the tensors."""
 
     record: ImageRecord
-    image: Pixels
-    boxes_xyxy: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-    knowledge: Detections | None = None
+    sample: Sample
     teacher_image: Pixels | None = None
 
 
@@ -105,12 +101,11 @@ class _Failure:
 class _Pool:
     """Images of one kind with their boxes, the longer side resized to that of a sample."""
 
-    def __init__(self, data: DetectionData, size: int, channels: int) -> None:
+    def __init__(self, data: DetectionData, placed: list[tuple[Boxes, Rows]], size: int, channels: int) -> None:
         self.data = data
         self._size = size
         self._channels = channels
         self._cache: list[Pixels] | None = None
-        self.table, placed = tabulate(data)
         pairs = zip(data.images, placed, strict=True)
         self._boxes = [_resized_boxes(image, boxes, rows, size) for image, (boxes, rows) in pairs]
 
@@ -176,11 +171,15 @@ class TrainStream:
         self._rank, self._world = rank, world_size
         self._augmenter = Augmenter(augment, config.image_size, config.channels, config.teacher_size)
         main = labelled if extra is None or len(labelled) else extra
-        self._main = _Pool(main, config.sample_size, config.channels)
+        if main is extra or config.unlabelled_ratio == 0:
+            extra = None
+        images = (*main.images, *(extra.images if extra is not None else ()))
+        _refuse_part_knowledge(images)
+        self._table, placed = tabulate(images, len(main.classes))
+        self._main = _Pool(main, placed[: len(main)], config.sample_size, config.channels)
         self._extra: _Pool | None = None
-        if extra is not None and main is not extra and config.unlabelled_ratio > 0:
-            self._extra = _Pool(extra, config.sample_size, config.channels)
-        _refuse_part_knowledge([pool.data for pool in (self._main, self._extra) if pool is not None])
+        if extra is not None:
+            self._extra = _Pool(extra, placed[len(main) :], config.sample_size, config.channels)
         self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
         self.steps_per_epoch = math.ceil(len(main) / (config.batch_size * world_size))
         self._fill_caches()
@@ -212,7 +211,7 @@ class TrainStream:
                 self._sample(self._extra, 1, turn, position, index, use_mosaic)
                 for turn, position, index in self._extra_share(self._extra, step)
             ]
-        return _collate(made, self._config.channels, len(self._main.data.classes))
+        return _collate(made, self._config.channels, self._table)
 
     def _uses_mosaic(self, epoch: int) -> bool:
         last = self._epochs - self._augment.close_mosaic
@@ -241,8 +240,7 @@ class TrainStream:
     def _sample(self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool) -> _Made:
         rng = np.random.default_rng([self._config.seed, _SAMPLE, kind, turn, position])
         made = self._augmenter(pool.load, index, len(pool), rng, use_mosaic)
-        boxes = pool.table.resolved(made.sample.boxes_xyxy, made.sample.rows)
-        return _Made(pool.data.images[index], made.sample.image, *boxes, made.teacher_image)
+        return _Made(pool.data.images[index], made.sample, made.teacher_image)
 
     def _fill_caches(self) -> None:
         pools = [pool for pool in (self._main, self._extra) if pool is not None]
@@ -254,17 +252,33 @@ class TrainStream:
 
 
 def eval_batches(
-    data: DetectionData, image_size: int, batch_size: int, channels: int, workers: int = 0
+    data: DetectionData, image_size: int, batch_size: int, channels: int, workers: int = 0, group: int | None = None
 ) -> Iterator[ImageBatch]:
     """Yield the images of a split in order, letterboxed to a square.
 
     Targets are in input pixels and hold no crowd boxes.
 
+    Args:
+        data: the split.
+        image_size: side S of the square.
+        batch_size: images per batch.
+        channels: 1, 3 or 4.
+        workers: processes that prepare batches.
+        group: no batch holds images of two groups of so many; None: all images are one group.
+
     Raises:
         RequestError: an image cannot be read.
     """
-    maker = _EvalMaker(data, image_size, batch_size, channels)
-    steps = range(math.ceil(len(data) / batch_size))
+    if not len(data):
+        return iter(())
+    group = group or len(data)
+    spans = [
+        range(at, min(at + batch_size, first + group, len(data)))
+        for first in range(0, len(data), group)
+        for at in range(first, min(first + group, len(data)), batch_size)
+    ]
+    maker = _EvalMaker(data, image_size, spans, channels)
+    steps = range(len(spans))
     return _run(_Steps(maker, steps), min(workers, len(steps)))
 
 
@@ -324,22 +338,22 @@ def _machine_memory() -> int:
 class _EvalMaker:
     """Makes the evaluation batch of a step."""
 
-    def __init__(self, data: DetectionData, image_size: int, batch_size: int, channels: int) -> None:
+    def __init__(self, data: DetectionData, image_size: int, spans: list[range], channels: int) -> None:
         self._data = data
         self._image_size = image_size
-        self._batch_size = batch_size
+        self._spans = spans
         self._channels = channels
+        self._table, self._placed = tabulate(data.images, len(data.classes))
 
     def __call__(self, step: int) -> ImageBatch:
-        first = step * self._batch_size
-        records = self._data.images[first : first + self._batch_size]
+        span = self._spans[step]
+        records = self._data.images[span.start : span.stop]
         made, letterboxes = [], []
-        for record in records:
+        for record, (boxes, rows) in zip(records, self._placed[span.start : span.stop], strict=True):
             image, letterbox = letterbox_image(_read_record(record, self._channels), self._image_size)
-            boxes = letterbox.apply(record.boxes_xyxy[~record.crowd])
-            made.append(_Made(record, image, boxes, record.labels[~record.crowd]))
+            made.append(_Made(record, Sample(image, letterbox.apply(boxes), rows)))
             letterboxes.append(letterbox)
-        return replace(_collate(made, self._channels, len(self._data.classes)), letterboxes=tuple(letterboxes))
+        return replace(_collate(made, self._channels, self._table), letterboxes=tuple(letterboxes))
 
 
 @lru_cache(maxsize=4)
@@ -385,22 +399,18 @@ def _one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _collate(made: list[_Made], channels: int, classes: int) -> ImageBatch:
+def _collate(made: list[_Made], channels: int, table: BoxTable) -> ImageBatch:
     views = [one.teacher_image for one in made if one.teacher_image is not None]
-    known = [one.knowledge for one in made if one.knowledge is not None]
-    labels = np.concatenate([one.labels for one in made])
-    targets = Targets(
-        torch.from_numpy(np.repeat(np.arange(len(made)), [len(one.labels) for one in made])),
-        torch.from_numpy(labels.astype(np.int64)),
-        torch.from_numpy(np.concatenate([one.boxes_xyxy for one in made]).reshape(-1, 4).astype(np.float32)),
-    )
+    index = np.repeat(np.arange(len(made)), [len(one.sample.rows) for one in made])
+    boxes = np.concatenate([one.sample.boxes_xyxy for one in made])
+    targets, knowledge = table.to_targets(index, boxes, np.concatenate([one.sample.rows for one in made]))
     return ImageBatch(
-        images=_stacked([one.image for one in made], channels),
+        images=_stacked([one.sample.image for one in made], channels),
         targets=targets,
         labelled=torch.tensor([one.record.labelled for one in made], dtype=torch.bool),
         image_ids=tuple(one.record.image_id for one in made),
         teacher_images=_stacked(views, channels) if views else None,
-        knowledge=to_soft_targets(known, classes) if known else None,
+        knowledge=knowledge,
     )
 
 
@@ -434,9 +444,7 @@ def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
     return width, min(math.ceil(record.height * ratio), image_size)
 
 
-def _resized_boxes(
-    record: ImageRecord, boxes_xyxy: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _resized_boxes(record: ImageRecord, boxes_xyxy: Boxes, rows: Rows, size: int) -> tuple[Boxes, Rows]:
     """Return boxes in pixels of the resized image, cut to it, and the rows of those with area."""
     width, height = _resized(record, size)
     scale = np.array([width / record.width, height / record.height] * 2)
@@ -445,9 +453,8 @@ def _resized_boxes(
     return boxes[solid].astype(np.float32), rows[solid]
 
 
-def _refuse_part_knowledge(parts: list[DetectionData]) -> None:
+def _refuse_part_knowledge(images: Sequence[ImageRecord]) -> None:
     """Refuse a mixture: where a teacher was not asked, its silence would be learned as background."""
-    images = [image for part in parts for image in part.images]
     without = [image for image in images if image.knowledge is None]
     if without and len(without) < len(images):
         raise RequestError(

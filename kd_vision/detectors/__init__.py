@@ -37,7 +37,7 @@ FAMILIES: dict[str, FamilyEntry] = {
         "kd_vision.detectors.ultralytics",
         "UltralyticsConfig",
         frozenset({"teacher", "student"}),
-        "YOLO v3 to v12 and 26, any scale, from YAML or .pt",
+        "YOLO v3 to v12 and 26, RT-DETR; any scale, from YAML or .pt",
     ),
     "onnx": FamilyEntry(
         "kd_vision.detectors.onnx",
@@ -56,6 +56,12 @@ FAMILIES: dict[str, FamilyEntry] = {
         "EnsembleConfig",
         frozenset({"teacher"}),
         "several teachers whose boxes are fused into one answer",
+    ),
+    "torchvision": FamilyEntry(
+        "kd_vision.detectors.torchvision",
+        "TorchvisionConfig",
+        frozenset({"teacher", "student"}),
+        "RetinaNet, FCOS, SSD, SSDLite, Faster R-CNN on ResNets and MobileNets",
     ),
     "self": FamilyEntry(
         "kd_vision.detectors.own",

@@ -24,7 +24,10 @@ __all__ = ["Detector", "PixelPredictor", "PredictOptions", "Predictor"]
 class Predictor(Protocol):
     """Anything that gives final boxes: a model, an ONNX file, a predictions JSON."""
 
-    spec: DetectorSpec
+    @property
+    def spec(self) -> DetectorSpec:
+        """Facts about it."""
+        ...
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image."""

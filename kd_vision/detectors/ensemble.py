@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -21,7 +22,7 @@ from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.fusion import fuse
-from kd_vision.detectors.member import build_source, parse_source
+from kd_vision.detectors.member import build_source, parse_member
 from kd_vision.detectors.pixels import PixelSource
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.views import limited
@@ -42,7 +43,7 @@ class EnsembleConfig(StrictModel):
     family: Literal["ensemble"] = "ensemble"
     members: tuple[dict[str, Any], ...] = Field(min_length=1)
     weights: tuple[float, ...] | None = None
-    class_weights: dict[str, dict[str, float]] = {}
+    class_weights: dict[str, dict[str, float]] = Field(default_factory=dict)
     iou: float = Field(default=0.55, gt=0.0, lt=1.0)
     min_score: float = Field(default=0.01, ge=0.0, lt=1.0)
 
@@ -78,7 +79,7 @@ class Ensemble(PixelSource):
         self,
         members: Sequence[FrozenTeacher],
         weights: Sequence[float] | None = None,
-        class_weights: np.typing.ArrayLike | None = None,
+        class_weights: npt.ArrayLike | None = None,
         iou: float = 0.55,
         min_score: float = 0.01,
     ) -> None:
@@ -128,7 +129,7 @@ def build(config: EnsembleConfig, classes: tuple[str, ...] | None, where: str) -
     names: list[str | None] = []
     for position, content in enumerate(config.members):
         key = f"{where}.members.{position}"
-        source, options = parse_source(content, key)
+        source, options = parse_member(content, key)
         wanted = members[0].spec.classes if classes is None and members else classes
         members.append(build_source(source, options, wanted, key))
         names.append(options.name)

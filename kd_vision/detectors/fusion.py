@@ -15,6 +15,7 @@ from kd_vision.core.predictions import Detections, class_probabilities
 
 Floats = npt.NDArray[np.float64]
 
+_TINY = 1e-12
 _IGNORED = -1  # regions to be ignored are clustered among themselves, whatever their class
 
 
@@ -84,8 +85,8 @@ class _Boxes:
 
 def _classes(found: Sequence[Detections]) -> int:
     """K where nobody says it: enough columns for every label."""
-    widths = [one.class_probs.shape[1] for one in found if one.class_probs is not None]
-    return max([*widths, *(int(one.labels.max()) + 1 for one in found if len(one)), 1])
+    widths = [int(one.class_probs.shape[1]) for one in found if one.class_probs is not None]
+    return max([1, *widths, *(int(one.labels.max()) + 1 for one in found if len(one))])
 
 
 def _gather(found: Sequence[Detections], table: Floats) -> _Boxes:
@@ -126,29 +127,40 @@ def _cluster_class(xyxy: Floats, trust: Floats, iou: float) -> npt.NDArray[np.in
     signed = np.concatenate((-xyxy[:, :2], xyxy[:, 2:]), axis=1)
     areas = (signed[:, 0] + signed[:, 2]) * (signed[:, 1] + signed[:, 3])
     fused, fused_area = np.empty((4, len(xyxy))), np.empty(len(xyxy))
-    total, mass = np.empty((len(xyxy), 4)), np.empty(len(xyxy))
+    mass: list[float] = []
     cluster = np.zeros(len(xyxy), np.int64)
-    count = 0
-    for row, (box, area, weight) in enumerate(zip(signed, areas, trust, strict=True)):
-        sides = np.minimum(fused[:, :count], box[:, None])
+    for row, (box, area, weight) in enumerate(zip(signed[:, :, None], areas.tolist(), trust.tolist(), strict=True)):
+        count = len(mass)
+        sides = np.minimum(fused[:, :count], box)
         sides = np.maximum(sides[:2] + sides[2:], 0.0)
         shared = sides[0] * sides[1]
-        overlap = shared / np.maximum(fused_area[:count] + area - shared, 1e-12)
+        overlap = shared / (fused_area[:count] + (area + _TINY) - shared)
         best = int(overlap.argmax()) if count else 0
         if not count or overlap[best] <= iou:
-            best, count = count, count + 1
-            total[best], mass[best] = 0.0, 0.0
+            best = count
+            mass.append(weight)
+            fused[:, best : best + 1] = box
+            fused_area[best] = area
+        elif weight > 0:
+            mass[best] += weight
+            mean = fused[:, best]
+            mean += (box[:, 0] - mean) * (weight / mass[best])
+            left, top, right, bottom = mean.tolist()
+            fused_area[best] = (left + right) * (top + bottom)
         cluster[row] = best
-        total[best] += weight * box
-        mass[best] += weight
-        fused[:, best] = total[best] / mass[best] if mass[best] > 0 else box
-        fused_area[best] = (fused[0, best] + fused[2, best]) * (fused[1, best] + fused[3, best])
     return cluster
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """Clusters summed up: which box leads each, (C,), the fused boxes, (C, 4), scores, (C,), and (C, K) probabilities."""
+    """Clusters summed up, C of them.
+
+    Attributes:
+        leader: (C,) the surest box of each.
+        xyxy: (C, 4).
+        scores: (C,).
+        probs: (C, K).
+    """
 
     leader: npt.NDArray[np.int64]
     xyxy: Floats
@@ -162,15 +174,17 @@ class _Sums:
         leader = np.full(count, -1, np.int64)
         leader[cluster[::-1]] = np.arange(len(cluster))[::-1]  # the first of each cluster is written last
 
+        by_cluster = np.argsort(cluster, kind="stable")
+        starts = np.searchsorted(cluster[by_cluster], np.arange(count))
+
         def summed(values: Floats) -> Floats:
-            result = np.zeros((count, *values.shape[1:]))
-            np.add.at(result, cluster, values)
+            result: Floats = np.add.reduceat(values[by_cluster], starts, axis=0)
             return result
 
         def voted(weight: Floats, values: Floats, everyone: Floats) -> Floats:
             cast = summed(weight)
-            share = np.minimum(everyone, cast) / np.maximum(everyone, 1e-12)
-            return summed(weight * values) / np.maximum(cast, 1e-12) * share
+            share = np.minimum(everyone, cast) / np.maximum(everyone, _TINY)
+            return summed(weight * values) / np.maximum(cast, _TINY) * share
 
         everyone = np.where(
             boxes.group[leader] == _IGNORED, table.max(axis=1).sum(), table.sum(axis=0)[boxes.labels[leader]]

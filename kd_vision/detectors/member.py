@@ -20,6 +20,10 @@ from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
 
 ENSEMBLE = "ensemble"
+_ALONE = {
+    "predictions": "it answers by image id and looks at no pixels; give it as the teacher itself, or as 'knowledge'",
+    "self": "it is the student of the run itself; give it as a second teacher",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -97,10 +101,22 @@ def _wrong_members(members: Any, where: str) -> list[str]:
     found: list[str] = []
     for position, member in enumerate(members if isinstance(members, list) else []):
         try:
-            parse_source(member, f"{where}.members.{position}")
+            parse_member(member, f"{where}.members.{position}")
         except RequestError as error:
             found += error.problems
     return found
+
+
+def parse_member(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
+    """Read one member of an ensemble; see `parse_source`.
+
+    Raises:
+        RequestError: as there, or its family cannot be asked about an image beside others.
+    """
+    family = str(content.get("family", DEFAULT_FAMILY)) if isinstance(content, Mapping) else ""
+    if family in _ALONE:
+        raise RequestError(f"{where}.family: '{family}' cannot be a member of an ensemble: {_ALONE[family]}")
+    return parse_source(content, where)
 
 
 def build_source(
@@ -115,7 +131,7 @@ def build_source(
         where: key for messages, e.g. ``teacher``.
 
     Raises:
-        RequestError: the source cannot be built or looks at no pixels, its classes do not fit, or a size does not.
+        RequestError: the source cannot be built, its classes do not fit, or a size does not.
     """
     family = str(getattr(config, "family", DEFAULT_FAMILY))
     wrong = _contradictions(family, options, student_classes, where)
@@ -124,8 +140,6 @@ def build_source(
     # The members of an ensemble speak the student's words each by its own map; a model would get a new head.
     classes = student_classes if family == ENSEMBLE else None
     source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
-    if not isinstance(source, (Detector, PixelPredictor)):
-        raise RequestError(f"{where}: '{family}' looks at no pixels, so it cannot be asked about an image")
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")

@@ -6,6 +6,7 @@ Shapes: B images, C channels, H W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class PixelSource(ABC):
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image."""
-        found = self.detect(batch.as_float().images, options)
+        found = self.detect(replace(batch, teacher_images=None).as_float().images, options)
         return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
 
     def to(self, device: torch.device | str) -> PixelSource:

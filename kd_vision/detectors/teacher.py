@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,7 @@ from kd_vision.core.predictions import (
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.detectors.pixels import settle
 from kd_vision.detectors.postprocess import merge_overlaps
 
 TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=100)
@@ -73,14 +75,20 @@ class FrozenTeacher:
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Move the teacher; a black box stays where it is."""
-        if isinstance(self.source, Detector):
-            self.source.to(device)
+        settle(self.source, device)
         return self
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `Predictor.predict`; without the boxes of ignored classes, which claim nothing."""
         found = [self._mapped(one, options) for one in self.source.predict(batch, options)]
         return [one if one.ignore is None else one.take(~one.ignore) for one in found]
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """See `PixelPredictor.detect`."""
+        found = [self._mapped(one, options) for one in self.source.detect(self._shown(images), options)]
+        factor = np.float32(images.shape[-1] / (self.image_size or images.shape[-1]))
+        return [replace(one, boxes_xyxy=one.boxes_xyxy * factor) for one in found]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, channels: frozenset[Channel], frame: int | None = None) -> DetectorOutput:
@@ -92,15 +100,21 @@ class FrozenTeacher:
             frame: side of the square whose pixels the answers are in; None: that of `images`.
         """
         frame = frame or int(images.shape[-1])
-        side = self.image_size or int(images.shape[-1])
-        if images.shape[-1] != side:
-            images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        images = self._shown(images)
+        side = int(images.shape[-1])
         if isinstance(self.source, Detector):
             output: DetectorOutput = self.source(images, channels=channels)
             decide = output.decide
         else:
             output, decide = DetectorOutput(), lambda options: self.source.detect(images, options)
         return self._translated(output, decide, channels, images, frame / side)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """Return the images at the side that the source is shown."""
+        side = self.image_size or int(images.shape[-1])
+        if images.shape[-1] == side:
+            return images
+        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
 
     def _translated(
         self,

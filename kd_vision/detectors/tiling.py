@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,8 +22,8 @@ _TOUCH = 0.01
 """A box that ends closer to a tile's border than this share of the tile may go on beyond it."""
 _COVERED = 0.7
 """Share of a cut box that a whole one must cover to replace it."""
-_AS_SURE = 0.5
-"""How sure the whole box must be for that, as a share of the cut one's score."""
+_AS_SURE = 0.3
+"""How sure a box must be to speak for another one, as a share of the other's score."""
 _SAME_PIECE = 0.5
 """IoU, within the band that two tiles share, from which two cut boxes are parts of one object."""
 
@@ -60,6 +59,7 @@ def _starts(side: int, tile: int, overlap: float) -> list[int]:
 
 
 def cut_out(images: Tensor, window: Window, tile: int) -> Tensor:
+    """Return the pixels of a window, (B, C, tile, tile), gray where it goes on beyond the image."""
     return filled(images[..., window.top : window.bottom, window.left : window.right], tile, tile)
 
 
@@ -93,53 +93,74 @@ class Seen:
         cut |= (window.top > 0) & (boxes[:, 1] <= window.top + near)
         cut |= (window.right < width) & (boxes[:, 2] >= window.right - near)
         cut |= (window.bottom < height) & (boxes[:, 3] >= window.bottom - near)
-        limit = np.array([width, height] * 2, np.float32)
-        return Seen(replace(found, boxes_xyxy=np.clip(boxes, 0, limit)), cut, window)
+        boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+        inside = _areas(boxes) > 0
+        return Seen(replace(found, boxes_xyxy=boxes).take(inside), cut[inside], window)
 
 
 def put_together(seen: Sequence[Seen], options: PredictOptions) -> Detections:
+    """Make one answer of what several looks at an image found.
+
+    A cut box goes where another look saw the object whole; cut boxes that agree where their looks overlap become
+    one; what is left passes through NMS by class.
+
+    Args:
+        seen: one per look.
+        options: of NMS, and how many boxes to keep.
+    """
     found = _joined([each.found for each in seen])
     if not len(found):
         return found
     cut = np.concatenate([each.cut for each in seen])
     look = np.repeat(np.arange(len(seen)), [len(each.found) for each in seen])
-    keep = ~_seen_whole_elsewhere(found, cut)
+    keep = ~_seen_whole(found, cut)
     found, cut, look = found.take(keep), cut[keep], look[keep]
-    found = _mended(found, cut, look, [each.window for each in seen])
-    order = np.argsort(-found.scores, kind="stable")
-    merged = merge_overlaps(found.take(order), options.nms_iou)
+    frames = np.array([[w.left, w.top, w.right, w.bottom] for w in (each.window for each in seen)], np.float32)
+    found = _mended(found, np.flatnonzero(cut), frames, look)
+    merged = merge_overlaps(found.take(np.argsort(-found.scores, kind="stable")), options.nms_iou)
     return merged.take(np.arange(min(len(merged), options.max_detections)))
 
 
-def _seen_whole_elsewhere(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _seen_whole(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return (M,) bool: a cut box that lies within a whole one of its class that is about as sure."""
-    parts, wholes = np.flatnonzero(cut), np.flatnonzero(~cut)
-    boxes = found.boxes_xyxy
-    shared = _intersections(boxes[parts], boxes[wholes])
-    covered = shared >= _COVERED * np.maximum(_areas(boxes[parts]), 1e-6)[:, None]
-    covered &= found.labels[parts][:, None] == found.labels[wholes][None]
-    covered &= found.scores[wholes][None] >= _AS_SURE * found.scores[parts][:, None]
     result = np.zeros(len(found), np.bool_)
-    result[parts] = covered.any(axis=1)
+    for label in np.unique(found.labels[cut]):
+        of_class = found.labels == label
+        parts, wholes = np.flatnonzero(of_class & cut), np.flatnonzero(of_class & ~cut)
+        inner, outer = found.boxes_xyxy[parts], found.boxes_xyxy[wholes]
+        shared = _sides(
+            np.maximum(inner[:, None, :2], outer[None, :, :2]), np.minimum(inner[:, None, 2:], outer[None, :, 2:])
+        )
+        covered = shared >= _COVERED * _areas(inner)[:, None]
+        covered &= found.scores[wholes][None] >= _AS_SURE * found.scores[parts][:, None]
+        result[parts] = covered.any(axis=1)
     return result
 
 
 def _mended(
-    found: Detections, cut: npt.NDArray[np.bool_], look: npt.NDArray[np.int64], windows: Sequence[Window]
+    found: Detections,
+    parts: npt.NDArray[np.int64],
+    frames: npt.NDArray[np.float32],
+    look: npt.NDArray[np.int64],
 ) -> Detections:
-    """Join cut boxes of neighbouring tiles that agree where both tiles look: the parts of one large object."""
-    parts = np.flatnonzero(cut)
-    frames = np.array([[w.left, w.top, w.right, w.bottom] for w in windows], np.float32)[look[parts]]
-    boxes, labels = found.boxes_xyxy[parts], found.labels[parts]
-    # (M, M, 4): the band that the looks of two boxes share, and each box within it
-    low = np.maximum(frames[:, None, :2], frames[None, :, :2])
-    high = np.minimum(frames[:, None, 2:], frames[None, :, 2:])
+    """Join the parts of one large object: cut boxes that agree where both their looks see.
+
+    Args:
+        found: (M,) boxes.
+        parts: positions of the cut ones.
+        frames: (looks, 4) what each look saw.
+        look: (M,) whose box it is.
+    """
+    boxes, labels, scores, look = found.boxes_xyxy[parts], found.labels[parts], found.scores[parts], look[parts]
+    # For every two parts the band that both looks see, and the first part within it.
+    low = np.maximum(frames[look][:, None, :2], frames[look][None, :, :2])
+    high = np.minimum(frames[look][:, None, 2:], frames[look][None, :, 2:])
     own = np.concatenate((np.maximum(boxes[:, None, :2], low), np.minimum(boxes[:, None, 2:], high)), axis=-1)
     other = own.transpose(1, 0, 2)
     shared = _sides(np.maximum(own[..., :2], other[..., :2]), np.minimum(own[..., 2:], other[..., 2:]))
-    union = _areas(own) + _areas(other) - shared
-    same = (shared >= _SAME_PIECE * np.maximum(union, 1e-6)) & (labels[:, None] == labels[None])
-    same &= look[parts][:, None] != look[parts][None]
+    same = shared >= _SAME_PIECE * np.maximum(_areas(own) + _areas(other) - shared, 1e-6)
+    same &= (labels[:, None] == labels[None]) & (look[:, None] != look[None])
+    same &= np.minimum(scores[:, None], scores[None]) >= _AS_SURE * np.maximum(scores[:, None], scores[None])
     return _joined_parts(found, parts, same)
 
 
@@ -190,9 +211,3 @@ def _sides(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> npt
     sides = np.maximum(high - low, 0)
     area: npt.NDArray[np.floating] = sides[..., 0] * sides[..., 1]
     return area
-
-
-def _intersections(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    return _sides(low, high)

@@ -10,7 +10,8 @@ import io
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
@@ -105,7 +106,9 @@ def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
     """Read a COCO result file, every entry of it checked.
 
     Args:
-        path: JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``.
+        path: JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``. An entry may
+            have ``"class_probs"`` as well: a number for each class of `data`, in label order, or by category id
+            (``{"17": 0.2}``, the others 0). They need not sum to 1.
         data: the images and categories that entries may name.
 
     Returns:
@@ -122,8 +125,7 @@ def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
     by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
         by_image[entry["image_id"]].append(entry)
-    labels = {category: label for label, category in enumerate(data.category_ids)}
-    return {image.image_id: _to_detections(by_image[image.image_id], labels) for image in data.images}
+    return {image.image_id: _to_detections(by_image[image.image_id], data.category_ids) for image in data.images}
 
 
 class _Known:
@@ -133,6 +135,7 @@ class _Known:
         self._name = data.name
         self._images = {image.image_id for image in data.images}
         self._categories = set(data.category_ids)
+        self._ids_by_name = dict(zip(data.classes, data.category_ids, strict=True))
 
     def problem(self, entry: object) -> str:
         """Return what is wrong with an entry, or nothing."""
@@ -141,15 +144,48 @@ class _Known:
         missing = [key for key in _RESULT_KEYS if key not in entry]
         if missing:
             return f"{', '.join(missing)} missing; each entry has {', '.join(_RESULT_KEYS)}"
-        return self._unknown(entry) or _wrong_numbers(entry["bbox"], entry["score"])
+        return (
+            self._unknown(entry)
+            or _wrong_numbers(entry["bbox"], entry["score"])
+            or self._wrong_probs(entry.get("class_probs"))
+        )
 
     def _unknown(self, entry: Mapping[str, Any]) -> str:
         image, category = entry["image_id"], entry["category_id"]
         if not _is_integer(image) or image not in self._images:
-            return f"image_id {image!r} is not in '{self._name}' ({len(self._images)} images)"
+            return f"image_id {image!r} is not in '{self._name}' ({len(self._images)} images){self._meant_image(image)}"
         if not _is_integer(category) or category not in self._categories:
-            return f"category_id {category!r} is not in '{self._name}'; possible: {_some(self._categories)}"
+            return f"category_id {category!r} is not in '{self._name}'{self._meant_category(category)}"
         return ""
+
+    def _meant_image(self, given: object) -> str:
+        is_text = isinstance(given, str) and given.isdigit() and int(given) in self._images
+        return f"; did you mean the number {int(str(given))}?" if is_text else ""
+
+    def _meant_category(self, given: object) -> str:
+        if isinstance(given, str) and given.isdigit() and int(given) in self._categories:
+            return f"; did you mean the number {int(given)}?"
+        near = get_close_matches(given, self._ids_by_name, n=1) if isinstance(given, str) else []
+        if near:
+            return f"; did you mean {self._ids_by_name[near[0]]} ({near[0]})?"
+        return f"; possible: {_some(self._categories)}"
+
+    def _wrong_probs(self, given: object) -> str:
+        if given is None:
+            return ""
+        if isinstance(given, list) and len(given) != len(self._categories):
+            return f"class_probs has {len(given)} numbers, '{self._name}' has {len(self._categories)} classes"
+        if isinstance(given, dict):
+            known = {str(category) for category in self._categories}
+            unknown = next((key for key in given if key not in known), None)
+            if unknown is not None:
+                return (
+                    f"class_probs: category id {unknown} is not in '{self._name}'; possible: {_some(self._categories)}"
+                )
+        elif not isinstance(given, list):
+            return f"class_probs must be a list of numbers, or numbers by category id; found {_kind(given)}"
+        wrong = [value for value in (given.values() if isinstance(given, dict) else given) if not _is_fraction(value)]
+        return f"class_probs must be numbers between 0 and 1; given {wrong[0]!r}" if wrong else ""
 
 
 def _wrong_numbers(box: object, score: object) -> str:
@@ -157,7 +193,7 @@ def _wrong_numbers(box: object, score: object) -> str:
         return f"bbox must be four finite numbers [x, y, width, height]; given {box!r}"
     if box[2] < 0 or box[3] < 0:
         return f"bbox has a negative width or height; given {box!r}; the order is [x, y, width, height]"
-    if not _is_finite(score) or not 0.0 <= score <= 1.0:
+    if not _is_fraction(score):
         return f"score must be a number between 0 and 1; given {score!r}"
     return ""
 
@@ -206,15 +242,28 @@ def _read_list(path: Path) -> list[Any]:
     return content
 
 
-def _to_detections(entries: list[Mapping[str, Any]], labels: Mapping[int, int]) -> Detections:
+def _to_detections(entries: list[Mapping[str, Any]], categories: Sequence[int]) -> Detections:
     if not entries:
         return Detections.empty()
+    labels = {category: label for label, category in enumerate(categories)}
     boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
     boxes[:, 2:] += boxes[:, :2]
     scores = np.array([entry["score"] for entry in entries], dtype=np.float32)
     label = np.array([labels[entry["category_id"]] for entry in entries], dtype=np.int64)
     best_first = np.argsort(-scores, kind="stable")
-    return Detections(boxes.astype(np.float32)[best_first], scores[best_first], label[best_first])
+    probs = None
+    if any(entry.get("class_probs") is not None for entry in entries):
+        probs = np.array([_probabilities(entry, categories) for entry in entries], dtype=np.float32)[best_first]
+    return Detections(boxes.astype(np.float32)[best_first], scores[best_first], label[best_first], probs)
+
+
+def _probabilities(entry: Mapping[str, Any], categories: Sequence[int]) -> list[float]:
+    """One number a class; an entry that does not say them is sure of its class."""
+    given = entry.get("class_probs")
+    if isinstance(given, list):
+        return given
+    by_category = {str(entry["category_id"]): entry["score"]} if given is None else given
+    return [float(by_category.get(str(category), 0.0)) for category in categories]
 
 
 def _to_xywh(box_xyxy: np.ndarray[Any, Any]) -> list[float]:
@@ -301,6 +350,10 @@ def _mean_defined(values: np.ndarray[Any, Any]) -> float | None:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_fraction(value: object) -> bool:
+    return _is_finite(value) and 0.0 <= value <= 1.0
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

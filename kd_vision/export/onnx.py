@@ -167,9 +167,10 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
         )
     if isinstance(config.batch, int) and config.batch < 1:
         problems.append(f"--batch: {config.batch} images make no batch; give 1 or more, or 'dynamic'")
-    if not LOWEST_OPSET <= config.opset <= HIGHEST_OPSET:
+    lowest = max(LOWEST_OPSET, spec.lowest_opset)
+    if not lowest <= config.opset <= HIGHEST_OPSET:
         problems.append(
-            f"--opset: {config.opset} is not supported; possible: {LOWEST_OPSET} to {HIGHEST_OPSET}, "
+            f"--opset: {config.opset} is not supported; possible: {lowest} to {HIGHEST_OPSET}, "
             f"default {DEFAULT_OPSET}"
         )
     if config.nms and spec.end_to_end:

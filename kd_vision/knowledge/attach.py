@@ -11,7 +11,6 @@ from typing import Protocol
 from kd_vision.core.errors import RequestError
 from kd_vision.core.labels import LabelMap
 from kd_vision.core.predictions import Detections
-from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.detectors.postprocess import merge_overlaps
 
@@ -59,21 +58,6 @@ class JsonKnowledge:
                 f"{record.path}: is not among the images of '{self._split}', of which {self.path} speaks"
             )
         return self._found[record.path]
-
-
-def knowledge_spec(knowledge: Knowledge, labels: LabelMap) -> DetectorSpec:
-    """Return the facts about a teacher whose word is all there is, as the student meets it."""
-    return DetectorSpec(
-        family="stored",
-        name="stored knowledge",
-        classes=labels.student,
-        level_channels={},
-        level_strides={},
-        provides=frozenset({"detections"}),
-        size_multiple=1,
-        end_to_end=True,
-        silent=labels.silent,
-    )
 
 
 def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = None) -> DetectionData:

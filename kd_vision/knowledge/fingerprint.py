@@ -14,10 +14,9 @@ from kd_vision.core.errors import RequestError
 
 _CHUNK = 1 << 20
 _LONGEST_PATH = 4096
-_BESIDE = frozenset({"name", "labels", "trust"})
 
 
-def fingerprint(config: Any, without: Set[str] = frozenset()) -> str:
+def fingerprint(config: Any) -> str:
     """Return a SHA-256 over settings and the content of every file they name.
 
     Where a file lies and what it is called changes nothing; its bytes do. A folder stands for all files in it. A
@@ -25,25 +24,12 @@ def fingerprint(config: Any, without: Set[str] = frozenset()) -> str:
 
     Args:
         config: a pydantic model, mapping, sequence, path or plain value, nested at will.
-        without: keys of the top level that do not decide what the teacher says.
 
     Raises:
         RequestError: a file is missing.
     """
-    content = _plain(config)
-    if isinstance(content, dict):
-        content = {key: value for key, value in content.items() if key not in without}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_plain(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def teacher_fingerprint(settings: Mapping[str, Any]) -> str:
-    """Return the fingerprint of a teacher as a config describes it.
-
-    Its name, the map of its classes and the consent to its pickle change nothing in what it says: a store holds
-    its own words.
-    """
-    return fingerprint(settings, without=_BESIDE)
 
 
 def file_sha256(path: Path) -> str:

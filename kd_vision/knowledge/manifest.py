@@ -36,7 +36,7 @@ class Manifest(StrictModel):
     """What a store holds.
 
     Attributes:
-        format_version: of the layout; see `docs`.
+        format_version: of the layout; another one is not read.
         teacher: who spoke.
         classes: the teacher's, in its label order.
         options: settings that decide what is stored.

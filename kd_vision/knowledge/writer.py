@@ -30,8 +30,6 @@ SHARD_SIZE = 256
 EXPECTED_BYTES = 600
 """Of an image with 20 objects, with room to spare; see the test that measures it."""
 
-_SHOWN = 3
-
 
 class StoreWriter:
     """A store in the making, or the rest of one that was begun.

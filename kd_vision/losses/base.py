@@ -156,7 +156,7 @@ class DistillationLoss(nn.Module, ABC):
     @classmethod
     def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say what a user should know of this loss on a pair that it fits, one line a remark."""
-        if cls.requires == {"features"} or not teacher.silent:
+        if "features" in cls.requires or not teacher.silent:
             return []
         return [f"the teacher never learned {_shown(tuple(sorted(teacher.silent)))}: it teaches nothing about them"]
 

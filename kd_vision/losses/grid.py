@@ -25,8 +25,8 @@ from kd_vision.losses.base import (
 )
 from kd_vision.losses.resample import Resampler
 
-_UNHEARD_LOGIT = -200.0
-"""A probability of exactly 0 in float32, so that what is not heard weighs nothing in any sum."""
+_UNHEARD_LOGIT = -1000.0
+"""A probability of exactly 0, so that what is not heard weighs nothing in any sum."""
 _FOR_OTHER_ANCHORS = "soft_boxes or region_feedback"
 
 

@@ -26,6 +26,9 @@ from kd_vision.losses.divergence import (
 from kd_vision.losses.grid import full_precision
 from kd_vision.losses.handed import heard
 
+_LEAST_SIDE = 1.0
+"""Pixels; boxes that the teacher mends to less are not regressed to."""
+
 
 class RegionFeedbackConfig(LossConfig):
     """Settings of `RegionFeedback`.
@@ -62,8 +65,9 @@ class RegionFeedback(DistillationLoss):
 
     For softmax heads with a background s_0 the class term is sum_r KL([1 - sum q, q] || softmax([s_0, s])). What
     the student invents is graded down, what it places badly is mended; objects that it overlooks altogether are
-    not seen, so another term should stand beside. Rows inside ground truth of classes the teacher never learned,
-    and these classes' columns, take no part (softmax heads: their probability counts as background).
+    not seen, so another term should stand beside. Boxes mended to less than a pixel are left out of the box term.
+    Rows inside ground truth of classes the teacher never learned, and these classes' columns, take no part
+    (softmax heads: their probability counts as background).
 
     Shapes: rows (B, A, ...) to a scalar. Reduction: sum over the teacher's count of objects among the boxes, so
     the value does not depend on the batch size. Unit: nats and 1 - GIoU.
@@ -94,12 +98,15 @@ class RegionFeedback(DistillationLoss):
             goals = graded.class_probs.to(boxes.dtype)
             goals = goals if self.known is None else goals * self.known
             part = heard(rows.centres_xy, targets, self.silent_labels, len(rows.logits))[image, row]
+            mended = graded.boxes_xyxy.to(boxes.dtype)
             sure = goals.amax(dim=-1) * part
+            # Of a box of no extent only the class can be graded: overlap has no bounded slope there.
+            firm = sure * ((mended[..., 2:] - mended[..., :2]).amin(dim=-1) >= _LEAST_SIDE)
         logits = full_precision(rows.logits[image, row])
         background = None if rows.background is None else full_precision(rows.background[image, row])
         classes = self._class_gap(logits, background, goals)
-        distance = iou_distance(boxes, graded.boxes_xyxy.to(boxes.dtype), settings.kind)
-        paid = settings.class_gain * (part * classes).sum() + settings.box_gain * (sure * distance).sum()
+        distance = iou_distance(boxes, mended, settings.kind)
+        paid = settings.class_gain * (part * classes).sum() + settings.box_gain * (firm * distance).sum()
         return paid / sure.sum().clamp(min=1.0)
 
     @torch.no_grad()

@@ -11,8 +11,6 @@ from torch import Tensor
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import GridPredictions
 
-_CHUNK = 256
-
 
 class Resampler:
     """Takes the teacher's predictions at the nearest of its points.
@@ -84,10 +82,27 @@ class Resampler:
         count = torch.ones_like(level)
         for index, anchors in enumerate(self._anchors):
             rows = (theirs.strides == strides[index]).nonzero().squeeze(1)[::anchors]
-            looking = (level == index).nonzero().squeeze(1)
-            points = theirs.points_xy[rows].double()
-            for part in looking.split(_CHUNK):
-                distance = (ours.points_xy[part].double()[:, None] - points).square().sum(dim=-1)
-                first[part] = rows[distance.argmin(dim=-1)]
+            looking = level == index
+            first[looking] = rows[_nearest_in_lattice(theirs.points_xy[rows], ours.points_xy[looking])]
             count[looking] = anchors
         return first, count
+
+
+def _nearest_in_lattice(points_xy: Tensor, asked_xy: Tensor) -> Tensor:
+    """Return, for each of (A, 2) points, which of the (T, 2) points of a full lattice, in any order, is nearest.
+
+    In a lattice the nearest column and the nearest row meet in the nearest point, so no pair of points is compared.
+    """
+    (x, column), (y, row) = (torch.unique(axis, return_inverse=True) for axis in points_xy.unbind(dim=-1))
+    if len(x) * len(y) != len(points_xy):
+        raise RequestError(
+            f"the teacher's grid has a level of {len(points_xy)} points in {len(x)} columns and {len(y)} rows; its "
+            f"points must form a lattice"
+        )
+    table = torch.empty((len(y), len(x)), dtype=torch.int64, device=points_xy.device)
+    table[row, column] = torch.arange(len(points_xy), device=points_xy.device)
+    nearest = [
+        (asked.double()[:, None] - axis.double()).abs().argmin(dim=-1)
+        for asked, axis in zip(asked_xy.unbind(dim=-1), (x, y), strict=True)
+    ]
+    return table[nearest[1], nearest[0]]

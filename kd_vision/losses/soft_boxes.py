@@ -23,6 +23,7 @@ from kd_vision.losses.divergence import background_log_chances, categorical_dive
 from kd_vision.losses.grid import BalancedConfig, balanced, full_precision, images_with_targets, rows_in_boxes
 from kd_vision.losses.handed import answered, heard, split_by_score, taught
 
+_ROWS_PER_BOX = 4.0
 _BELOW_LAST_BIN = 0.01
 """Farther boxes are taken as this much before the last bin, as in ultralytics."""
 
@@ -96,10 +97,14 @@ class SoftBoxes(DistillationLoss):
 
     L = sum_stages w_stage * (class_gain * L_c + box_gain * L_b + bins_gain * L_d)
     L_c = sum_{r,K} [BCE(s, t) - H(t)] / max(sum t, 1) for sigmoid heads;
-    L_c = sum_r KL([1 - sum t, t] || softmax([s_0, s])) / max(rows with a box, 1) for softmax heads with a
-    background s_0;
+    L_c = sum_r KL([1 - sum t, t] || softmax([s_0, s])) / max(rows with a box, n / 4, 1) for softmax heads with a
+    background s_0, n the rows that take part;
     L_b = sum_r v_r (1 - CIoU(b_r, b_m)) / max(sum v, 1) with v_r = score_m * a_r (or a_r);
     L_d = sum_r v_r mean_{4 sides} KL(two bins around the teacher's distance || softmax(bins)) / max(sum v, 1).
+
+    Softmax heads, and stages that tell objects only (L_c as for sigmoid heads, also over at least n / 4), look at
+    few rows of background: three for each with a box is what SSD mines and the least that Faster R-CNN samples, so
+    that the value stays near that of the head's own loss.
 
     Background rows whose centre lies in a box of doubt or in a box to be ignored take no part; nor does any row
     inside ground truth of a class the teacher never learned, nor any column of such a class (softmax heads: its
@@ -136,8 +141,9 @@ class SoftBoxes(DistillationLoss):
     def _stage(self, stage: Assigned, accepted: SoftTargets, doubtful: SoftTargets, targets: Targets) -> Tensor:
         settings = self._settings
         lesson = self._lesson(stage, accepted, doubtful, targets)
-        compare = _sigmoid_term if stage.rows.background is None else _softmax_term
-        total = settings.class_gain * compare(stage.rows, lesson)
+        softmax = stage.rows.background is not None
+        classes = _softmax_term(stage.rows, lesson) if softmax else _sigmoid_term(stage.rows, lesson, stage.agnostic)
+        total = settings.class_gain * classes
         # An empty sum keeps the rows in the graph, so that the gradient is 0 rather than missing.
         rows = _picked(stage.rows.boxes_xyxy, lesson)
         count = lesson.weight.sum().clamp(min=1.0)
@@ -163,10 +169,11 @@ class SoftBoxes(DistillationLoss):
             goals = torch.ones_like(scores)[:, None] if stage.agnostic else probs[own]
         else:
             goals = scores[:, None] if stage.agnostic else probs[own]
-        goals = goals * quality[:, None]
+        known = None if stage.agnostic else self.known
+        goals = goals * (quality[:, None] if known is None else quality[:, None] * known)
         weights = None
         if settings.balance and not stage.agnostic:
-            weights = balanced(goals.sum(dim=0), settings.balance, self.known)
+            weights = balanced(goals.sum(dim=0), settings.balance, known)
         return _Lesson(
             image,
             row,
@@ -176,7 +183,7 @@ class SoftBoxes(DistillationLoss):
             part,
             None if weights is None else weights[labels],
             weights,
-            None if stage.agnostic else self.known,
+            known,
         )
 
     def _part(self, stage: Assigned, doubtful: SoftTargets, targets: Targets) -> Tensor:
@@ -198,7 +205,7 @@ def _picked(values: Tensor, lesson: _Lesson) -> Tensor:
     return full_precision(values[lesson.image, lesson.row])
 
 
-def _sigmoid_term(rows: Rows, lesson: _Lesson) -> Tensor:
+def _sigmoid_term(rows: Rows, lesson: _Lesson, agnostic: bool) -> Tensor:
     logits = full_precision(rows.logits)
     goals = torch.zeros_like(logits)
     goals[lesson.image, lesson.row] = lesson.goals
@@ -208,7 +215,10 @@ def _sigmoid_term(rows: Rows, lesson: _Lesson) -> Tensor:
         if columns is not None:
             weight, entropy = weight * columns, entropy * columns
     paid = functional.binary_cross_entropy_with_logits(logits, goals, weight, reduction="sum")
-    return (paid - entropy.sum()) / lesson.goals.sum().clamp(min=1.0)
+    count = lesson.goals.sum().clamp(min=1.0)
+    if agnostic:
+        count = torch.maximum(count, lesson.part.sum() / _ROWS_PER_BOX)
+    return (paid - entropy.sum()) / count
 
 
 def _softmax_term(rows: Rows, lesson: _Lesson) -> Tensor:
@@ -219,7 +229,8 @@ def _softmax_term(rows: Rows, lesson: _Lesson) -> Tensor:
         paid = paid * lesson.row_weight
     empty = lesson.part.clone()
     empty[lesson.image, lesson.row] = False
-    return (paid.sum() - (chances[..., 0] * empty).sum()) / max(len(lesson.row), 1)
+    count = (lesson.part.sum() / _ROWS_PER_BOX).clamp(min=max(len(lesson.row), 1))
+    return (paid.sum() - (chances[..., 0] * empty).sum()) / count
 
 
 def _bins_gap(bins: Tensor, strides: Tensor, centres_xy: Tensor, lesson: _Lesson) -> Tensor:

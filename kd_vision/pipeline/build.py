@@ -240,7 +240,8 @@ def build_distiller(config: RunConfig, student: DetectorSpec, teachers: Mapping[
         wrong += [f"{config.source}: distill.{position} ({term.loss}): {reason}" for reason in reasons]
         if reasons:
             fitting = ", ".join(fitting_losses(student, teacher))
-            wrong.append(f"{config.source}: distill: losses that fit {teacher.name} as teacher of {student.name}: {fitting}")
+            pair = f"{teacher.name} as teacher of {student.name}"
+            wrong.append(f"{config.source}: distill: losses that fit {pair}: {fitting}")
         else:
             losses[term.name] = kind(term.config, student, teacher)
     if wrong:

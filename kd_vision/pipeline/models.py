@@ -13,6 +13,7 @@ from kd_vision.detectors import FAMILIES, family_module, family_of
 from kd_vision.detectors.base import Detector, Predictor
 from kd_vision.engine.checkpoint import read_checkpoint
 from kd_vision.evaluation.coco import read_coco_results
+from kd_vision.pipeline.build import build_teachers
 
 _DEFAULT_SIZE = 640
 _SMALL_SIZE = 32  # a predictions file looks at no pixel
@@ -26,7 +27,7 @@ class LoadedModel:
         predictor: gives boxes.
         detector: the same as a torch detector; None for files that only predict.
         image_size: input side it was trained (or exported) for, or the one asked for.
-        kind: `checkpoint`, `pt`, `onnx` or `predictions`.
+        kind: `checkpoint`, `pt`, `onnx`, `predictions` or `teacher`.
         path: the file that was opened.
     """
 
@@ -47,11 +48,12 @@ def load_model(
     """Open a model by what it is.
 
     Args:
-        path: a run directory, ``.ckpt``, ``.pt``, ``.onnx`` or predictions ``.json``.
+        path: a run directory, ``.ckpt``, ``.pt``, ``.onnx``, predictions ``.json``, or a config ``.yaml``: then
+            its teacher, which answers in the classes of `data` by the config's label map.
         image_size: input side in pixels; None: as trained or exported, else 640.
         trust: allow a pickle outside the allow-list.
         device: where a torch model goes.
-        data: the data set a predictions file speaks of.
+        data: the data set a predictions file or a teacher speaks of.
 
     Raises:
         RequestError: the file is missing, of an unknown kind, or cannot be read.
@@ -65,7 +67,12 @@ def load_model(
         return _load_onnx(path, image_size)
     if path.suffix == ".json":
         return _load_predictions(path, data)
-    raise RequestError(f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx or a predictions .json")
+    if path.suffix in (".yaml", ".yml"):
+        return _load_teacher(path, image_size, device, data)
+    raise RequestError(
+        f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx, a predictions .json, or a config "
+        f".yaml for its teacher"
+    )
 
 
 def _inside_run(path: Path) -> Path:
@@ -118,3 +125,17 @@ def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
         raise RequestError(f"{path}: a predictions file says nothing without the data it speaks of; give --data")
     found = read_coco_results(path, data)
     return LoadedModel(PredictionsFile(found, data.classes, path), None, _SMALL_SIZE, "predictions", path)
+
+
+def _load_teacher(path: Path, image_size: int | None, device: str, data: DetectionData | None) -> LoadedModel:
+    config = load_config(path)
+    if data is None:
+        raise RequestError(f"{path}: a teacher answers in the classes of a data set; give --data")
+    teachers = list(build_teachers(config, data.classes).values())
+    if len(teachers) != 1:
+        raise RequestError(
+            f"{path}: names {len(teachers)} teachers that look at images, one can be measured; give its own file, or "
+            f"an ensemble"
+        )
+    teacher = teachers[0].to(device)
+    return LoadedModel(teacher, None, image_size or teacher.image_size or config.image_size, "teacher", path)

@@ -121,9 +121,9 @@ def train(
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
-        for teacher in config.teachers:
-            if teacher.is_student:
-                parts.teachers[teacher.name].follow(trainer.average.detector)
+        for asked in config.teachers:
+            if asked.is_student:
+                parts.teachers[asked.name].follow(trainer.average.detector)
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:

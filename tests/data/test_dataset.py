@@ -154,6 +154,36 @@ def test_unlabelled_folder(coco_set: CocoSet) -> None:
     assert len(record.labels) == 0
 
 
+def test_listed_unlabelled_images_alone_are_read(coco_set: CocoSet) -> None:
+    more = coco_set.root / "more"
+    more.mkdir()
+    for name in ("north-1.png", "north-2.png", "south.png"):
+        Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(more / name)
+    listed = coco_set.root / "selected.txt"
+    listed.write_text("south.png\nnorth-1.png\n")
+    coco_set.descriptor["unlabelled"] = {"images": "more", "list": "selected.txt"}
+    assert [image.file_name for image in load_unlabelled(coco_set.write()).images] == ["north-1.png", "south.png"]
+    listed.write_text("nroth-2.png\nsouth.png\nelsewhere.jpeg\n")
+    with pytest.raises(RequestError) as caught:
+        load_unlabelled(coco_set.write())
+    assert caught.value.problems == (
+        f"{listed}: nroth-2.png is not among the images of {more}; did you mean 'north-2.png'?",
+        f"{listed}: elsewhere.jpeg is not among the images of {more}",
+    )
+
+
+def test_all_unlabelled_images_that_cannot_be_opened_are_named(coco_set: CocoSet) -> None:
+    more = coco_set.root / "more"
+    more.mkdir()
+    for name in ("b.png", "a.png"):
+        (more / name).write_bytes(b"no image")
+    coco_set.descriptor["unlabelled"] = "more"
+    with pytest.raises(RequestError) as caught:
+        load_unlabelled(coco_set.write())
+    kinds = "is not an image of a known kind; give JPEG, PNG, TIFF, BMP or WebP"
+    assert caught.value.problems == (f"{more / 'a.png'}: {kinds}", f"{more / 'b.png'}: {kinds}")
+
+
 def yolo_set(root: Path, label: str) -> DataDescriptor:
     (root / "images").mkdir()
     (root / "labels").mkdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kd_vision.core.errors import RequestError
-from kd_vision.data.descriptor import load_descriptor
+from kd_vision.data.descriptor import UnlabelledSource, load_descriptor
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -29,7 +29,7 @@ def test_paths_are_relative_to_the_file_and_variables_are_expanded(
     assert descriptor.root == tmp_path / "sub"
     assert descriptor.splits["train"].images == str(tmp_path / "sub" / "images")
     assert descriptor.splits["train"].annotations == str(Path("~/train.json").expanduser())
-    assert descriptor.unlabelled == "/other/place/more"
+    assert descriptor.unlabelled == UnlabelledSource(images="/other/place/more")
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

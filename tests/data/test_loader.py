@@ -193,6 +193,15 @@ def test_eval_batches_hold_all_images_in_order(make_data: Make) -> None:
     assert all(same(one, other) for one, other in zip(batches, spread, strict=True))
 
 
+def test_no_batch_holds_images_of_two_groups(make_data: Make) -> None:
+    data = make_data([(32, 32)] * 8)
+    batches = list(eval_batches(data, 32, 2, 3, group=3))
+    assert [batch.image_ids for batch in batches] == [(1, 2), (3,), (4, 5), (6,), (7, 8)]
+    # Whole groups give the same batches, whichever of them are asked for.
+    later = list(eval_batches(replace(data, images=data.images[3:]), 32, 2, 3, group=3))
+    assert all(same(one, other) for one, other in zip(batches[2:], later, strict=True))
+
+
 def test_real_images_take_little_time(real: Callable[[str], DataDescriptor]) -> None:
     data = load_split(real("bccd"), "train")
     stream = TrainStream(data, None, AugmentConfig(), LoaderConfig(256, 16), epochs=20)

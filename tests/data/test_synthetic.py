@@ -385,7 +385,8 @@ def test_descriptors_can_be_read(written: Path) -> None:
     assert made.root == written.resolve()
     assert made.classes == CLASSES
     assert made.splits["val"].annotations == str(written.resolve() / "annotations/val.json")
-    assert made.unlabelled == str(written.resolve() / "unlabelled")
+    assert made.unlabelled is not None
+    assert made.unlabelled.images == str(written.resolve() / "unlabelled")
     ready = load_descriptor(REPOSITORY / "datasets/aerial_synth.yaml")
     assert ready.classes == CLASSES
     assert set(ready.splits) == {"train", "val", "test"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from kd_vision.core.errors import RequestError
 from kd_vision.detectors.base import PredictOptions
 from kd_vision.detectors.onnx import OnnxPredictor
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 ULTRALYTICS = {
     "task": "detect",
     "names": "{0: 'car', 1: 'it\\'s'}",
@@ -171,10 +171,18 @@ def refused(path: Path, **declared: Any) -> str:
 def test_unknown_layout_is_refused_by_name(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE)
     assert refused(path) == (
-        f"{path}: output layout not recognised: found (1, 6, 2) and no metadata; supported layouts: "
+        f"{path}: output layout not recognised: found output0 (1, 6, 2), and no metadata says more; "
+        "declare one of the supported layouts: "
         "dense_xywh (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
         "end_to_end (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; "
-        "nms (B, boxes, 6): the same rows after NMS in the graph, padded with zeros"
+        "nms (B, boxes, 6): the same rows after NMS in the graph, padded with zeros; "
+        "torchvision boxes (boxes, 4) x1 y1 x2 y2, labels (boxes) from 1, scores (boxes) of one image; "
+        "yolox (B, points, 5 + classes): undecoded offsets and log sizes in strides, objectness, scores; "
+        "wants BGR 0 to 255; "
+        "detr (B, queries, 4 + classes): centre x, centre y, width, height from 0 to 1, then scores; "
+        "detr_rows (B, queries, 6): centre x, centre y, width, height from 0 to 1, score, label; "
+        "detr_sigmoid logits (B, queries, classes) and boxes (B, queries, 4) as in 'detr'; "
+        "detr_softmax the same with a last logit for 'no object'"
     )
 
 
@@ -228,19 +236,23 @@ def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         OnnxPredictor(path).predict(batch_of(0))
     assert str(caught.value) == (
-        f"{path}: the output has label 7, but the file names only 2 classes; is its layout really 'end_to_end'?"
+        f"{path}: image id 0: the output has label 7, but 2 classes are known; is its layout really 'end_to_end'?"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "size"),
-    [("yolo26n_coco_int8.onnx", "end_to_end", 640), ("yolo11n_coco_int8_320.onnx", "dense_xywh", 320)],
+    ("name", "layout", "size", "declared"),
+    [
+        pytest.param("yolo26n_coco_int8.onnx", "end_to_end", 640, {}, marks=pytest.mark.stress),
+        ("yolo11n_coco_int8_320.onnx", "dense_xywh", 320, {}),
+        ("yolox_nano_coco_416.onnx", "yolox", 416, {"layout": "yolox", "classes": "coco80"}),
+    ],
 )
-def test_real_files_find_what_the_annotations_say(name: str, layout: str, size: int) -> None:
-    """On pictures of COCO, most confident boxes lie on a box of the ground truth of the same class."""
-    weights, data = SHARED / "weights" / name, SHARED / "data" / "coco_tiny"
-    if not weights.is_file() or not data.is_dir():
-        pytest.skip(f"{weights} or {data} is not there")
+def test_real_files_find_what_the_annotations_say(
+    name: str, layout: str, size: int, declared: dict[str, Any], shared: Path
+) -> None:
+    """On four pictures of COCO, most confident boxes lie on a box of the ground truth of the same class."""
+    weights, data = shared / "weights" / name, shared / "data" / "coco_tiny"
     from torchvision.ops import box_iou
 
     from kd_vision.data.dataset import load_split
@@ -249,7 +261,8 @@ def test_real_files_find_what_the_annotations_say(name: str, layout: str, size: 
 
     source = SplitSource(images="images/val2017", annotations="annotations/instances_val2017.json")
     truth = load_split(DataDescriptor(format="coco", root=data, splits={"val": source}), "val")
-    predictor = OnnxPredictor(weights)
+    truth = replace(truth, images=truth.images[:4])
+    predictor = OnnxPredictor(weights, **declared)
     assert (predictor.layout, predictor.image_size, len(predictor.spec.classes)) == (layout, size, 80)
     right = total = 0
     for batch in eval_batches(truth, size, 3, 3):
@@ -264,8 +277,6 @@ def test_real_files_find_what_the_annotations_say(name: str, layout: str, size: 
     assert right / total > 0.7
 
 
-def test_layout_of_another_family_is_refused_clearly() -> None:
-    path = SHARED / "weights" / "yolox_nano_coco_416.onnx"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    assert refused(path).startswith(f"{path}: output layout not recognised: found (1, 3549, 85) and no metadata;")
+def test_layout_of_another_family_is_refused_clearly(shared: Path) -> None:
+    path = shared / "weights" / "yolox_nano_coco_416.onnx"
+    assert refused(path).startswith(f"{path}: output layout not recognised: found output (1, 3549, 85), and no ")

@@ -10,8 +10,8 @@ import torch
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections
-from kd_vision.detectors.base import PredictOptions
-from kd_vision.detectors.predictions import PredictionsFile
+from kd_vision.detectors.base import PixelPredictor, PredictOptions
+from kd_vision.detectors.predictions import PredictionsConfig, PredictionsFile, build
 
 WEAK = Detections(
     np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32), np.array([0.9, 0.0002], np.float32), np.array([1, 0])
@@ -60,3 +60,14 @@ def test_images_without_ids_are_an_error() -> None:
     with pytest.raises(RequestError) as caught:
         FILE.predict(dataclasses.replace(batch(7), image_ids=()))
     assert str(caught.value) == "teacher.json: answers by image id, and these images have none; give a data set"
+
+
+def test_it_cannot_be_built_as_something_that_sees() -> None:
+    config = PredictionsConfig(weights=Path("teacher.json"))
+    with pytest.raises(RequestError) as caught:
+        build(config, None, "teacher")
+    assert str(caught.value) == (
+        "teacher: teacher.json answers by image id and looks at no pixels, so it can be neither a member of an "
+        "ensemble nor shown tiles; give it as the teacher itself, or as 'knowledge'"
+    )
+    assert not isinstance(FILE, PixelPredictor)

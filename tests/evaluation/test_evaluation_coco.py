@@ -205,7 +205,51 @@ def test_every_wrong_entry_of_a_result_file_is_named(scene: DetectionData, tmp_p
         f"{path}: entry 6: score must be a number between 0 and 1; given 1.5",
         f"{path}: entry 7: category_id, score missing; each entry has image_id, category_id, bbox, score",
         f"{path}: entry 8: expected an object with image_id, category_id, bbox, score; found a str",
-        f"{path}: entry 9: image_id '10' is not in 'val' (3 images)",
+        f"{path}: entry 9: image_id '10' is not in 'val' (3 images); did you mean the number 10?",
+    )
+
+
+def test_class_probabilities_are_read_in_either_form(scene: DetectionData, tmp_path: Path) -> None:
+    entry = {"image_id": 10, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}
+    path = tmp_path / "results.json"
+    said = [
+        {**entry, "score": 0.7, "class_probs": [0.1, 0.7]},
+        {**entry, "score": 0.9, "class_probs": {"17": 0.9}},
+        entry,
+        {**entry, "image_id": 11, "score": 0.25},
+    ]
+    path.write_text(json.dumps(said))
+    back = read_coco_results(path, scene)
+    assert back[10].class_probs is not None
+    np.testing.assert_array_equal(back[10].class_probs, np.float32([[0, 0.9], [0.1, 0.7], [0, 0.5]]))
+    assert back[11].class_probs is None
+
+
+def test_wrong_class_probabilities_and_names_for_ids_are_told(scene: DetectionData, tmp_path: Path) -> None:
+    right = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+    wrong: list[Any] = [
+        {**right, "class_probs": [0.5]},
+        {**right, "class_probs": [0.5, float("nan")]},
+        {**right, "class_probs": {"3": 1.5}},
+        {**right, "class_probs": {"4": 0.5}},
+        {**right, "class_probs": "0.5"},
+        {**right, "category_id": "17"},
+        {**right, "category_id": "Bus"},
+        {**right, "category_id": "zebra"},
+    ]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(RequestError) as caught:
+        read_coco_results(path, scene)
+    assert caught.value.problems == (
+        f"{path}: entry 1: class_probs has 1 numbers, 'val' has 2 classes",
+        f"{path}: entry 2: class_probs must be numbers between 0 and 1; given nan",
+        f"{path}: entry 3: class_probs must be numbers between 0 and 1; given 1.5",
+        f"{path}: entry 4: class_probs: category id 4 is not in 'val'; possible: 3, 17",
+        f"{path}: entry 5: class_probs must be a list of numbers, or numbers by category id; found a str",
+        f"{path}: entry 6: category_id '17' is not in 'val'; did you mean the number 17?",
+        f"{path}: entry 7: category_id 'Bus' is not in 'val'; did you mean 17 (bus)?",
+        f"{path}: entry 8: category_id 'zebra' is not in 'val'; possible: 3, 17",
     )
 
 

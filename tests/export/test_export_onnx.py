@@ -183,8 +183,9 @@ def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_p
 def best_class_only(path: Path, batch: ImageBatch) -> list[Detections]:
     """As ultralytics predicts from dense output: each point answers for its best class alone."""
     found = []
-    output = torch.from_numpy(OnnxPredictor(path).run(batch.as_float().images.numpy()))
-    for rows, letterbox in zip(output, batch.letterboxes):
+    answers = OnnxPredictor(path).run(batch.as_float().images.numpy())
+    for (output,), letterbox in zip(answers, batch.letterboxes):
+        rows = torch.from_numpy(output)
         score, label = rows[4:].max(dim=0)
         centre, half = rows[:2].T, rows[2:4].T / 2
         boxes = torch.cat((centre - half, centre + half), dim=1)

@@ -7,7 +7,7 @@ import pytest
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.validation import StrictModel
-from kd_vision.knowledge.fingerprint import file_sha256, fingerprint, teacher_fingerprint
+from kd_vision.knowledge.fingerprint import file_sha256, fingerprint
 
 
 class _Member(StrictModel):
@@ -49,15 +49,6 @@ def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
         (tmp_path / name / "inner" / "w.pt").write_text(text)
     one, two, three = (fingerprint({"run": tmp_path / name}) for name in ("one", "two", "three"))
     assert one == two != three
-
-
-def test_what_a_teacher_is_called_and_mapped_to_does_not_count(tmp_path: Path) -> None:
-    weights = tmp_path / "t.pt"
-    weights.write_bytes(b"w")
-    bare = {"family": "ultralytics", "weights": str(weights), "name": "a", "trust": True, "labels": {"van": "car"}}
-    other = {"family": "ultralytics", "weights": str(weights), "name": "b"}
-    assert teacher_fingerprint(bare) == teacher_fingerprint(other)
-    assert teacher_fingerprint(bare) != teacher_fingerprint({**bare, "family": "torchvision"})
 
 
 def test_files_are_hashed_whole(tmp_path: Path) -> None:

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.predictions import Assigned, Channels, GridPredictions, Regions, Rows
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.grid import full_precision, smallest_box
 
 Scene = tuple[Channels, Channels, Targets]
 SIZE, CLASSES, BINS = 64, 3, 5
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A head whose rule of assignment is: a point belongs to the smallest box it lies in."""
+
+    grid: GridPredictions
+
+    def __call__(self, handed: SoftTargets) -> tuple[Assigned, ...]:
+        grid = self.grid
+        boxes = Targets(handed.image_index, handed.labels, handed.boxes_xyxy)
+        index = smallest_box(grid.points_xy, boxes, len(grid.logits))
+        quality = (1.0 - 0.02 * (torch.arange(index.shape[1]) % 30)).expand_as(index)
+        return (Assigned(rows_of(grid), index, quality),)
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A judge that answers for a box by its own box that overlaps it most."""
+
+    grid: GridPredictions
+
+    def __call__(self, boxes_xyxy: Tensor) -> Regions:
+        grid = self.grid
+        overlap = torch.stack([box_iou(a, b) for a, b in zip(boxes_xyxy, grid.boxes_xyxy.to(boxes_xyxy), strict=True)])
+        row = overlap.argmax(dim=-1)
+        image = torch.arange(len(row))[:, None]
+        return Regions(full_precision(grid.logits)[image, row].sigmoid(), grid.boxes_xyxy[image, row])
+
+
+def rows_of(grid: GridPredictions) -> Rows:
+    """The rows of a sigmoid head."""
+    return Rows(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
 
 
 @pytest.fixture
@@ -37,7 +72,7 @@ def specs() -> tuple[DetectorSpec, DetectorSpec]:
         classes=("car", "bus", "person"),
         level_channels={"P3": 3, "P4": 6},
         level_strides={"P3": 8, "P4": 16},
-        provides=frozenset({"features", "grid", "detections"}),
+        provides=frozenset({"features", "grid", "regions", "detections"}),
         box_bins=BINS,
     )
     return student, replace(student, name="large", level_channels={"P3": 5, "P4": 6})
@@ -68,9 +103,23 @@ def make_side() -> Callable[..., Channels]:
             strides=strides,
             box_bins=None if spec.box_bins is None else normal(images, count, 4, spec.box_bins).to(dtype),
         )
-        return Channels({level: maps.to(dtype) for level, maps in features.items()}, grid)
+        maps_by_level = {level: maps.to(dtype) for level, maps in features.items()}
+        return Channels(maps_by_level, grid, claims(images), Answering(grid), rows_of(grid), Grading(grid))
 
     return make
+
+
+def claims(images: int = 2) -> SoftTargets:
+    """Four boxes in each image: three objects, two of them of one class, and a doubtful one."""
+    boxes = [[6.0, 4.0, 44.0, 40.0], [30.0, 30.0, 62.0, 60.0], [2.0, 40.0, 26.0, 62.0], [44.0, 2.0, 62.0, 26.0]]
+    probs = [[0.9, 0.1, 0.0], [0.05, 0.05, 0.7], [0.6, 0.2, 0.1], [0.1, 0.3, 0.1]]
+    return SoftTargets(
+        torch.arange(images).repeat_interleave(4),
+        torch.tensor(boxes).repeat(images, 1),
+        torch.tensor(probs).repeat(images, 1),
+        torch.tensor([0.9, 0.7, 0.6, 0.3]).repeat(images),
+        torch.zeros(4 * images, dtype=torch.bool),
+    )
 
 
 @pytest.fixture

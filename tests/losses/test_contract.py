@@ -26,10 +26,21 @@ MakeSide = Callable[..., Channels]
 
 WITH_ADAPTERS = {"feature_mse", "feature_pkd", "feature_cwd", "feature_sl2"}
 # The others ask for more than the teacher: hard labels, weighted sides, a projector from scratch.
-ZERO_AT_EQUALITY = set(LOSSES) - {"hinton", "class_weighted_soft", "feature_sl2"}
+# Detections are not what a grid says, and an order can always be told apart more clearly.
+ZERO_AT_EQUALITY = set(LOSSES) - {"hinton", "class_weighted_soft", "feature_sl2", "soft_boxes", "rank_pairs"}
 # Unbiased deviations over the batch: doubling it changes n - 1, so only nearly independent of its size.
 BATCH_STATISTICS = {"feature_pkd", "feature_cwd"}
+# The others act on the rows of a head, whatever they stand for.
+WITH_LEVELS = {name for name in LOSSES if load_loss(name).requires & {"features", "grid"}}
+TEACH_CLASSES = {name for name in LOSSES if load_loss(name).requires != {"features"}}
+# CIoU takes one of its factors as a constant, so its gradient is not that of its value.
+SMOOTH: dict[str, dict[str, object]] = {"soft_boxes": {"kind": "giou"}}
 every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+every_loss_with_levels = pytest.mark.parametrize("name", sorted(WITH_LEVELS))
+every_loss_on_predictions = pytest.mark.parametrize(
+    "name", sorted(name for name in LOSSES if "features" not in load_loss(name).requires)
+)
+every_loss_about_classes = pytest.mark.parametrize("name", sorted(TEACH_CLASSES))
 
 
 def build(name: str, pair: Pair, **settings: object) -> DistillationLoss:
@@ -53,15 +64,27 @@ def changed(side: Channels, change: Callable[[Tensor], Tensor]) -> Channels:
     grid = side.grid
     assert grid is not None
     assert grid.box_bins is not None
-    return Channels(
-        {level: change(maps) for level, maps in side.features.items()},
-        replace(
-            grid,
-            logits=change(grid.logits),
-            boxes_xyxy=change(grid.boxes_xyxy),
-            box_bins=change(grid.box_bins),
-        ),
+    new = replace(
+        grid,
+        logits=change(grid.logits),
+        boxes_xyxy=change(grid.boxes_xyxy),
+        box_bins=change(grid.box_bins),
     )
+    return on_grid(replace(side, features={level: change(maps) for level, maps in side.features.items()}), new)
+
+
+def on_grid(side: Channels, grid: GridPredictions) -> Channels:
+    """The same side with another grid, and all that is computed from it."""
+    rows = replace(
+        side.rows,
+        logits=grid.logits,
+        boxes_xyxy=grid.boxes_xyxy,
+        centres_xy=grid.points_xy[None],
+        box_bins=grid.box_bins,
+        strides=grid.strides,
+    )
+    answer, grade = replace(side.answer, grid=grid), replace(side.grade, grid=grid)
+    return replace(side, grid=grid, answer=answer, rows=rows, grade=grade)
 
 
 def grid_of(side: Channels) -> GridPredictions:
@@ -70,7 +93,7 @@ def grid_of(side: Channels) -> GridPredictions:
 
 
 def test_importing_the_table_loads_no_torch() -> None:
-    code = "import sys, kd_vision.losses as room; sys.exit('torch' in sys.modules or len(room.LOSSES) < 13)"
+    code = "import sys, kd_vision.losses as room; sys.exit('torch' in sys.modules or len(room.LOSSES) < 17)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
@@ -119,7 +142,7 @@ def test_temperature_must_be_positive_and_finite(name: str) -> None:
 
 @every_loss
 def test_gradient_is_exact_and_leads_downhill(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
-    loss = build(name, specs)
+    loss = build(name, specs, **SMOOTH.get(name, {}))
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
     value = loss(student, teacher, targets)
@@ -155,7 +178,8 @@ def test_batch_without_objects_is_finite(name: str, specs: Pair, make_side: Make
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     silent = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
     pulled = leaves(student)
-    value = build(name, specs)(student, Channels(teacher.features, silent), no_targets)
+    nothing = replace(on_grid(teacher, silent), soft=teacher.soft.take(teacher.soft.scores > 1))
+    value = build(name, specs)(student, nothing, no_targets)
     gradients = torch.autograd.grad(value, pulled, allow_unused=True)
     assert torch.isfinite(value)
     assert any(g is not None for g in gradients)
@@ -175,8 +199,11 @@ def test_value_does_not_depend_on_the_batch_size(name: str, specs: Pair, make_si
     def doubled(x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
+    soft = teacher.soft
+    assert soft is not None
+    again = soft.joined(replace(soft, image_index=soft.image_index + 2))
     single = float(loss(student, teacher, targets))
-    double = float(loss(changed(student, doubled), changed(teacher, doubled), twice))
+    double = float(loss(changed(student, doubled), replace(changed(teacher, doubled), soft=again), twice))
     assert double == pytest.approx(single, rel=2e-2 if name in BATCH_STATISTICS else 1e-7)
 
 
@@ -190,7 +217,7 @@ def test_missing_channel_is_named(name: str, specs: Pair) -> None:
         ]
 
 
-@every_loss
+@every_loss_with_levels
 def test_unknown_level_is_named(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     config = validate(kind.Config, {"levels": ["P4", "P9"]}, "test")
@@ -236,23 +263,68 @@ def test_zero_at_equality(name: str, specs: Pair, make_side: MakeSide, targets: 
     assert float(loss(side, side, targets)) == pytest.approx(0.0, abs=1e-7)
 
 
-@every_loss
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - WITH_LEVELS))
+def test_losses_on_rows_refuse_levels(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    config = validate(kind.Config, {"levels": ["P4"]}, "test")
+    assert kind.mismatches(config, *specs) == ["levels: acts on all rows of the head; leave it out"]
+
+
+@every_loss_about_classes
+def test_classes_must_agree_by_name(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    swapped = replace(specs[1], classes=("car", "person", "bus"))
+    assert kind.mismatches(kind.Config(), specs[0], swapped) == [
+        "needs the same classes in the same order; teacher has car, person, bus, student car, bus, person; "
+        "map the teacher's with 'labels'"
+    ]
+
+
+@every_loss_on_predictions
+def test_a_teacher_is_not_heard_on_classes_it_never_learned(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    """It never learned "bus": neither that column nor the bus of image 1 (20..50, 8..40) gets a gradient."""
+    unlearned = replace(specs[1], silent=frozenset({"bus"}))
+    kind = load_loss(name)
+    assert kind.remarks(kind.Config(), specs[0], specs[1]) == []
+    assert kind.remarks(kind.Config(), specs[0], unlearned) == [
+        "the teacher never learned bus: it teaches nothing about them"
+    ]
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    pulled = leaves(student)
+    loss = build(name, (specs[0], unlearned))
+    assert loss.may_vanish
+    assert loss.state_dict() == {}
+    value = loss(student, teacher, targets)
+    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    points = grid_of(student).points_xy
+    inside = ((points > torch.tensor([20.0, 8.0])) & (points < torch.tensor([50.0, 40.0]))).all(dim=-1)
+    for gradient in (g for g in gradients if g is not None):
+        assert float(gradient[1, inside].abs().max()) == 0.0
+        assert float(gradient.abs().max()) > 0.0
+    logits = gradients[2]
+    if logits is not None:
+        assert float(logits[..., 1].abs().max()) == 0.0
+
+
+@every_loss_with_levels
 def test_levels_not_chosen_play_no_part(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs, levels=["P4"])
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
     gradients = torch.autograd.grad(loss(student, teacher, targets), pulled, allow_unused=True)
     assert gradients[0] is None, "P3 features"
-    on_grid = [g for g in gradients[2:] if g is not None]
-    assert bool(on_grid) == (not name.startswith("feature"))
+    dense = [g for g in gradients[2:] if g is not None]
+    assert bool(dense) == (not name.startswith("feature"))
     fine = grid_of(student).strides == 8
-    for gradient in on_grid:
+    for gradient in dense:
         assert float(gradient[:, fine].abs().max()) == 0.0
         assert float(gradient[:, ~fine].abs().max()) > 0.0
     assert not any("P3" in key for key, _ in loss.named_parameters())
 
 
-@every_loss
+@every_loss_with_levels
 def test_student_with_one_more_level(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     """A P2 head learns on the levels that both sides have, exactly as if it had no P2."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
@@ -63,34 +61,14 @@ def test_only_half_precision_is_raised(given: torch.dtype, kept: torch.dtype) ->
     assert full_precision(torch.ones(1, dtype=given)).dtype == kept
 
 
-def test_levels_of_one_name_must_have_one_stride(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
-    coarse = replace(specs[1], level_strides={"P3": 8, "P4": 32})
-    assert ClassBCE.mismatches(ClassBCEConfig(), specs[0], coarse) == [
-        "level 'P4' has stride 32 in the teacher and 16 in the student; grids must have the same points"
-    ]
-    assert ClassBCE.mismatches(ClassBCEConfig(levels=("P3",)), specs[0], coarse) == []
-
-
-def test_grids_of_two_image_sizes_are_refused(
+def test_one_normaliser_for_all_levels(
     row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
 ) -> None:
-    loss = ClassBCE(ClassBCEConfig(), row_spec, row_spec)
-    with pytest.raises(RequestError) as caught:
-        loss(rows_side(torch.zeros(4, 3)), rows_side(torch.zeros(16, 3)), no_targets)
-    assert caught.value.problems == (
-        "ClassBCE: student grid (1, 4, 3) and teacher grid (1, 16, 3) (images, points, classes) differ; "
-        "give both one image size",
-    )
-    with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
-        loss(Channels(), rows_side(torch.zeros(4, 3)), no_targets)
-
-
-def test_one_normaliser_for_all_levels(row_spec: DetectorSpec, rows_side: Callable[..., Channels]) -> None:
     """Four points at q = .75 and sixty silent ones count 3 objects, not 3 per something."""
     logits = torch.full((64, 3), -300.0, dtype=torch.float64)
     logits[:4, 1] = torch.tensor(3.0, dtype=torch.float64).log()
     side = rows_side(logits)
-    pair = ClassBCE(ClassBCEConfig(), row_spec, row_spec).pair(side, side)
+    pair = ClassBCE(ClassBCEConfig(), row_spec, row_spec).pair(side, side, no_targets)
     assert float(pair.normaliser) == pytest.approx(3.0, abs=1e-12)
     assert float(pair.confidence[0, 0]) == pytest.approx(0.75, abs=1e-12)
 

@@ -5,6 +5,7 @@ Shapes: B images, C channels, H W input pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,7 @@ class OnnxPredictor(PixelSource):
         self._order = _fit(self.layout, outputs, names, path)
         self.preprocessing = _find_preprocessing(self._graph, self.layout, preprocessing or {})
         self.fixed_size = self.input.size
+        multiple = said_stride(self.metadata) or LAYOUTS[self.layout].multiple
         self.spec = DetectorSpec(
             family="onnx",
             name=path.stem,
@@ -146,7 +148,7 @@ class OnnxPredictor(PixelSource):
             level_strides={},
             provides=frozenset({"detections"}),
             input_channels=self.input.channels,
-            size_multiple=said_stride(self.metadata),
+            size_multiple=math.gcd(multiple, self.input.size or 0),  # the only size it takes fits it
             end_to_end=not LAYOUTS[self.layout].needs_nms,
         )
 
@@ -166,7 +168,7 @@ class OnnxPredictor(PixelSource):
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """Return one `Detections` per image, boxes in pixels of the original image; see `detect`."""
-        images = batch.as_float().images
+        images = replace(batch, teacher_images=None).as_float().images
         names = [f"image id {image_id}" for image_id in batch.image_ids]
         answers = self._found(images, options, names) if names else self.detect(images, options)
         return [to_original(one, letterbox) for one, letterbox in zip(answers, batch.letterboxes, strict=True)]
@@ -244,7 +246,8 @@ def _spelled_out(classes: Sequence[str] | str | None, layout: Layout | None, pat
         return SHORT_WORDS[classes]
     if classes == "coco80":
         raise RequestError(
-            f"{path}: classes: torchvision's COCO detectors answer with COCO's category ids; use coco91, or list the names"
+            f"{path}: classes: torchvision's COCO detectors answer with COCO's category ids; use coco91, or list the "
+            f"names"
         )
     return SHORT_WORDS[classes][1:]  # 0 is the background
 

@@ -58,6 +58,7 @@ class LayoutEntry:
         needs_nms: overlapping boxes of one object come out.
         preprocessing: what such files want; None: they differ, so it has to be said.
         at_once: most images per call; None: any number.
+        multiple: of which height and width must be, for a file that does not say it.
     """
 
     meaning: str
@@ -66,6 +67,7 @@ class LayoutEntry:
     needs_nms: bool = False
     preprocessing: Preprocessing | None = Preprocessing()
     at_once: int | None = None
+    multiple: int = 32
 
 
 def _one_output(axis: int, beside: int | None, meaning: str) -> Fit:
@@ -128,13 +130,13 @@ def _dense_xywh(values: Sequence[Tensor], question: Question) -> Detections:
 
 def _rows(values: Sequence[Tensor], question: Question) -> Detections:
     rows = values[0]
-    labels = _labels(rows[:, 5].round().long(), 0, question)
-    return take_top(rows[:, :4], _probabilities(rows[:, 4]), labels, question.options)
+    scores = _probabilities(rows[:, 4])
+    return take_top(rows[:, :4], scores, _labels(rows[:, 5].round().long(), scores, 0, question), question.options)
 
 
 def _torchvision(values: Sequence[Tensor], question: Question) -> Detections:
     boxes, scores, labels = values
-    return take_top(boxes, _probabilities(scores), _labels(labels.long(), 1, question), question.options)
+    return take_top(boxes, _probabilities(scores), _labels(labels.long(), scores, 1, question), question.options)
 
 
 def _yolox(values: Sequence[Tensor], question: Question) -> Detections:
@@ -146,11 +148,11 @@ def _yolox(values: Sequence[Tensor], question: Question) -> Detections:
         )
         points.append(torch.stack((x, y), dim=-1).reshape(-1, 2))
         strides.append(torch.full((y.numel(), 1), stride))
-    point, stride = torch.cat(points), torch.cat(strides)
-    if len(point) != len(rows):
+    corner, scale = torch.cat(points), torch.cat(strides)
+    if len(corner) != len(rows):
         text = f"strides 8, 16, 32 of {question.height}x{question.width} pixels"
-        raise ValueError(f"the output has {len(rows)} rows, but {text} make {len(point)}")
-    centre_size = torch.cat(((rows[:, :2] + point) * stride, rows[:, 2:4].exp() * stride), dim=1)
+        raise ValueError(f"the output has {len(rows)} rows, but {text} make {len(corner)}")
+    centre_size = torch.cat(((rows[:, :2] + corner) * scale, rows[:, 2:4].exp() * scale), dim=1)
     scores = _probabilities(rows[:, 4:5]) * _probabilities(rows[:, 5:])
     return suppress(xywh_to_xyxy(centre_size), scores, question.options)
 
@@ -171,8 +173,9 @@ def _detr_softmax(values: Sequence[Tensor], question: Question) -> Detections:
 
 def _detr_rows(values: Sequence[Tensor], question: Question) -> Detections:
     rows = values[0]
-    labels = _labels(rows[:, 5].round().long(), 0, question)
-    return take_top(_in_pixels(rows[:, :4], question), _probabilities(rows[:, 4]), labels, question.options)
+    scores = _probabilities(rows[:, 4])
+    labels = _labels(rows[:, 5].round().long(), scores, 0, question)
+    return take_top(_in_pixels(rows[:, :4], question), scores, labels, question.options)
 
 
 def _queries(boxes: Tensor, probs: Tensor, question: Question) -> Detections:
@@ -193,9 +196,9 @@ def _probabilities(values: Tensor) -> Tensor:
     return values
 
 
-def _labels(labels: Tensor, first: int, question: Question) -> Tensor:
-    """Count labels from 0; the file counts from `first`."""
-    wrong = labels[(labels < first) | (labels >= first + question.classes)]
+def _labels(labels: Tensor, scores: Tensor, first: int, question: Question) -> Tensor:
+    """Count labels from 0; the file counts from `first`. Rows without a score only fill the table."""
+    wrong = labels[((labels < first) | (labels >= first + question.classes)) & (scores > 0)]
     if len(wrong):
         raise ValueError(f"the output has label {int(wrong[0])}, but {question.classes} classes are known")
     return labels - first
@@ -228,6 +231,7 @@ LAYOUTS: Mapping[str, LayoutEntry] = {
         _torchvision_outputs,
         _torchvision,
         at_once=1,
+        multiple=1,  # it resizes for itself
     ),
     "yolox": LayoutEntry(
         "(B, points, 5 + classes): undecoded offsets and log sizes in strides, objectness, scores; wants BGR 0 to 255",

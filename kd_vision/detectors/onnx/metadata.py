@@ -61,10 +61,11 @@ def said_layout(
         return "end_to_end"
     if metadata.get("head") == _DETR_HEAD:
         return _detr_layout(shape, classes)
-    is_dense = classes is None or len(shape) != 3 or not isinstance(shape[1], int) or shape[1] == 4 + classes
-    if is_dense or "head" in metadata:
+    if "head" in metadata or classes is None or len(shape) != 3 or shape[1] == 4 + classes:
         return "dense_xywh"
-    return "detr" if shape[2] == 4 + classes and classes != _ROW - 4 else None
+    if shape[2] == _ROW and (classes == _ROW - 4 or "end2end" not in metadata):
+        return None  # YOLOv10 before that key, or RT-DETR before the other one
+    return _detr_layout(shape, classes) or "dense_xywh"
 
 
 def _detr_layout(shape: tuple[int | str | None, ...], classes: int | None) -> str | None:
@@ -93,10 +94,10 @@ def said_preprocessing(metadata: Mapping[str, str], path: Path) -> dict[str, Any
     return said
 
 
-def said_stride(metadata: Mapping[str, str]) -> int:
-    """Return what height and width must be multiples of; 32 where the file does not say it."""
+def said_stride(metadata: Mapping[str, str]) -> int | None:
+    """Return what height and width must be multiples of; None: the file does not say it."""
     text = metadata.get("stride", "")
-    return int(text) if text.isdigit() and int(text) > 0 else 32
+    return int(text) if text.isdigit() and int(text) > 0 else None
 
 
 def said_size(metadata: Mapping[str, str]) -> int | None:

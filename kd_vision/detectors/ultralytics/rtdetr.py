@@ -104,6 +104,7 @@ class RtdetrDetector(FamilyDetector):
             input_channels=int(self.net.yaml.get("channels", 3)),
             size_multiple=max(int(self.net.stride.max()), *strides),
             end_to_end=True,
+            lowest_opset=16,  # GridSample
             parameters=sum(p.numel() for p in self.net.parameters()),
         )
 

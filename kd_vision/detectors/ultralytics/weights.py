@@ -116,7 +116,7 @@ def _from_checkpoint(
         fresh = _from_yaml(config.model, len(wanted), channels, where)
     else:
         fresh = construct(copy.deepcopy(net.yaml), channels, len(wanted))
-    _transfer(net.state_dict(), fresh, config.weights, where)
+    _transfer(net.state_dict(), fresh, config.weights, where, whole=classes is None)
     return Loaded(fresh, wanted, name)
 
 
@@ -131,16 +131,19 @@ def _from_state_dict(
     if classes is None:
         raise RequestError(f"{where}: a state dict knows no class names; use a checkpoint with names")
     net = _from_yaml(config.model, len(classes), config.input_channels or 3, where)
-    _transfer(state, net, config.weights, where)
+    _transfer(state, net, config.weights, where, whole=False)
     return Loaded(net, classes, Path(config.model).stem)
 
 
-def _transfer(state: Mapping[str, Tensor], net: nn.Module, source: Path | None, where: str) -> None:
-    """Copy every tensor that fits by name and shape; refuse a file from which almost nothing fits."""
+def _transfer(state: Mapping[str, Tensor], net: nn.Module, source: Path | None, where: str, whole: bool) -> None:
+    """Copy every tensor that fits by name and shape; refuse a file from which almost nothing fits.
+
+    A teacher must fit as a `whole`: with layers left at random it would teach noise. A student's new head is what
+    training is for.
+    """
     own = net.state_dict()
     fitting = {k: v.float() for k, v in state.items() if k in own and own[k].shape == v.shape}
-    # A teacher with layers left at random would teach noise; a student's new head is what training is for.
-    if len(fitting) < (len(own) if where == "teacher" else len(own) // 2):
+    if len(fitting) < (len(own) if whole else len(own) // 2):
         raise RequestError(
             f"{where}.weights: only {len(fitting)} of {len(own)} tensors of {source} fit the model; "
             f"give weights of the same architecture"

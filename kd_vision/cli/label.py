@@ -1,0 +1,128 @@
+"""`kd-vision label`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kd_vision.cli.options import add_config
+
+_EPILOG = """\
+Asks the config's teacher once about every image and keeps its word: boxes, scores, class probabilities, in the
+teacher's own classes. About half a kilobyte an image. Training with
+
+  knowledge: stores/footage          # in the config; labels: {van: car, "*": drop} maps classes as for a teacher
+
+then costs no more than plain training: the stored boxes go through the augmentation beside the ground truth. One
+store serves any number of students, with other label maps too. Every image is known by the SHA-256 of its file.
+
+Stopped or killed, the same command goes on where it was, and writes damaged shards again. Another teacher, other
+options or other images need another --out.
+
+examples:
+  kd-vision label configs/bccd_yolov8s_to_yolov8n.yaml --split train unlabelled --out stores/bccd
+  kd-vision label configs/pair.yaml --images footage/ --out stores/footage --set teacher.image_size=1280
+  kd-vision label configs/pair.yaml --images footage/ --out stores/footage --as-dataset sets/footage --min-score 0.6
+
+--as-dataset writes COCO labels and a descriptor, dataset.yaml, that any trainer takes: boxes from --min-score on, in
+the classes of the config's data; the other splits of that data go along, images are not copied.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "label",
+        help="store what a teacher says of images",
+        description="Store what a teacher says of images, to train from it without asking again.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--images", type=Path, metavar="DIR", help="folder of images, searched with its subfolders")
+    which.add_argument("--split", nargs="+", metavar="NAME", help="splits of the config's data; also: unlabelled")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the store: new, empty, or begun before")
+    parser.add_argument("--teacher", metavar="NAME", help="whom to ask, where the config has several teachers")
+    _add_options(parser)
+    _add_dataset(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is stored, and how fast")
+    group.add_argument("--score", type=float, default=0.05, help="leave out boxes below (default: %(default)s)")
+    group.add_argument(
+        "--max-boxes", type=int, default=100, metavar="N", help="per image, best first (default: %(default)s)"
+    )
+    group.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="classes per box, likeliest first (default: %(default)s)"
+    )
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once (default: %(default)s)")
+    group.add_argument(
+        "--workers", default="auto", metavar="N", help="processes that load images (default: cores less one)"
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("an ordinary data set from the store")
+    group.add_argument("--as-dataset", type=Path, metavar="DIR", help="new or empty folder for it")
+    group.add_argument(
+        "--min-score", type=float, default=0.5, metavar="S", help="boxes from S on are labels (default: %(default)s)"
+    )
+    group.add_argument(
+        "--keep-doubtful",
+        action="store_true",
+        help="boxes from --doubt to --min-score become crowds, where nothing is learned; else they are background",
+    )
+    group.add_argument("--doubt", type=float, default=0.2, metavar="S", help="see there (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    from rich.console import Console
+
+    from kd_vision.knowledge.dataset import Sureness
+    from kd_vision.pipeline.label import DatasetRequest, LabelOptions, LabelResult, label
+
+    dataset = None
+    if options.as_dataset is not None:
+        dataset = DatasetRequest(options.as_dataset, Sureness(options.min_score, options.doubt, options.keep_doubtful))
+    result: LabelResult = label(
+        options.config,
+        options.out,
+        options.images,
+        options.split or (),
+        options.overrides,
+        options.teacher,
+        LabelOptions(
+            score=options.score,
+            max_boxes=options.max_boxes,
+            top_k=options.top_k,
+            batch_size=options.batch_size,
+            workers=_workers(options.workers),
+            device=options.device,
+        ),
+        dataset,
+        quiet=False,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    count = len(result.store)
+    found = ", ".join(f"{boxes} {name}" for name, boxes in result.boxes.items() if boxes) or "nothing"
+    console.print(f"{count} images, found: {found}")
+    speed = f", {result.made / result.seconds:.1f} images/s" if result.made else ""
+    console.print(f"labelled now: {result.made}{speed}; {result.bytes / count:.0f} bytes an image")
+    console.print(f"store    {result.store.path}")
+    if result.dataset is not None:
+        doubtful = f", {result.dataset.doubtful} doubtful" if result.dataset.doubtful else ""
+        console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{doubtful})")
+    return 0
+
+
+def _workers(text: str) -> int | str:
+    from kd_vision.core.errors import RequestError
+
+    if text != "auto" and not text.isdigit():
+        raise RequestError(f"--workers: '{text}' is neither a number nor auto")
+    return text if text == "auto" else int(text)

@@ -1,0 +1,398 @@
+"""One-stage heads: RetinaNet, FCOS, SSD and SSDLite.
+
+Shapes: B images, A rows (anchors or points of all levels), K classes, M boxes handed in, H W input pixels. The
+family's heads have K + 1 columns; column 0 is background, without use in sigmoid heads.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import box_iou
+
+from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import (
+    BACKGROUND,
+    NO_PART,
+    ONE_TO_MANY,
+    Assigned,
+    Channel,
+    Detections,
+    DetectorOutput,
+    GridPredictions,
+    PredictOptions,
+    Rows,
+)
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.dense import grade_by_grid, rows_of
+from kd_vision.detectors.postprocess import suppress
+from kd_vision.detectors.torchvision.common import (
+    TorchvisionDetector,
+    clipped,
+    decode_deltas,
+    dense_layout,
+    family_targets,
+    labelled_images,
+)
+
+_SMALLEST_LOGARITHM = -1e-30
+_SMALLEST_SSD = 268
+"""Side from which the last map of SSD300, without padding in its convolutions, has a pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one run of the network gave.
+
+    Attributes:
+        maps: the pyramid by level.
+        outputs: of the head in 32 bits, by the family's names, (B, A, ...).
+        anchors: (A, 4) corners in input pixels.
+        counts: rows of each level.
+        strides: (A,) nominal stride of each row's level.
+        size: H and W.
+    """
+
+    maps: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    anchors: Tensor
+    counts: tuple[int, ...]
+    strides: Tensor
+    size: tuple[int, int]
+
+    @property
+    def centres(self) -> Tensor:
+        """(A, 2) middle of each anchor."""
+        return (self.anchors[:, :2] + self.anchors[:, 2:]) / 2
+
+
+class OneStageDetector(TorchvisionDetector):
+    """A dense head; see `TorchvisionDetector` for the arguments."""
+
+    _first_level = 3
+    _size_multiple = 32
+
+    def _describe(self) -> DetectorSpec:
+        widths = self._widths()
+        levels = [f"P{self._first_level + step}" for step in range(len(widths))]
+        return DetectorSpec(
+            family="torchvision",
+            name=self.layout.model,
+            classes=self.layout.classes,
+            level_channels=dict(zip(levels, widths, strict=True)),
+            level_strides={level: 2 ** (self._first_level + step) for step, level in enumerate(levels)},
+            provides=frozenset({"features", "grid", "regions", "detections"}),
+            size_multiple=self._size_multiple,
+            parameters=sum(p.numel() for p in self.net.parameters()),
+            level_anchors=dict(zip(levels, self._generator.num_anchors_per_location(), strict=True)),
+        )
+
+    @property
+    def _generator(self) -> Any:
+        return self.net.anchor_generator
+
+    def _widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.net.backbone.out_channels] * len(self.net.anchor_generator.sizes)
+
+    @abstractmethod
+    def _boxes(self, ran: _Pass) -> Tensor:
+        """Return the decoded boxes, (B, A, 4)."""
+
+    @abstractmethod
+    def _scores(self, ran: _Pass) -> Tensor:
+        """Return what inference ranks by, (B, A, K) in [0, 1]."""
+
+    @abstractmethod
+    def _logits(self, ran: _Pass) -> Tensor:
+        """Return (B, A, K) whose sigmoid are the scores, differentiable."""
+
+    @abstractmethod
+    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+        """Return (A,) position of each row's box among (M, 4), M above 0; `BACKGROUND` or `NO_PART` where none is."""
+
+    def _compute_loss(
+        self, ran: _Pass, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.net.head.compute_loss(truth, outputs, [ran.anchors] * len(truth), matched)
+        return losses
+
+    def _rows(self, ran: _Pass) -> Rows:
+        return rows_of(self._grid(ran))
+
+    def _quality(self, ran: _Pass, index: Tensor, handed: SoftTargets) -> Tensor:
+        """Return (B, A): how well row and box fit; 1 where the rule knows no such thing."""
+        return torch.ones(index.shape, device=index.device)
+
+    def _mined(self, ran: _Pass, index: Tensor) -> Tensor:
+        """Return (B, A) pairing without the rows that the loss does not look at."""
+        return index
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Targets | None = None,
+        labelled: Tensor | None = None,
+        channels: frozenset[Channel] = frozenset(),
+    ) -> DetectorOutput:
+        """See `Detector.forward`."""
+        ran = self._run(images)
+        grid = cache(partial(self._grid, ran))
+        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        return DetectorOutput(
+            {} if targets is None else self._task_losses(ran, targets, labelled),
+            ran.maps if "features" in channels else {},
+            {ONE_TO_MANY: grid()} if "grid" in channels else {},
+            {ONE_TO_MANY: 1.0},
+            decide=partial(self._decide, ran) if wants_boxes else None,
+            answer=partial(self._answer, ran) if wants_boxes else None,
+            rows=self._rows(ran) if wants_regions else None,
+            grade=(lambda boxes: grade_by_grid(grid(), boxes)) if wants_regions else None,
+        )
+
+    def export_module(self, nms_free: bool | None = None) -> nn.Module:
+        """See `Detector.export_module`; the boxes are cut off at the border, as the family's are."""
+        twin = copy.deepcopy(self).float().cpu().eval()
+        for parameter in twin.parameters():
+            parameter.requires_grad_(False)
+        return _Dense(twin)
+
+    def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return final boxes before NMS, (B, A, 4) corners within the image, and scores, (B, A, K)."""
+        ran = self._run(images)
+        return clipped(self._boxes(ran), *ran.size), self._scores(ran)
+
+    def _run(self, images: Tensor) -> _Pass:
+        maps = self._maps(images)
+        outputs = {name: value.float() for name, value in self.net.head(list(maps.values())).items()}
+        anchors = self._anchors(images, maps)
+        each = self.spec.level_anchors
+        counts = tuple(int(f.shape[-2]) * int(f.shape[-1]) * each[level] for level, f in maps.items())
+        strides = [anchors.new_full((n,), s) for n, s in zip(counts, self.spec.level_strides.values(), strict=True)]
+        size = int(images.shape[-2]), int(images.shape[-1])
+        return _Pass(maps, outputs, anchors, counts, torch.cat(strides), size)
+
+    def _grid(self, ran: _Pass) -> GridPredictions:
+        return GridPredictions(self._logits(ran), self._boxes(ran), ran.centres, ran.strides)
+
+    @torch.no_grad()
+    def _decide(self, ran: _Pass, options: PredictOptions) -> list[Detections]:
+        pairs = zip(clipped(self._boxes(ran), *ran.size), self._scores(ran), strict=True)
+        return [suppress(boxes, scores, options) for boxes, scores in pairs]
+
+    def _task_losses(self, ran: _Pass, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
+        """The family's own losses over the labelled images."""
+        kept = labelled_images(labelled, len(ran.outputs["cls_logits"]), ran.anchors.device)
+        if not len(kept):
+            return {}
+        truth = family_targets(targets, kept)
+        matched = [self._paired(ran, each["boxes"]) for each in truth]
+        outputs = {name: value[kept] for name, value in ran.outputs.items()}
+        return self._compute_loss(ran, outputs, truth, matched)
+
+    def _answer(self, ran: _Pass, handed: SoftTargets) -> tuple[Assigned, ...]:
+        """Pair rows with boxes by the rule of the head's own loss."""
+        with torch.no_grad():
+            index = torch.stack([self._own(ran, handed, image) for image in range(len(ran.outputs["cls_logits"]))])
+            index = self._mined(ran, index)
+            quality = self._quality(ran, index, handed)
+        return (Assigned(self._rows(ran), index, quality),)
+
+    def _own(self, ran: _Pass, handed: SoftTargets, image: int) -> Tensor:
+        """Return (A,): position in the whole of `handed` of each row's box in one image."""
+        own = (handed.image_index == image).nonzero()[:, 0]
+        place = self._paired(ran, handed.boxes_xyxy[own])
+        return place if not len(own) else torch.where(place >= 0, own[place.clamp(min=0)], place)
+
+    @torch.no_grad()
+    def _paired(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+        if not len(boxes_xyxy):
+            return torch.full((len(ran.anchors),), BACKGROUND, dtype=torch.int64, device=ran.anchors.device)
+        return self._match(ran, boxes_xyxy.float())
+
+
+class RetinaNetDetector(OneStageDetector):
+    """RetinaNet: nine anchors at each point, a sigmoid for each class, focal loss."""
+
+    def _boxes(self, ran: _Pass) -> Tensor:
+        return decode_deltas(ran.outputs["bbox_regression"], ran.anchors, self.net.box_coder)
+
+    def _logits(self, ran: _Pass) -> Tensor:
+        return ran.outputs["cls_logits"][..., 1:]
+
+    def _scores(self, ran: _Pass) -> Tensor:
+        return self._logits(ran).sigmoid()
+
+    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+        """By overlap with the anchors, as the family's matcher does; its marks for no box are ours."""
+        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, ran.anchors))
+        return found
+
+
+class FcosDetector(OneStageDetector):
+    """FCOS: a point instead of anchors, a sigmoid for each class, and one for how central the point is.
+
+    The score of a class is sqrt(sigmoid(class) * sigmoid(centre-ness)), and the logits of the grid are those whose
+    sigmoid that is. The points are the family's: multiples of the stride, half a stride up and left of where others
+    have them.
+    """
+
+    def _boxes(self, ran: _Pass) -> Tensor:
+        found: Tensor = self.net.box_coder.decode(ran.outputs["bbox_regression"], ran.anchors)
+        return found
+
+    def _logits(self, ran: _Pass) -> Tensor:
+        return geometric_mean_logit(ran.outputs["cls_logits"][..., 1:], ran.outputs["bbox_ctrness"])
+
+    def _scores(self, ran: _Pass) -> Tensor:
+        return (ran.outputs["cls_logits"][..., 1:].sigmoid() * ran.outputs["bbox_ctrness"].sigmoid()).sqrt()
+
+    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+        return sample_centres(ran.anchors, ran.counts, boxes_xyxy, self.net.center_sampling_radius)
+
+    def _quality(self, ran: _Pass, index: Tensor, handed: SoftTargets) -> Tensor:
+        """Return the root of the centre-ness: the score that the head learns to give a point of a sure box."""
+        quality = torch.zeros(index.shape, device=index.device)
+        image, row = (index >= 0).nonzero(as_tuple=True)
+        boxes = handed.boxes_xyxy[index[image, row]].float()
+        points = ran.centres[row]
+        near, far = points - boxes[:, :2], boxes[:, 2:] - points
+        quality[image, row] = (torch.minimum(near, far) / torch.maximum(near, far)).prod(dim=1).pow(0.25)
+        return quality
+
+
+class SsdDetector(OneStageDetector):
+    """SSD and SSDLite: default boxes in several shapes, a softmax over the classes and background.
+
+    The maps do not halve exactly from level to level; the names and strides of the levels are nominal.
+    """
+
+    def _describe(self) -> DetectorSpec:
+        # SSDLite begins at half the resolution; SSD300's first poolings halve a side of 300 twice.
+        self._first_level, self._size_multiple = (3, 4) if self.layout.parts.kind == "ssd" else (4, 32)
+        return super()._describe()
+
+    def _widths(self) -> list[int]:
+        blocks = self.net.head.classification_head.module_list
+        return [next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d)) for block in blocks]
+
+    def _run(self, images: Tensor) -> _Pass:
+        if self.layout.parts.kind == "ssd" and min(images.shape[-2:]) < _SMALLEST_SSD:
+            raise RequestError(
+                f"{self.layout.model}: images of {images.shape[-1]}x{images.shape[-2]} pixels are too small for its "
+                f"last level; use an image_size of {_SMALLEST_SSD} or more (it was made for 300)"
+            )
+        return super()._run(images)
+
+    def _boxes(self, ran: _Pass) -> Tensor:
+        return decode_deltas(ran.outputs["bbox_regression"], ran.anchors, self.net.box_coder)
+
+    def _scores(self, ran: _Pass) -> Tensor:
+        return ran.outputs["cls_logits"].softmax(dim=-1)[..., 1:]
+
+    def _logits(self, ran: _Pass) -> Tensor:
+        return one_against_rest(ran.outputs["cls_logits"])[..., 1:]
+
+    def _rows(self, ran: _Pass) -> Rows:
+        logits = ran.outputs["cls_logits"]
+        return Rows(logits[..., 1:], self._boxes(ran), ran.centres[None], background=logits[..., 0])
+
+    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+        """By overlap with the default boxes; each box has at least the one that fits it best."""
+        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, ran.anchors))
+        return found
+
+    def _compute_loss(
+        self, ran: _Pass, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
+    ) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.net.compute_loss(truth, outputs, [ran.anchors] * len(truth), matched)
+        return losses
+
+    def _mined(self, ran: _Pass, index: Tensor) -> Tensor:
+        """Keep, of an image's background, the rows that look least like it: three for each row with a box."""
+        silence = -ran.outputs["cls_logits"].log_softmax(dim=-1)[..., 0]
+        cost = silence.masked_fill(index != BACKGROUND, float("-inf"))
+        rank = cost.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        wanted = self.net.neg_to_pos_ratio * (index >= 0).sum(dim=1, keepdim=True)
+        return index.masked_fill((index == BACKGROUND) & (rank >= wanted), NO_PART)
+
+
+class _Dense(nn.Module):
+    """Images to (B, 4 + K, A), ready to trace."""
+
+    def __init__(self, detector: OneStageDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Tensor:
+        return dense_layout(*self.detector.dense(images))
+
+
+def geometric_mean_logit(first: Tensor, second: Tensor) -> Tensor:
+    """Return the logit of sqrt(sigmoid(first) * sigmoid(second)), computed in the logarithm.
+
+    With l = (log sigmoid(first) + log sigmoid(second)) / 2 it is l - log(1 - e^l).
+    """
+    mean = (functional.logsigmoid(first) + functional.logsigmoid(second)) / 2
+    return mean - _log_complement(mean)
+
+
+def one_against_rest(logits: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of each column's softmax p, z_c - logsumexp of the others; (..., K) to (..., K).
+
+    Where a column holds nearly everything, 1 - p would drown in rounding: for the largest the others are summed.
+    """
+    whole = logits.logsumexp(dim=-1, keepdim=True)
+    top = logits.argmax(dim=-1, keepdim=True)
+    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, top, True)
+    rest = logits.masked_fill(is_top, float("-inf")).logsumexp(dim=-1, keepdim=True)
+    chance = (logits - whole).masked_fill(is_top, -1.0)  # any value that keeps the branch not taken finite
+    return torch.where(is_top, logits - rest, chance - _log_complement(chance))
+
+
+def _log_complement(logarithm: Tensor) -> Tensor:
+    """Return log(1 - e^l) of l below 0."""
+    return torch.log(-torch.expm1(logarithm.clamp(max=_SMALLEST_LOGARITHM)))
+
+
+@torch.no_grad()
+def sample_centres(anchors: Tensor, counts: Sequence[int], boxes_xyxy: Tensor, radius: float) -> Tensor:
+    """Pair points with boxes by FCOS' rule.
+
+    A point of stride s belongs to a box if it lies in it, closer than radius * s to its centre in both directions,
+    and the farthest side is between 4 s and 8 s away (no lower bound on the finest level, no upper on the coarsest).
+    Of several boxes the smallest has it.
+
+    Args:
+        anchors: (A, 4) squares of the stride's size around the points.
+        counts: points of each level, fine to coarse.
+        boxes_xyxy: (M, 4), M above 0.
+        radius: in strides.
+
+    Returns:
+        (A,) position among the boxes, `BACKGROUND` where there is none.
+
+    Source: Tian et al., FCOS (arXiv:2006.09214), with the ranges of the torchvision package.
+    """
+    points = ((anchors[:, :2] + anchors[:, 2:]) / 2)[:, None]
+    stride = (anchors[:, 2] - anchors[:, 0])[:, None]
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    sides = torch.cat((points - low, high - points), dim=-1)
+    central = (points - (low + high) / 2).abs().amax(dim=-1) < radius * stride
+    least, most = 4.0 * stride, 8.0 * stride
+    least[: counts[0]] = 0.0
+    most[len(most) - counts[-1] :] = float("inf")
+    farthest = sides.amax(dim=-1)
+    fits = central & (sides.amin(dim=-1) > 0) & (farthest > least) & (farthest < most)
+    area = (high - low).prod(dim=-1).expand_as(farthest).masked_fill(~fits, float("inf"))
+    smallest, box = area.min(dim=1)
+    return box.masked_fill(smallest.isinf(), BACKGROUND)

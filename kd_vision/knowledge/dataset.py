@@ -1,0 +1,165 @@
+"""A store as an ordinary COCO data set, for any trainer: the surest boxes as labels."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kd_vision.core.errors import RequestError
+from kd_vision.core.labels import LabelMap
+from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import write_text
+from kd_vision.data.convert import DESCRIPTOR_NAME, coco_text
+from kd_vision.data.records import DetectionData, ImageRecord
+from kd_vision.knowledge.attach import attach
+from kd_vision.knowledge.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """What becomes of a box by its score.
+
+    Attributes:
+        label: from here on it is a label.
+        doubt: from here on, below `label`, it is a place of doubt: nothing is learned there.
+        keep_doubtful: False: places of doubt are left out, which makes them background.
+    """
+
+    label: float = 0.5
+    doubt: float = 0.2
+    keep_doubtful: bool = False
+
+    def problems(self, lowest: float) -> list[str]:
+        """Say what cannot be meant of a store that holds boxes from the score `lowest` on."""
+        found = []
+        if not lowest <= self.label <= 1.0:
+            found.append(f"--min-score: {self.label:g} is out of reach; the store holds scores from {lowest:g} to 1")
+        if self.keep_doubtful and not lowest <= self.doubt < self.label:
+            found.append(
+                f"--doubt: {self.doubt:g} must be at least {lowest:g} and less than --min-score {self.label:g}"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenDataset:
+    """What was written.
+
+    Attributes:
+        descriptor: YAML file that `kd-vision train` takes.
+        images: in the split `train`.
+        labels: boxes that became labels.
+        doubtful: boxes that became places of doubt.
+    """
+
+    descriptor: Path
+    images: int
+    labels: int
+    doubtful: int
+
+
+def write_dataset(
+    store: Store,
+    data: DetectionData,
+    labels: LabelMap,
+    others: Sequence[DetectionData],
+    out: Path,
+    sureness: Sureness = Sureness(),
+) -> WrittenDataset:
+    """Write images of a store with its surest boxes as the split `train`, and other splits as they are.
+
+    Images stay where they are. Places of doubt, and boxes of classes whose map says `ignore`, become crowds, which
+    no training looks at.
+
+    Args:
+        store: the teacher's word.
+        data: images of the store; its classes and category ids are those of the new set.
+        labels: from the store's classes to those.
+        others: splits with ground truth that go along, so that training can be measured.
+        out: a folder that does not exist yet or is empty.
+        sureness: which boxes become labels.
+
+    Raises:
+        RequestError: `out` is not empty, the scores cannot be meant, or an image is not in the store.
+    """
+    refuse_dataset(out, sureness, float(store.manifest.options.get("score_threshold") or 0.0))
+    taught = attach(data, store, labels)
+    train = replace(taught, name="train", images=tuple(_labelled(image, sureness) for image in taught.images))
+    parts = [train, *(part for part in others if part.name != "train")]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        build = Path(scratch) / "set"
+        _write(parts, build, store)
+        os.replace(build, out)
+    crowds = sum(int(image.crowd.sum()) for image in train.images)
+    boxes = sum(len(image.labels) for image in train.images)
+    return WrittenDataset(out / DESCRIPTOR_NAME, len(train), boxes - crowds, crowds)
+
+
+def refuse_dataset(out: Path, sureness: Sureness, lowest: float) -> None:
+    """Refuse what `write_dataset` could not do.
+
+    Args:
+        out: where to.
+        sureness: which boxes become labels.
+        lowest: score from which the store holds boxes.
+
+    Raises:
+        RequestError: naming every mistake.
+    """
+    problems = sureness.problems(lowest)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        problems.append(f"{out}: exists and is not an empty folder; give another --as-dataset")
+    if problems:
+        raise RequestError(*problems)
+
+
+def _labelled(image: ImageRecord, sureness: Sureness) -> ImageRecord:
+    """Turn what was said of an image into its ground truth."""
+    said = image.knowledge if image.knowledge is not None else Detections.empty()
+    vague = said.ignore if said.ignore is not None else np.zeros(len(said), np.bool_)
+    crowd = vague | (said.scores < sureness.label)
+    keep = ~crowd
+    if sureness.keep_doubtful:
+        keep |= said.scores >= sureness.doubt
+    boxes = said.boxes_xyxy[keep]
+    sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
+    solid = (sides > 0).all(axis=1)
+    return replace(
+        image,
+        boxes_xyxy=boxes[solid],
+        labels=said.labels[keep][solid],
+        crowd=crowd[keep][solid],
+        areas=sides.prod(axis=1)[solid],
+        labelled=True,
+        source_xywh=None,
+        knowledge=None,
+    )
+
+
+def _write(parts: Sequence[DetectionData], build: Path, store: Store) -> None:
+    splits: dict[str, dict[str, str]] = {}
+    for part in parts:
+        folder = Path(os.path.commonpath([image.path.absolute().parent for image in part.images]))
+        content = part.to_coco()
+        for entry, image in zip(content["images"], part.images, strict=True):
+            entry["file_name"] = image.path.absolute().relative_to(folder).as_posix()
+        name = f"annotations/{part.name}.json"
+        write_text(build / name, coco_text(content))
+        splits[part.name] = {"images": str(folder), "annotations": name}
+    told = store.manifest.teacher
+    descriptor: dict[str, Any] = {
+        "format": "coco",
+        "root": ".",
+        "splits": splits,
+        "classes": list(parts[0].classes),
+        "source": f"labels of 'train' by {told.description} ({told.fingerprint[:12]}), from {store.path}",
+    }
+    write_text(build / DESCRIPTOR_NAME, yaml.safe_dump(descriptor, sort_keys=False, allow_unicode=True, width=100))

@@ -1,0 +1,330 @@
+"""What a teacher says of images, stored: `kd-vision label`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from kd_vision.config.load import load_config
+from kd_vision.config.schema import RunConfig, TeacherConfig
+from kd_vision.core.batch import ImageBatch
+from kd_vision.core.console import ProgressBar
+from kd_vision.core.errors import KDVisionError, RequestError, suggest
+from kd_vision.core.labels import LabelMap, build_label_map
+from kd_vision.core.predictions import Detections
+from kd_vision.data.dataset import DetectionData, ImageRecord, load_split, load_unlabelled, records_of, without_labels
+from kd_vision.data.images import list_images
+from kd_vision.data.loader import eval_batches
+from kd_vision.detectors.base import PredictOptions, Predictor
+from kd_vision.detectors.ensemble import EnsembleConfig
+from kd_vision.detectors.member import build_source
+from kd_vision.detectors.teacher import TEACHING
+from kd_vision.knowledge.dataset import Sureness, WrittenDataset, refuse_dataset, write_dataset
+from kd_vision.knowledge.manifest import Option, TeacherNote
+from kd_vision.knowledge.store import Store, read_store
+from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
+from kd_vision.pipeline.build import descriptor_of, teacher_fingerprint, worker_count
+
+UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """How images are labelled.
+
+    Attributes:
+        score: boxes below are not stored.
+        nms_iou: overlap above which the weaker box of a class is dropped (heads that need NMS).
+        max_boxes: stored per image, best first.
+        top_k: classes stored per box, likeliest first.
+        batch_size: images per forward pass.
+        shard_size: images per file; a kill costs at most one file's work.
+        workers: processes that load images; `auto`: cores less one.
+        device: where a torch teacher runs; None: a GPU where there is one.
+    """
+
+    score: float = TEACHING.score_threshold
+    nms_iou: float = TEACHING.nms_iou
+    max_boxes: int = TEACHING.max_detections
+    top_k: int = 5
+    batch_size: int = 16
+    shard_size: int = SHARD_SIZE
+    workers: int | str = "auto"
+    device: str | None = None
+
+    def problems(self) -> list[str]:
+        """Say what cannot be meant, one line each."""
+        found = []
+        if not 0.0 < self.score < 1.0:
+            found.append(f"--score: {self.score:g} is not a threshold; give more than 0 and less than 1")
+        for name in ("max_boxes", "top_k", "batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                found.append(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
+        return found
+
+    def predict_options(self) -> PredictOptions:
+        """What the teacher is asked with."""
+        return PredictOptions(self.score, self.nms_iou, self.max_boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelResult:
+    """What was done.
+
+    Attributes:
+        store: the finished store.
+        data: the images that were labelled.
+        made: images labelled by this call; the others were there.
+        seconds: that the teacher took.
+        boxes: how many of each class the store holds.
+        bytes: the store's size on disk.
+        dataset: what was written for other trainers, if it was asked for.
+    """
+
+    store: Store
+    data: DetectionData
+    made: int
+    seconds: float
+    boxes: dict[str, int]
+    bytes: int
+    dataset: WrittenDataset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRequest:
+    """That the store is to be written as a data set too.
+
+    Attributes:
+        out: folder of the set.
+        sureness: which boxes become labels.
+    """
+
+    out: Path
+    sureness: Sureness = Sureness()
+
+
+def label(
+    config: Path | str,
+    out: Path | str,
+    images: Path | str | None = None,
+    splits: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    teacher: str | None = None,
+    options: LabelOptions = LabelOptions(),
+    dataset: DatasetRequest | None = None,
+    quiet: bool = True,
+) -> LabelResult:
+    """Store what a config's teacher says of images, in its own classes.
+
+    Called again with the same request it goes on where it was stopped, and writes damaged shards again.
+
+    Args:
+        config: names the teacher.
+        out: folder of the store; new, empty, or begun by the same request.
+        images: folder whose images are labelled.
+        splits: instead of `images`: splits of the config's data, `unlabelled` among them.
+        overrides: of the config, ``key.path=value``.
+        teacher: name of the one that is asked, where the config has several.
+        options: how.
+        dataset: where the surest boxes go as an ordinary data set; None: nowhere.
+        quiet: no progress bar.
+
+    Raises:
+        RequestError: the request is wrong, an image cannot be read, or `out` holds something else.
+    """
+    run, folder = load_config(Path(config), overrides), Path(out)
+    asked = _asked(run, teacher)
+    if problems := options.problems():
+        raise RequestError(*problems)
+    if dataset is not None:
+        refuse_dataset(dataset.out, dataset.sureness, options.score)
+    data = _images(run, images, splits)
+    tell = Console(stderr=True, quiet=quiet, highlight=False)
+    needed = refuse_full_disk(folder, len(data))
+    tell.print(f"{len(data)} images, about {needed / 1e6:.1f} MB in {folder}", soft_wrap=True)
+    predictor, image_size = _teacher(run, asked, options.device)
+    classes = predictor.spec.classes
+    plan = None if dataset is None else _Plan.of(run, asked, classes)
+    note = TeacherNote(fingerprint=teacher_fingerprint(asked), description=_description(asked, predictor))
+    stored = _stored_options(options, image_size)
+    writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size)
+    if writer.kept:
+        tell.print(f"{writer.kept} of {writer.manifest.shard_count} shards are there already")
+    start = time.monotonic()
+    with ProgressBar(f"label {data.name}", quiet=quiet) as bar:
+        made = fill(writer, predictor, image_size, options, bar)
+    seconds = time.monotonic() - start
+    store = read_store(folder)
+    written = None
+    if dataset is not None and plan is not None:
+        written = plan.write(store, data, dataset)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return LabelResult(store, data, made, seconds, _counted(store), size, written)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a data set is made of beside the store."""
+
+    labels: LabelMap
+    truth: tuple[DetectionData, ...]
+
+    @classmethod
+    def of(cls, config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> _Plan:
+        descriptor = descriptor_of(config)
+        truth = tuple(load_split(descriptor, split) for split in descriptor.splits)
+        if not truth:
+            raise RequestError(f"--as-dataset: {config.data} has no split, so its classes are not known")
+        where = f"{config.source}: {teacher.name}.labels"
+        return cls(build_label_map(classes, truth[0].classes, teacher.options.labels, where), truth)
+
+    def write(self, store: Store, data: DetectionData, request: DatasetRequest) -> WrittenDataset:
+        first = self.truth[0]
+        named = replace(data, classes=first.classes, category_ids=first.category_ids)
+        return write_dataset(store, named, self.labels, self.truth, request.out, request.sureness)
+
+
+def fill(
+    writer: StoreWriter, predictor: Predictor, image_size: int, options: LabelOptions, bar: ProgressBar | None = None
+) -> int:
+    """Ask a predictor about every image that a store lacks; return how many there were.
+
+    Images are loaded ahead in other processes and shards written behind in a thread, so that the predictor
+    does not wait. Batches do not cross shards: what is said does not depend on where an earlier call stopped.
+
+    Raises:
+        RequestError: an image cannot be read; finished shards stay.
+        KDVisionError: a shard cannot be written.
+    """
+    missing = writer.missing
+    data = DetectionData("", (), (), tuple(image for shard in missing for image in writer.images(shard)))
+    workers = worker_count(options.workers)
+    channels = predictor.spec.input_channels
+    batches = eval_batches(data, image_size, options.batch_size, channels, workers, writer.manifest.shard_size)
+    answers = _answers(predictor, batches, options.predict_options(), len(data), bar)
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as behind:
+        for shard in missing:
+            found = [next(answers) for _ in writer.manifest.span(shard)]
+            if written is not None:
+                written.result()
+            written = behind.submit(_write, writer, shard, found)
+        if written is not None:
+            written.result()
+    return len(data)
+
+
+def _answers(
+    predictor: Predictor, batches: Iterator[ImageBatch], options: PredictOptions, total: int, bar: ProgressBar | None
+) -> Iterator[Detections]:
+    done, start = 0, time.monotonic()
+    for batch in batches:
+        with torch.no_grad():
+            found = predictor.predict(batch, options)
+        if len(found) != len(batch):
+            raise ValueError(f"{predictor.spec.name} gave {len(found)} answers for {len(batch)} images")
+        done += len(batch)
+        if bar is not None:
+            speed = done / max(time.monotonic() - start, 1e-9)
+            bar.step(done, total, f"{speed:.1f} images/s, {(total - done) / speed:.0f} s left")
+        yield from found
+
+
+def _write(writer: StoreWriter, shard: int, found: Sequence[Detections]) -> None:
+    try:
+        writer.write(shard, found)
+    except OSError as error:
+        raise KDVisionError(
+            f"{writer.folder}: shard {shard} cannot be written ({error.strerror}); put that right and run the same "
+            f"command again"
+        ) from None
+
+
+def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
+    """Return the teacher that is asked."""
+    named = {teacher.name: teacher for teacher in config.teachers}
+    if not named:
+        raise RequestError(f"{config.source}: teacher: is missing; whose word is to be stored?")
+    if name is None and len(named) > 1:
+        raise RequestError(f"{config.source}: has {len(named)} teachers; say --teacher with one of {', '.join(named)}")
+    if name is not None and name not in named:
+        raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
+    asked = named[name] if name is not None else config.teachers[0]
+    if asked.is_student or not asked.reads_pixels:
+        why = "is the student itself, which knows nothing yet" if asked.is_student else "is a file, and stored already"
+        raise RequestError(f"{config.source}: {asked.name}: {why}; name a model")
+    return asked
+
+
+def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> tuple[Predictor, int]:
+    """Build a teacher that speaks in its own classes; return it with the side of the square it is shown.
+
+    The members of an ensemble have nothing in common but the data's classes, to which their label maps lead.
+    """
+    where = f"{config.source}: {teacher.name}"
+    classes = None
+    if isinstance(teacher.source, EnsembleConfig):
+        classes = load_split(descriptor_of(config), "train").classes
+    built = build_source(teacher.source, teacher.options.model_copy(update={"labels": None}), classes, where)
+    image_size, multiple = built.image_size or config.image_size, built.spec.size_multiple
+    if image_size % multiple:
+        near = round(image_size / multiple) * multiple or multiple
+        raise RequestError(f"{where}: image_size: {image_size} is not a multiple of {multiple}; use {near}")
+    built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
+    return built.source, image_size
+
+
+def _description(teacher: TeacherConfig, predictor: Predictor) -> str:
+    weights = getattr(teacher.source, "weights", None)
+    parts = (predictor.spec.family, predictor.spec.name, Path(weights).name if weights else "")
+    return " ".join(dict.fromkeys(part for part in parts if part))
+
+
+def _stored_options(options: LabelOptions, image_size: int) -> dict[str, Option]:
+    """What decides the content of the store, beside the teacher."""
+    return {
+        "image_size": image_size,
+        "score_threshold": options.score,
+        "nms_iou": options.nms_iou,
+        "max_boxes": options.max_boxes,
+        "top_k": options.top_k,
+    }
+
+
+def _images(config: RunConfig, images: Path | str | None, splits: Sequence[str]) -> DetectionData:
+    """Return the images to label, sorted by name."""
+    if (images is None) == (not splits):
+        raise RequestError("which images? give either --images FOLDER or --split NAME")
+    found: list[ImageRecord] = []
+    if images is not None:
+        folder = Path(images)
+        found += records_of(list_images(folder), folder)
+        if not found:
+            raise RequestError(f"{folder}: holds no images")
+    for split in dict.fromkeys(splits):
+        found += _of_split(config, split, prefixed=len(set(splits)) > 1)
+    name = Path(images).name if images is not None else " and ".join(splits)
+    ordered = sorted(found, key=lambda image: image.file_name)
+    return DetectionData(name, (), (), tuple(replace(image, image_id=n) for n, image in enumerate(ordered, start=1)))
+
+
+def _of_split(config: RunConfig, split: str, prefixed: bool) -> Iterator[ImageRecord]:
+    descriptor = descriptor_of(config)
+    data = load_unlabelled(descriptor) if split == UNLABELLED else load_split(descriptor, split)
+    for image in without_labels(data).images:
+        yield replace(image, file_name=f"{split}/{image.file_name}") if prefixed else image
+
+
+def _counted(store: Store) -> dict[str, int]:
+    counts: Counter[int] = Counter()
+    for row in range(len(store)):
+        counts.update(store.detections(row).labels.tolist())
+    return {name: counts[label] for label, name in enumerate(store.classes)}

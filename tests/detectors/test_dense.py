@@ -1,0 +1,41 @@
+"""What every head can do with its rows, by hand-computed numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kd_vision.detectors.dense import grade_by_rows, padded
+
+
+@pytest.mark.parametrize(
+    ("width", "scores", "best"),
+    [
+        (7.0, (0.04, 0.90), 1),  # 0.9^6 * 0.2 = 0.106 < 0.7^6 * 0.949 = 0.112
+        (8.0, (0.25, 0.90), 0),  # 0.9^6 * 0.5 = 0.266 > 0.8^6 * 0.949 = 0.249
+    ],
+)
+def test_a_box_is_judged_by_overlap_to_the_sixth_times_the_root_of_the_score(
+    width: float, scores: tuple[float, float], best: int
+) -> None:
+    own = torch.tensor([[[0.0, 0.0, 9.0, 10.0], [0.0, 0.0, width, 10.0]]])
+    probs = torch.tensor([[[scores[0], 0.01], [0.02, scores[1]]]])
+    found = grade_by_rows(own, probs, torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]))
+    assert torch.equal(found.class_probs[0, 0], probs[0, best])
+    assert torch.equal(found.boxes_xyxy[0, 0], own[0, best])
+
+
+def test_a_box_that_meets_no_row_is_of_no_class_and_stays_as_it_is() -> None:
+    own, probs = torch.tensor([[[0.0, 0.0, 9.0, 10.0]]]), torch.tensor([[[0.8, 0.1]]])
+    far = torch.tensor([[[50.0, 50.0, 60.0, 60.0]]])
+    found = grade_by_rows(own, probs, far)
+    assert found.class_probs.tolist() == [[[0.0, 0.0]]]
+    assert torch.equal(found.boxes_xyxy, far)
+
+
+def test_a_flat_list_becomes_a_table_of_images() -> None:
+    position, mask = padded(torch.tensor([2, 0, 2, 0, 2]), 4)
+    assert mask.tolist() == [[True, True, False], [False] * 3, [True, True, True], [False] * 3]
+    assert position[mask].tolist() == [1, 3, 0, 2, 4]
+    position, mask = padded(torch.zeros(0, dtype=torch.int64), 2)
+    assert position.shape == mask.shape == (2, 0)

@@ -1,0 +1,171 @@
+"""Any teacher teaches any student: two epochs on 32 real images, every term goes down, it evaluates and exports.
+
+The whole square runs in `make stress`, its diagonal and one black box per student in `make test`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kd_vision
+from kd_vision.config.load import load_config
+from kd_vision.core.run_directory import RunDirectory, write_json
+from kd_vision.data.dataset import load_split
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.detectors import FAMILIES, family_module
+from kd_vision.detectors.base import Detector
+from kd_vision.pipeline.build import build_parts, fitting_losses
+from kd_vision.pipeline.evaluate import evaluate
+from kd_vision.pipeline.export import run_export
+
+SIZE = 96
+CLASSES = ("RBC", "WBC", "Platelets")
+TINY_RTDETR = Path(__file__).parents[1] / "data" / "rtdetr-tiny.yaml"
+STUDENTS = {
+    "dense": {"family": "ultralytics", "model": "yolov8n"},
+    "end_to_end": {"family": "ultralytics", "model": "yolo26n"},
+    "rtdetr": {"family": "ultralytics", "model": str(TINY_RTDETR)},
+    "one_stage": {"family": "torchvision", "model": "fcos_resnet18_fpn"},
+    "two_stage": {"family": "torchvision", "model": "fasterrcnn_resnet18_fpn"},
+}
+TEACHERS = (*STUDENTS, "onnx", "json")
+ONE_BLACK_BOX = {"dense": "json", "end_to_end": "onnx", "rtdetr": "json", "one_stage": "onnx", "two_stage": "json"}
+# A term of each kind; those that a pair cannot have are left out, all others must go down.
+TERMS: dict[str, dict[str, Any]] = {
+    "soft_boxes": {"accept": 0.05, "doubt": 0.01},  # untrained teachers are not sure of anything
+    "feature_pkd": {},
+    "class_bce": {},
+    "box_iou": {},
+    "region_feedback": {},
+}
+AWAKE = ("cls_logits.bias", "enc_score_head.bias", "dec_score_head")
+
+
+def pairs() -> list[Any]:
+    """Every pair; what `make test` leaves out is marked."""
+    found = []
+    for teacher in TEACHERS:
+        for student in STUDENTS:
+            always = teacher in (student, ONE_BLACK_BOX[student])
+            found.append(pytest.param(teacher, student, marks=[] if always else [pytest.mark.stress]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cells(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Descriptor of 32 training and 8 validation images of the real blood cells."""
+    folder = tmp_path_factory.mktemp("cells")
+    for split, count in (("train", 32), ("val", 8)):
+        content = json.loads((shared / "data/bccd/annotations" / f"{split}.json").read_text())
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        write_json(folder / f"{split}.json", content)
+    descriptor = folder / "cells.yaml"
+    lines = [f"  {s}: {{images: images, annotations: {folder / s}.json}}" for s in ("train", "val")]
+    text = f"format: coco\nroot: {shared / 'data/bccd'}\nclasses: [{', '.join(CLASSES)}]\nsplits:\n"
+    descriptor.write_text(text + "\n".join(lines) + "\n")
+    return descriptor
+
+
+@pytest.fixture(scope="module")
+def teacher_of(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Return a function that gives the config of a teacher of a kind; its file is made once."""
+    folder = tmp_path_factory.mktemp("teachers")
+
+    def made(kind: str) -> dict[str, Any]:
+        if kind == "onnx":
+            path = folder / "teacher.onnx"
+            if not path.is_file():
+                run_export(made("dense")["weights"], path, image_size=SIZE, with_latency=False)
+            return {"family": "onnx", "weights": str(path)}
+        if kind == "json":
+            return {"family": "predictions", "weights": str(_results(cells, folder / "results.json"))}
+        path = folder / f"{kind}.pt"
+        if not path.is_file():
+            _awake(STUDENTS[kind]).save(path, {})
+        return {"family": STUDENTS[kind]["family"], "weights": str(path)}
+
+    return made
+
+
+def _results(cells: Path, path: Path) -> Path:
+    """Write what a person who saw every cell, but was not sure, would have said."""
+    truth = load_split(load_descriptor(cells), "train")
+    boxes = [
+        {"image_id": image.image_id, "category_id": truth.category_ids[label], "bbox": box.tolist(), "score": 0.8}
+        for image in truth.images
+        for box, label in zip(image.boxes_xywh, image.labels.tolist(), strict=True)
+    ]
+    write_json(path, boxes)
+    return path
+
+
+def _awake(student: dict[str, Any]) -> Detector:
+    """An untrained detector that is not silent."""
+    torch.manual_seed(3)
+    module = family_module(student["family"], "teacher")
+    config = getattr(module, FAMILIES[student["family"]].config)(**student)
+    detector: Detector = module.build(config, CLASSES, "student").train()
+    if hasattr(detector, "head"):
+        for branch in (detector.head.cv3, getattr(detector.head, "one2one_cv3", None) or ()):
+            for level in branch:
+                level[-1].bias.data.fill_(-1.0)
+    for name, parameter in detector.named_parameters():
+        if name.endswith("bias") and any(part in name for part in AWAKE):
+            parameter.data.fill_(-1.0)
+    with torch.no_grad():
+        for _ in range(20):  # the statistics of BatchNorm
+            detector(torch.rand(4, 3, SIZE, SIZE))
+    return detector.eval()
+
+
+def _config(folder: Path, cells: Path, teacher: dict[str, Any], student: dict[str, Any], terms: list[str]) -> Path:
+    content = {
+        "data": str(cells),
+        "image_size": SIZE,
+        "teacher": teacher,
+        "student": student,
+        "distill": [{"loss": name, **TERMS[name]} for name in terms],
+        "allow_weak_teacher": True,
+        "train": {"epochs": 2, "batch_size": 4, "workers": 0, "lr": 0.0005, "warmup_epochs": 0.5, "log_every": 1,
+                  "validate_every": 0, "keep": "last", "ema_ramp": 4},
+        "augment": {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "horizontal_flip": 0.0, "degrade": 0.0,
+                    "hsv": {"hue": 0.0, "saturation": 0.0, "value": 0.0}},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(("teacher", "student"), pairs())
+def test_a_teacher_teaches_a_student(
+    teacher: str, student: str, cells: Path, teacher_of: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    made = teacher_of(teacher)
+    first = load_config(_config(tmp_path, cells, made, STUDENTS[student], ["soft_boxes"]))
+    parts = build_parts(first, CLASSES)
+    (said,) = parts.specs.values()
+    terms = [name for name in TERMS if name in fitting_losses(parts.student.spec, said)]
+    assert "soft_boxes" in terms
+    config = _config(tmp_path, cells, made, STUDENTS[student], terms)
+
+    result = kd_vision.train(config, tmp_path / "run")
+
+    rows = [row for row in RunDirectory(tmp_path / "run").read_log() if row.get("split") == "train"]
+    assert len(rows) == 16
+    for term in terms:
+        early = sum(row[f"loss/kd/{term}"] for row in rows[:8])
+        late = sum(row[f"loss/kd/{term}"] for row in rows[8:])
+        assert late < early, f"{term}: {early / 8:.4f} in the first epoch, {late / 8:.4f} in the second"
+    measured = evaluate(result.student, cells)
+    assert measured.metrics.n_images == 8
+    exported = run_export(result.student, tmp_path / "student.onnx", cells, image_size=SIZE, with_latency=False)
+    again = evaluate(exported.path, cells, image_size=SIZE)
+    assert again.metrics.ap == pytest.approx(measured.metrics.ap, abs=0.01)
