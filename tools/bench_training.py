@@ -40,7 +40,7 @@ from kd_vision.engine.memory import keep_freed_memory
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
-from kd_vision.pipeline.build import build_parts, build_stream
+from kd_vision.pipeline.build import build_parts, build_stream, build_student
 from kd_vision.pipeline.environment import hardware, versions
 
 _SYNTHETIC = """\
@@ -102,7 +102,9 @@ def synthetic_config(folder: Path) -> Path:
 
 def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) -> dict[str, object]:
     """Images per second of both trainers, turn by turn."""
-    plain = replace(config, teacher=None, terms=(), train=config.train.model_copy(update={"epochs": epochs, **_SAME}))
+    plain = replace(
+        config, teachers=(), knowledge=None, terms=(), train=config.train.model_copy(update={"epochs": epochs, **_SAME})
+    )
     convert(load_descriptor(config.data), folder / "yolo", "yolo")
     ours, theirs = [], []
     for turn in range(rounds):
@@ -119,7 +121,7 @@ def speed_of_ours(config: RunConfig, directory: Path) -> list[float]:
     seed_everything(0)
     student = build_student(config, labelled.classes)
     stream = build_stream(config, labelled, None, student.spec.input_channels)
-    run = TrainingStep(student, None, None)
+    run = TrainingStep(student, None)
     steps = config.train.epochs * stream.steps_per_epoch
     optimizer = build_optimizer([run], config.train, steps, len(labelled.classes))
     watch = Stopwatch()
@@ -155,7 +157,7 @@ def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     keep_freed_memory()  # as training does
     plain, distilled = TrainingStep(student, None).train(), TrainingStep(student, distiller, frozen).train()
     light = replace(config, train=config.train.model_copy(update={**_SAME, "workers": 0}))
-    stream = build_stream(light, labelled, None, student.spec.input_channels)
+    stream = build_stream(light, labelled, None, parts.channels)
     batches = [batch.as_float() for batch in itertools.islice(stream.batches(), 4)]
     weights = distiller.weights(0.0)
     step, forward, both = [], [], []

@@ -16,6 +16,7 @@ COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export"
 _EPILOG = """\
 The usual order of work:
   kd-vision check     configs/bccd_yolov8s_to_yolov8n.yaml     everything wrong, before anything is spent
+  kd-vision label     configs/bccd_yolov8s_to_yolov8n.yaml --images footage --out stores/footage
   kd-vision train     configs/bccd_yolov8s_to_yolov8n.yaml     the distilled student
   kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml     teacher, plain twin, distilled: before / after
   kd-vision export    runs/NAME --out student.onnx --data datasets/bccd.yaml

@@ -15,6 +15,7 @@ from kd_vision.data.check import check_data
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.evaluation.metrics import Metrics
+from kd_vision.losses import load_loss
 from kd_vision.losses.combiner import Distiller
 from kd_vision.pipeline.build import (
     RunParts,
@@ -67,7 +68,7 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
         refuse_uncalibrated(config, config.train.epochs * -(-len(labelled) // config.train.batch_size))
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
-    findings += _pair(parts)
+    findings += _pair(parts) + _remarks(config, parts)
     if config.is_taught:
         progress("teacher's mAP")
         findings += _teachers(config, parts, labelled)
@@ -121,6 +122,16 @@ def _pair(parts: RunParts) -> list[Finding]:
         if 0 < said.parameters < spec.parameters:
             found.append(Finding(name, "warning", "is smaller than the student"))
     return found
+
+
+def _remarks(config: RunConfig, parts: RunParts) -> list[Finding]:
+    """What a user should know of a term on this pair although it fits: a resampled grid, a class nobody teaches."""
+    specs, student = parts.specs, parts.student.spec
+    return [
+        Finding("losses", "warning", f"{term.name}: {remark}")
+        for term in config.terms
+        for remark in load_loss(term.loss).remarks(term.config, student, specs[term.teacher])
+    ]
 
 
 def _teachers(config: RunConfig, parts: RunParts, labelled: DetectionData) -> list[Finding]:

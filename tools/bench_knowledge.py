@@ -1,0 +1,136 @@
+"""What stored knowledge costs, measured in one run: labelling, disk, training.
+
+    python tools/bench_knowledge.py                     synthetic scenes, an untrained teacher that is not silent
+    python tools/bench_knowledge.py --config configs/bccd_yolov8s_to_yolov8n.yaml
+
+1. `label` against the family's own batched prediction of the same images (ultralytics teachers only), turn by turn.
+2. Bytes of the store per image.
+3. Images per second of training from the store against plain training, turn by turn: same student, images,
+   augmentation, batch and threads; the first epoch of every turn warms up and does not count.
+
+Read the ratios and medians; single numbers of a shared machine mean little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bench_training import Stopwatch, summary, synthetic_config
+from ultralytics import YOLO
+
+from kd_vision.config.load import load_config
+from kd_vision.config.schema import RunConfig
+from kd_vision.core.run_directory import RunDirectory, write_json
+from kd_vision.data.dataset import load_split
+from kd_vision.data.descriptor import load_descriptor
+from kd_vision.engine.optimizer import build_optimizer
+from kd_vision.engine.step import TrainingStep
+from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
+from kd_vision.knowledge.config import KnowledgeConfig
+from kd_vision.pipeline.build import build_parts, build_stream
+from kd_vision.pipeline.environment import hardware, versions
+from kd_vision.pipeline.label import LabelOptions, label
+
+_BATCH = 16
+
+
+def main() -> None:
+    """Run the three measurements and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="a distillation config (default: synthetic scenes)")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for both sides (default: 1)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = options.config or synthetic_config(folder)
+        labelling, store = compare_labelling(path, options.rounds, folder)
+        result = {
+            "labelling": labelling,
+            "training": compare_training(load_config(path), store, options.epochs, options.rounds, folder),
+            "hardware": hardware(),
+            "versions": versions(),
+        }
+    print(json.dumps(result, indent=2))
+    if options.json:
+        write_json(options.json, result)
+
+
+def compare_labelling(path: Path, rounds: int, folder: Path) -> tuple[dict[str, object], Path]:
+    """Images per second of `label` and of ultralytics' own batched prediction; the last store."""
+    config = load_config(path)
+    images = [str(image.path) for image in load_split(load_descriptor(config.data), "train").images]
+    size = config.teachers[0].options.image_size or config.image_size
+    model = YOLO(str(config.teachers[0].source.weights))  # type: ignore[attr-defined]
+    ours, theirs = [], []
+    for turn in range(rounds):
+        began = time.perf_counter()
+        for start in range(0, len(images), _BATCH):
+            model.predict(
+                images[start : start + _BATCH], imgsz=size, conf=0.05, iou=0.6, max_det=100, verbose=False, rect=False,
+                batch=_BATCH, device="cpu",
+            )  # fmt: skip
+        theirs.append(len(images) / (time.perf_counter() - began))
+        asked = LabelOptions(batch_size=_BATCH, device="cpu")
+        done = label(path, folder / f"store{turn}", splits=["train"], options=asked)
+        ours.append(done.made / done.seconds)
+    boxes = sum(done.boxes.values()) / len(images)
+    return {
+        "label_images_per_second": summary(ours),
+        "ultralytics_predict_images_per_second": summary(theirs),
+        "ratio": statistics.median(ours) / statistics.median(theirs),
+        "store_bytes_per_image": done.bytes / len(images),
+        "boxes_per_image": boxes,
+    }, folder / f"store{rounds - 1}"
+
+
+def compare_training(config: RunConfig, store: Path, epochs: int, rounds: int, folder: Path) -> dict[str, object]:
+    """Images per second of training from the store and of plain training, turn by turn."""
+    same = {"epochs": epochs, "accelerator": "cpu", "workers": 1, "cache": "ram", "validate_every": 0, "keep": "last"}
+    plain = replace(config, teachers=(), knowledge=None, terms=(), train=config.train.model_copy(update=same))
+    path = folder / "stored.yaml"
+    mapping = plain.to_mapping() | {"knowledge": str(store), "distill": "boxes", "allow_weak_teacher": True}
+    path.write_text(json.dumps(mapping), encoding="utf-8")
+    stored = load_config(path)
+    assert isinstance(stored.knowledge, KnowledgeConfig)
+    without, beside = [], []
+    for turn in range(rounds):
+        without += speed(plain, folder / f"plain{turn}")
+        beside += speed(stored, folder / f"stored{turn}")
+    return {
+        "plain_images_per_second": summary(without),
+        "from_store_images_per_second": summary(beside),
+        "ratio": statistics.median(beside) / statistics.median(without),
+    }
+
+
+def speed(config: RunConfig, directory: Path) -> list[float]:
+    """Images per second of every epoch but the first."""
+    labelled = load_split(load_descriptor(config.data), "train")
+    seed_everything(0)
+    parts = build_parts(config, labelled.classes)
+    stream = build_stream(config, parts.told(labelled), None, parts.channels)
+    run = TrainingStep(parts.student, parts.distiller)
+    steps = config.train.epochs * stream.steps_per_epoch
+    optimizer = build_optimizer([run], config.train, steps, len(labelled.classes))
+    watch = Stopwatch()
+    fabric = build_fabric(config.train, [])
+    Trainer(fabric, run, stream, optimizer, config.train, RunDirectory(directory), {}, None, watch).fit()
+    ends = watch.times[stream.steps_per_epoch - 1 :: stream.steps_per_epoch]
+    return [len(labelled.images) / (after - before) for before, after in itertools.pairwise(ends)]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
