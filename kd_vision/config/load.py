@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from kd_vision.config.schema import RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
 from kd_vision.core.errors import RequestError, suggest
@@ -42,10 +43,15 @@ def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = T
     """
     found: list[str] = []
     content = _with_paths(load_mapping(path), path.resolve().parent, str(path), found)
+    if isinstance(content.get("knowledge"), str):
+        content["knowledge"] = {"store": content["knowledge"]}
     changes = [_parse_override(text) for text in overrides]
-    if any(keys[0] == "distill" and len(keys) > 1 for keys, _ in changes):
+    into_terms = [change for change in changes if change[0][0] == "distill" and len(change[0]) > 1]
+    for keys, value in (change for change in changes if change not in into_terms):
+        _set(content, keys, value)
+    if into_terms:  # last, because who teaches decides which recipe is meant
         _spell_out_recipe(content)
-    for keys, value in changes:
+    for keys, value in into_terms:
         _set(content, keys, value)
     if any(keys[0] in ("data", "teacher", "student", "knowledge") for keys, _ in changes):
         content = _with_paths(content, Path.cwd(), "--set", found)
@@ -142,6 +148,8 @@ def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig
             continue
         name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
         stored = source_family(source) == "predictions"
+        if stored and options.name not in (None, KNOWLEDGE):
+            found.append(f"{where}: {key}.name: a file of predictions is called '{KNOWLEDGE}'; leave it out")
         name = KNOWLEDGE if stored else name  # it comes with the batch, as a store does
         if name in teachers or (name == KNOWLEDGE and not stored) or not name.isidentifier():
             found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
@@ -160,16 +168,21 @@ def _knowledge(content: Any, where: str, found: list[str]) -> KnowledgeConfig | 
 
 def _default_recipe(content: Mapping[str, Any]) -> str:
     """Imitation needs two dense heads; final boxes are what everything else has."""
-    families = {str(part.get("family", DEFAULT_FAMILY)) for part in _detectors(content).values()}
-    alike = families == {DEFAULT_FAMILY} and content.get("knowledge") is None
-    return DEFAULT_RECIPE if alike else BOXES_RECIPE
+    if content.get("knowledge") is not None:
+        return BOXES_RECIPE
+    for part in _detectors(content).values():
+        named = f"{part.get('model')} {Path(str(part.get('weights'))).name}"
+        other = str(part.get("family", DEFAULT_FAMILY)) != DEFAULT_FAMILY or "rtdetr" in named
+        if other or part.get("tiles") is not None or part.get("tta") is not None:
+            return BOXES_RECIPE
+    return DEFAULT_RECIPE
 
 
 def _terms(
     content: Mapping[str, Any], teachers: Sequence[str], where: str, found: list[str]
 ) -> tuple[tuple[TermConfig, ...], str | None]:
     given = content.get("distill")
-    if content.get("teacher") is None and content.get("knowledge") is None:
+    if not content.get("teacher") and content.get("knowledge") is None:
         if given is not None:
             found.append(
                 f"{where}: distill: needs a teacher; add 'teacher:' or 'knowledge:', or remove 'distill:' to train "
@@ -208,8 +221,8 @@ def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[s
     loss = str(settings.pop("loss"))
     name = str(settings.pop("name", loss))
     asked = settings.pop("teacher", None)
-    if not name.isidentifier():
-        found.append(f"{where}: {key}.name: '{name}' is no plain name; use letters, digits and _")
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):  # terms are kept under their names in one
+        found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
     if asked is not None and asked not in masters:
         found.append(f"{where}: {key}.teacher: there is no teacher '{asked}'{suggest(str(asked), masters)}")
         return []
@@ -225,7 +238,7 @@ def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[s
     if len(heard) < 2:  # none: the teachers could not be read, which is said already
         return [TermConfig(name, loss, config, *heard)]
     shared = config.weight if config.weight == "auto" else config.weight / len(heard)
-    part = config.model_copy(update={"weight": shared})
+    part = config.model_copy(update={"weight": shared, "share": config.share / len(heard)})
     return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in heard]
 
 
@@ -248,7 +261,7 @@ def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, f
 
 def _spell_out_recipe(content: dict[str, Any]) -> None:
     """Put a recipe's list in the place of its name, so that an override can reach into it."""
-    recipe = content.get("distill", DEFAULT_RECIPE)
+    recipe = content.get("distill") or _default_recipe(content)
     if isinstance(recipe, str) and recipe in recipe_names():
         content["distill"] = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
 

@@ -178,7 +178,8 @@ class Augmenter:
             canvas = mosaic([canvas, *partners], self._size, (int(centre[0]), int(centre[1])))
         scale = float(rng.uniform(1 - config.scale, 1 + config.scale))
         shift = rng.uniform(0.5 - config.translate, 0.5 + config.translate, size=2) * self._size
-        return scale_and_crop(canvas, self._size, scale, (float(shift[0]), float(shift[1])))
+        least = _MIN_SIDE * self._size / self._student_size  # 2 pixels of what the student sees
+        return scale_and_crop(canvas, self._size, scale, (float(shift[0]), float(shift[1])), least)
 
     def _degraded(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         chance = self._config.degrade
@@ -224,10 +225,12 @@ def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Samp
     return Sample(canvas, merged[solid], rows[solid])
 
 
-def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[float, float]) -> Sample:
+def scale_and_crop(
+    sample: Sample, size: int, scale: float, centre_xy: tuple[float, float], least_side: float = _MIN_SIDE
+) -> Sample:
     """Scale an image about its centre, put that centre at a point of a square and cut the square out.
 
-    Boxes are cut with it. One is dropped where a side falls to 2 pixels or less, where a tenth or
+    Boxes are cut with it. One is dropped where a side falls to `least_side` or less, where a tenth or
     less of it remains, or where its sides differ by a factor of 100 or more.
 
     Args:
@@ -235,6 +238,7 @@ def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[flo
         size: S, the side of the square.
         scale: factor.
         centre_xy: where the image's centre comes to lie, in pixels of the square.
+        least_side: in pixels of the square.
     """
     height, width = sample.image.shape[:2]
     shift_x = centre_xy[0] - scale * width / 2
@@ -245,7 +249,7 @@ def scale_and_crop(sample: Sample, size: int, scale: float, centre_xy: tuple[flo
     image = np.asarray(warped, np.uint8).reshape(size, size, -1)
     scaled = sample.boxes_xyxy * np.float32(scale)
     boxes = (scaled + np.array([shift_x, shift_y] * 2, np.float32)).clip(0, size)
-    keep = _worth_keeping(scaled, boxes)
+    keep = _worth_keeping(scaled, boxes, least_side)
     return Sample(image, boxes[keep], sample.rows[keep])
 
 
@@ -270,10 +274,10 @@ def jitter_colour(image: Pixels, gains: HsvGains, rng: np.random.Generator) -> P
     return np.asarray(cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB), np.uint8)
 
 
-def _worth_keeping(before: Boxes, after: Boxes) -> npt.NDArray[np.bool_]:
+def _worth_keeping(before: Boxes, after: Boxes, least_side: float) -> npt.NDArray[np.bool_]:
     width, height = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
     area = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1])
-    tall_enough = (width > _MIN_SIDE) & (height > _MIN_SIDE)
+    tall_enough = (width > least_side) & (height > least_side)
     slim = np.maximum(width, height) < _MAX_ASPECT * np.minimum(width, height)
     return np.asarray(tall_enough & (width * height > _MIN_VISIBLE * area) & slim)
 

@@ -40,6 +40,8 @@ class StepTerms:
         """Weighted sum. A term of weight zero stays out of the graph."""
         parts = list(self.task.values())
         parts += [value * weights[name] for name, value in self.distillation.items() if weights[name]]
+        if not parts:  # a warm-up that starts from 0 on unlabelled images alone
+            parts = [value * 0.0 for value in self.distillation.values()]
         if not parts:
             raise TrainingError(
                 "a batch has neither labelled images nor an active distillation term; add labelled images or a teacher"

@@ -184,11 +184,11 @@ class Trainer:
         step = self.progress.step
         epoch = step // self.stream.steps_per_epoch
         self.run.student.set_progress(epoch / max(self.config.epochs - 1, 1))
-        probe = self._probe_due(step)
         lr = self.rate.apply(self.optimizer, step)
         images = batch.to(self.fabric.device, non_blocking=True).as_float()
         done = step / max(self.steps - 1, 1)
         active = self.run.distiller.active(done) if self.run.distiller else None
+        probe = self._probe_due(step, active)
         found = terms(self.model, images, probe, active)
         values = self.guard.check(found, step)
         shares = self._probe(found, step) if probe else {}
@@ -231,10 +231,11 @@ class Trainer:
         # DDP averages over processes; times their number it is the sum over the whole batch again.
         return (int(batch.labelled.sum()) or len(batch)) * self.fabric.world_size
 
-    def _probe_due(self, step: int) -> bool:
-        if self.run.distiller is None:
+    def _probe_due(self, step: int, active: frozenset[str] | None) -> bool:
+        if self.run.distiller is None or active is None:
             return False
-        return step % self.config.probe_every == 0 or step == self.config.calibrate_at
+        waiting = step >= self.config.calibrate_at and not active.isdisjoint(self.run.distiller.awaits_calibration())
+        return waiting or step % self.config.probe_every == 0
 
     def _probe(self, found: StepTerms, step: int) -> dict[str, float]:
         """Measure each term's gradient at the neck; set ``auto`` weights when their time has come."""

@@ -162,8 +162,8 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
     if config.image_size % spec.size_multiple:
         near = max(1, round(config.image_size / spec.size_multiple)) * spec.size_multiple
         problems.append(
-            f"--image-size: {config.image_size} is not a multiple of {spec.size_multiple}, the largest "
-            f"stride of {spec.name}; nearest: {near}"
+            f"--image-size: {config.image_size} is not a multiple of {spec.size_multiple}, which "
+            f"{spec.name} needs; nearest: {near}"
         )
     if isinstance(config.batch, int) and config.batch < 1:
         problems.append(f"--batch: {config.batch} images make no batch; give 1 or more, or 'dynamic'")
@@ -285,7 +285,7 @@ def describe(
     }
     return {
         "description": f"{spec.name}, exported by kd_vision",
-        "stride": str(max(spec.level_strides.values(), default=spec.size_multiple)),
+        "stride": str(spec.size_multiple),
         "task": "detect",
         "batch": str(arguments["batch"]),
         "imgsz": str([config.image_size, config.image_size]),

@@ -22,7 +22,14 @@ from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.export.latency import measure_latency
-from kd_vision.pipeline.build import build_teachers, descriptor_of, final_split, output_directory, teacher_hash
+from kd_vision.pipeline.build import (
+    build_teachers,
+    descriptor_of,
+    final_split,
+    output_directory,
+    teacher_hash,
+    teacher_view,
+)
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
@@ -89,6 +96,11 @@ def benchmark(
         config = load_config(Path(config), overrides)
     if not config.is_taught:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
+    if config.train.labelled_share == 0:
+        raise RequestError(
+            f"{config.source}: train.labelled_share: without labels there is no plain twin to compare with; train with "
+            f"`kd-vision train` and compare with the teacher (`kd-vision evaluate {config.source}`)"
+        )
     if config.train.devices != 1 or config.train.num_nodes != 1:
         raise RequestError(
             f"{config.source}: train.devices: a benchmark runs on one device; train the arms on several with "
@@ -97,9 +109,11 @@ def benchmark(
     if not seeds or len(set(seeds)) != len(seeds):
         raise RequestError(f"--seeds: give different seeds, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
     root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
+    classes = load_split(descriptor_of(config), "train").classes
+    view = teacher_view(config, build_teachers(config, classes))
     for seed in seeds:
         for name in ("plain", "distilled"):
-            _run_arm(config, name, seed, root, quiet)
+            _run_arm(config, name, seed, root, quiet, view)
     return assemble(config, seeds, root, quiet, with_latency)
 
 
@@ -122,7 +136,7 @@ def assemble(
         taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
     picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
     data = BenchmarkData(
-        title=_title(arms),
+        title=_title(arms, "stored knowledge" if config.knowledge is not None else "itself"),
         data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
         image_size=config.image_size,
         steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
@@ -145,13 +159,14 @@ def _data_name(descriptor: Path) -> str:
     return descriptor.parent.name if descriptor.stem == "data" else descriptor.stem
 
 
-def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool) -> None:
+def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool, view: int | None) -> None:
     directory = RunDirectory(root / name / f"seed{seed}")
     own = _arm_config(config, name, seed)
     if directory.metrics.is_file():
         _refuse_other_run(directory, own)
         return
-    train(own, directory.root, directory.last_checkpoint.is_file(), quiet=quiet, title=f"{name}, seed {seed}")
+    resume = directory.last_checkpoint.is_file()
+    train(own, directory.root, resume, quiet=quiet, title=f"{name}, seed {seed}", view=view)
 
 
 def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
@@ -179,8 +194,9 @@ def _student_arms(root: Path) -> list[str]:
     return ["plain", "distilled", *(name for name in others if name not in ("plain", "distilled"))]
 
 
-def _title(arms: Sequence[Arm]) -> str:
-    teachers = " and ".join(arm.model for arm in arms if arm.role == "teacher") or "stored knowledge"
+def _title(arms: Sequence[Arm], unseen: str) -> str:
+    """Say who teaches whom; `unseen` is whoever is no arm of its own."""
+    teachers = " and ".join(arm.model for arm in arms if arm.role == "teacher") or unseen
     student = next(arm.model for arm in arms if arm.role == "plain")
     return f"{teachers} {'teach' if ' and ' in teachers else 'teaches'} {student}"
 

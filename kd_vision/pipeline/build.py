@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_vision.config.schema import RunConfig, TeacherConfig
 from kd_vision.core.errors import RequestError
-from kd_vision.core.labels import LabelMap, build_label_map
+from kd_vision.core.labels import DROP, LabelMap, build_label_map
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled
 from kd_vision.data.descriptor import DataDescriptor, load_descriptor
@@ -23,7 +23,7 @@ from kd_vision.detectors.member import build_source
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.knowledge.attach import Knowledge, attach
 from kd_vision.knowledge.fingerprint import fingerprint
-from kd_vision.knowledge.store import open_knowledge, read_json_knowledge, refuse_other_teacher
+from kd_vision.knowledge.store import Store, open_knowledge, read_json_knowledge, refuse_other_teacher
 from kd_vision.losses import load_loss
 from kd_vision.losses.base import DistillationLoss
 from kd_vision.losses.combiner import KNOWLEDGE, Distiller
@@ -49,8 +49,8 @@ def build_student(config: RunConfig, classes: tuple[str, ...]) -> Detector:
     if config.image_size % multiple:
         near = round(config.image_size / multiple) * multiple or multiple
         raise RequestError(
-            f"{config.source}: image_size: {config.image_size} is not a multiple of {multiple}, the "
-            f"student's largest stride; use {near}"
+            f"{config.source}: image_size: {config.image_size} is not a multiple of {multiple}, which the "
+            f"student needs; use {near}"
         )
     return detector
 
@@ -90,8 +90,8 @@ def _build_teacher(config: RunConfig, teacher: TeacherConfig, classes: tuple[str
     if built.image_size % multiple:
         near = round(built.image_size / multiple) * multiple or multiple
         raise RequestError(
-            f"{where}: image_size: {built.image_size} is not a multiple of {multiple}, the teacher's largest "
-            f"stride; use {near}"
+            f"{where}: image_size: {built.image_size} is not a multiple of {multiple}, which the teacher needs; "
+            f"use {near}"
         )
     return built
 
@@ -118,8 +118,10 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
     if config.knowledge is None:
         return None
     store = open_knowledge(config.knowledge)
-    for teacher in config.teachers:
-        refuse_other_teacher(store, teacher_fingerprint(teacher), f"{config.source}: {teacher.name}")
+    live = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if not teacher.is_student}
+    if live and store.manifest.teacher.fingerprint not in live.values():
+        name, other = next(iter(live.items()))
+        refuse_other_teacher(store, other, f"{config.source}: {name}")
     return store
 
 
@@ -159,6 +161,9 @@ def knowledge_labels(config: RunConfig, knowledge: Knowledge, classes: tuple[str
     files = [teacher for teacher in config.teachers if not teacher.reads_pixels]
     given = files[0].options.labels if files else config.knowledge.labels if config.knowledge else None
     key = files[0].name if files else KNOWLEDGE
+    unknown = dict.fromkeys(getattr(knowledge, "silent", ()), DROP)  # classes no member of an ensemble ever learned
+    if unknown:
+        given = unknown | (given or {})
     return build_label_map(knowledge.classes, classes, given, f"{config.source}: {key}.labels")
 
 
@@ -212,7 +217,27 @@ def build_parts(config: RunConfig, classes: tuple[str, ...]) -> RunParts:
     parts = RunParts(student, build_teachers(config, classes, student), knowledge, labels, None)
     if not config.is_taught:
         return parts
+    _refuse_unheard_boxes(config, parts)
     return replace(parts, distiller=build_distiller(config, student.spec, parts.specs))
+
+
+def _refuse_unheard_boxes(config: RunConfig, parts: RunParts) -> None:
+    """A term must not ask for boxes less sure than what its teacher says: their places would become background.
+
+    Raises:
+        RequestError: naming the term.
+    """
+    floors = {name: teacher.options.score_threshold for name, teacher in parts.teachers.items()}
+    if isinstance(parts.knowledge, Store):
+        floors[KNOWLEDGE] = float(str(parts.knowledge.manifest.options.get("score_threshold", 0.0)))
+    for position, term in enumerate(config.terms):
+        key = "doubt" if hasattr(term.config, "doubt") else "accept"
+        asked, floor = getattr(term.config, key, 1.0), floors.get(term.teacher, 0.0)
+        if asked < floor:
+            raise RequestError(
+                f"{config.source}: distill.{position}.{key}: {asked:g} is below {floor:g}, the least score that "
+                f"'{term.teacher}' speaks of; raise it, or label again with --score {asked:g}"
+            )
 
 
 def teacher_view(config: RunConfig, teachers: Mapping[str, FrozenTeacher]) -> int | None:
@@ -261,18 +286,36 @@ def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     return found
 
 
-def refuse_uncalibrated(config: RunConfig, steps: int) -> None:
-    """Refuse a run that would end before its ``auto`` weights are set.
+def refuse_dead_steps(config: RunConfig, steps: int) -> None:
+    """Refuse a run that would end before its ``auto`` weights are set, or in parts of which nothing teaches.
 
     Raises:
-        RequestError: naming the terms.
+        RequestError: naming the terms, or the part of training.
     """
+    if config.train.labelled_share == 0:
+        _refuse_silent_parts(config)
     waiting = [term.name for term in config.terms if term.config.weight == "auto"]
     if waiting and steps <= config.train.calibrate_at:
         raise RequestError(
             f"{config.source}: train.calibrate_at: the run ends after {steps} steps, before the weight of "
             f"{', '.join(waiting)} is set at step {config.train.calibrate_at}; set it lower, or give numbers"
         )
+
+
+def _refuse_silent_parts(config: RunConfig) -> None:
+    """Without labels only the terms teach: none may wait for a task's gradient, and one must always be open."""
+    waiting = [term.name for term in config.terms if term.config.weight == "auto"]
+    if waiting:
+        raise RequestError(
+            f"{config.source}: train.labelled_share: without labels there is no gradient to scale {', '.join(waiting)} "
+            f"by; give weights as numbers"
+        )
+    for percent in range(100):
+        if not any(term.config.schedule.takes_part(percent / 100) for term in config.terms):
+            raise RequestError(
+                f"{config.source}: train.labelled_share: is 0, and at {percent} % of training no term of 'distill' is "
+                f"open; close the gap between the windows"
+            )
 
 
 def teacher_hash(config: RunConfig) -> str | None:

@@ -23,7 +23,7 @@ from kd_vision.pipeline.build import (
     build_stream,
     descriptor_of,
     final_split,
-    refuse_uncalibrated,
+    refuse_dead_steps,
     teacher_view,
     training_data,
 )
@@ -65,7 +65,9 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
         load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
         parts = build_parts(config, labelled.classes)
         labelled, unlabelled = parts.told(labelled), unlabelled and parts.told(unlabelled)
-        refuse_uncalibrated(config, config.train.epochs * -(-len(labelled) // config.train.batch_size))
+        view = teacher_view(config, parts.teachers)
+        stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=view)
+        refuse_dead_steps(config, config.train.epochs * stream.steps_per_epoch)
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
     findings += _pair(parts) + _remarks(config, parts)
@@ -73,8 +75,6 @@ def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: Non
         progress("teacher's mAP")
         findings += _teachers(config, parts, labelled)
     progress("gradients on two batches")
-    view = teacher_view(config, parts.teachers)
-    stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=view)
     return findings + _liveness(config, parts, stream)
 
 

@@ -31,7 +31,7 @@ from kd_vision.pipeline.build import (
     descriptor_of,
     final_split,
     output_directory,
-    refuse_uncalibrated,
+    refuse_dead_steps,
     teacher_hash,
     teacher_view,
     training_data,
@@ -70,6 +70,7 @@ def train(
     overrides: Sequence[str] = (),
     quiet: bool = True,
     title: str = "train",
+    view: int | None = None,
 ) -> TrainResult:
     """Train the student a config describes; without a teacher, plainly.
 
@@ -80,6 +81,8 @@ def train(
         overrides: ``key=value`` strings, where `config` is a path.
         quiet: no progress bar.
         title: what the bar says.
+        view: side at which samples are made before the student's view is shrunk from them; None: as its teachers
+            want. A plain twin is given that of the distilled one, so that both see the same pixels.
 
     Raises:
         RequestError: the request is wrong.
@@ -99,25 +102,16 @@ def train(
     fabric = build_fabric(config.train, _loggers(directory))
     student.to(fabric.device)
     if parts.distiller is not None and not resume:
-        for teacher in parts.teachers.values():
-            teacher.to(fabric.device)
         _gate_teachers(config, directory, parts, labelled, fabric)
-    stream = build_stream(
-        config,
-        labelled,
-        unlabelled,
-        parts.channels,
-        fabric.global_rank,
-        fabric.world_size,
-        teacher_view(config, parts.teachers),
-    )
+    ranks, side = (fabric.global_rank, fabric.world_size), view or teacher_view(config, parts.teachers)
+    stream = build_stream(config, labelled, unlabelled, parts.channels, *ranks, teacher_size=side)
     steps = config.train.epochs * stream.steps_per_epoch
-    refuse_uncalibrated(config, steps)
+    refuse_dead_steps(config, steps)
     run = TrainingStep(student, parts.distiller, parts.teachers).to(fabric.device)
     if not resume:
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
-    identity = _identity(config, student, labelled.content_hash())
+    identity = _identity(config, student, [data.content_hash() for data in (labelled, unlabelled) if data is not None])
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
@@ -156,6 +150,8 @@ def _gate_teachers(
     config: RunConfig, directory: RunDirectory, parts: RunParts, labelled: DetectionData, fabric: Fabric
 ) -> None:
     """Measure teachers and student on the first process; all processes end where the gate refuses."""
+    for teacher in parts.teachers.values():
+        teacher.to(fabric.device)
     refusal = ""
     if fabric.is_global_zero:
         try:
@@ -197,14 +193,14 @@ def _describe(config: RunConfig, directory: RunDirectory, identity: dict[str, An
     write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": facts})
 
 
-def _identity(config: RunConfig, student: Detector, data_hash: str) -> dict[str, Any]:
+def _identity(config: RunConfig, student: Detector, data_hashes: list[str]) -> dict[str, Any]:
     """What must be the same for a resume; how fast and how often things are done may change."""
     content = config.to_mapping()
     for key in ("workers", "cache", "log_every", "checkpoint_every"):
         del content["train"][key]
     return {
         "config": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
-        "data": data_hash,
+        "data": data_hashes,
         "teacher": teacher_hash(config),
         "family": student.spec.family,
         "architecture": student.architecture(),

@@ -51,7 +51,7 @@ def test_a_wrong_config_is_one_line_per_mistake_and_exit_2(tmp_path: Path, capsy
     assert lines == [
         f"kd-vision: {config}: train.batch: unknown key; did you mean 'batch_size'?",
         f"kd-vision: {config}: epochs: unknown key; possible: allow_weak_teacher, augment, data, distill, evaluate, "
-        "image_size, student, teacher, train",
+        "image_size, knowledge, student, teacher, train",
     ]
     assert not (tmp_path / "run").exists()
 
@@ -70,7 +70,7 @@ def test_missing_things_are_named(
     assert lines[0] == f"kd-vision: {none}.yaml: cannot be read (No such file or directory); give a YAML file"
     assert lines[1].startswith(f"kd-vision: {none}.pt: does not exist; give a run directory")
     assert lines[2].startswith(f"kd-vision: {none}.yaml: cannot be read")
-    assert lines[3] == f"kd-vision: {config}: teacher.weights: {none}.pt does not exist; give a .pt file"
+    assert lines[3] == f"kd-vision: {config}: teacher.weights: {none}.pt does not exist; give a model's file"
     assert lines[4].endswith("no checkpoint to resume from; start without --resume")
     assert len(lines) == 5
     assert not none.exists()

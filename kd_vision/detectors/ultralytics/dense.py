@@ -100,7 +100,7 @@ class UltralyticsDetector(FamilyDetector):
             self._branch_weights(),
             decide=partial(self._detections, predictions) if wants_boxes else None,
             answer=partial(self._answer, predictions) if wants_boxes else None,
-            rows=rows_of(self._inference_grid(predictions)) if wants_regions else None,
+            rows=rows_of(self._grid(predictions["one2many"])) if wants_regions else None,
             grade=(lambda boxes: grade_by_grid(self._inference_grid(predictions), boxes)) if wants_regions else None,
         )
 
