@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_vision.cli.options import add_config
 
+if TYPE_CHECKING:
+    from kd_vision.pipeline.label import DatasetRequest
+
+_MIN_SCORE, _DOUBT = 0.5, 0.2
 _EPILOG = """\
 Asks the config's teacher once about every image and keeps its word: boxes, scores, class probabilities, in the
 teacher's own classes. About half a kilobyte an image. Training with
@@ -69,26 +74,22 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("an ordinary data set from the store")
     group.add_argument("--as-dataset", type=Path, metavar="DIR", help="new or empty folder for it")
     group.add_argument(
-        "--min-score", type=float, default=0.5, metavar="S", help="boxes from S on are labels (default: %(default)s)"
+        "--min-score", type=float, metavar="S", help=f"boxes from S on are labels (default: {_MIN_SCORE})"
     )
     group.add_argument(
         "--keep-doubtful",
         action="store_true",
         help="boxes from --doubt to --min-score become crowds, where nothing is learned; else they are background",
     )
-    group.add_argument("--doubt", type=float, default=0.2, metavar="S", help="see there (default: %(default)s)")
+    group.add_argument("--doubt", type=float, metavar="S", help=f"see there (default: {_DOUBT})")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
-    from kd_vision.knowledge.dataset import Sureness
-    from kd_vision.pipeline.label import DatasetRequest, LabelOptions, LabelResult, label
+    from kd_vision.pipeline.label import LabelOptions, LabelResult, label
 
-    dataset = None
-    if options.as_dataset is not None:
-        dataset = DatasetRequest(options.as_dataset, Sureness(options.min_score, options.doubt, options.keep_doubtful))
     result: LabelResult = label(
         options.config,
         options.out,
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             workers=_workers(options.workers),
             device=options.device,
         ),
-        dataset,
+        _dataset(options),
         quiet=False,
     )
     console = Console(highlight=False, soft_wrap=True)
@@ -118,6 +119,24 @@ def run(options: argparse.Namespace) -> int:
         doubtful = f", {result.dataset.doubtful} doubtful" if result.dataset.doubtful else ""
         console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{doubtful})")
     return 0
+
+
+def _dataset(options: argparse.Namespace) -> DatasetRequest | None:
+    from kd_vision.core.errors import RequestError
+    from kd_vision.knowledge.dataset import Sureness
+    from kd_vision.pipeline.label import DatasetRequest
+
+    names = ("min_score", "keep_doubtful", "doubt")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
+    if options.as_dataset is None and given:
+        raise RequestError(f"{', '.join(given)}: speak of the data set; say where it goes with --as-dataset DIR")
+    if options.doubt is not None and not options.keep_doubtful:
+        raise RequestError("--doubt: says which boxes are doubtful; to keep these, add --keep-doubtful")
+    if options.as_dataset is None:
+        return None
+    least = _MIN_SCORE if options.min_score is None else options.min_score
+    doubt = _DOUBT if options.doubt is None else options.doubt
+    return DatasetRequest(options.as_dataset, Sureness(least, doubt, options.keep_doubtful))
 
 
 def _workers(text: str) -> int | str:

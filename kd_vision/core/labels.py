@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,6 +92,11 @@ class LabelMap:
                 probs[:, label] = own[:, list(sources)].max(axis=1)
         labels = np.maximum(target[found.labels], 0)
         return Detections(found.boxes_xyxy, found.scores, labels, probs, ignored).take(keep)
+
+
+def with_words(labels: Any) -> Any:
+    """Return the `labels:` of a config with words as keys: YAML reads a class named 1, or `no`, as something else."""
+    return {str(key): goal for key, goal in labels.items()} if isinstance(labels, Mapping) else labels
 
 
 def build_label_map(

@@ -91,6 +91,19 @@ class Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
+def first_opinions(found: Detections) -> Detections:
+    """Keep of boxes with class probabilities those under the name of their likeliest class.
+
+    Dense heads give a box once for every class they think of; as soft targets, which carry all probabilities,
+    the second is the same object again.
+    """
+    if found.class_probs is None:
+        return found
+    own = found.class_probs[np.arange(len(found)), found.labels]
+    first = own >= found.class_probs.max(axis=1, initial=0.0)
+    return found.take(first if found.ignore is None else first | found.ignore)
+
+
 def to_soft_targets(found: Sequence[Detections], classes: int) -> SoftTargets:
     """Put the detections of the images of a batch, in pixels of its tensor, into one value on the CPU.
 

@@ -26,6 +26,7 @@ class DetectorSpec:
         parameters: number of parameters.
         lowest_opset: first ONNX operator set that has all of its operators.
         level_anchors: rows of the channel `grid` at each point, by level; a level not named has one.
+        ignored: classes in the teacher's own words whose boxes, by its label map, teach nothing.
         silent: those of `classes` that a teacher never learned: that it does not see them says nothing.
     """
 
@@ -42,4 +43,5 @@ class DetectorSpec:
     parameters: int = 0
     lowest_opset: int = 11
     level_anchors: Mapping[str, int] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()

@@ -98,6 +98,28 @@ class Ensemble(PixelSource):
         self.class_weights = heard if class_weights is None else heard * np.asarray(class_weights, np.float64)
         self.spec = _spec(self.members)
 
+    def settle_view(self, given: int | None) -> int | None:
+        """Return the side of the largest view that a member names; see `PixelSource.settle_view`.
+
+        Raises:
+            RequestError: the members that name no size cannot take `given`.
+        """
+        named = [member.image_size for member in self.members if member.image_size]
+        free = [member for member in self.members if not member.image_size]
+        if not named or not free or given is None:
+            return max(named, default=None)
+        multiple = self.spec.size_multiple
+        if given % multiple:
+            near = round(given / multiple) * multiple or multiple
+            raise RequestError(
+                f"images of {given}x{given} pixels are for the members without image_size, which take multiples of "
+                f"{multiple}; give them image_size: {near}"
+            )
+        for member in free:
+            member.image_size = given
+        self.spec = _spec(self.members)
+        return max(given, *named)
+
     def to(self, device: torch.device | str) -> Ensemble:
         """Move the members."""
         for member in self.members:

@@ -5,17 +5,18 @@ The same at the top level of a config (`teacher:`) and within an ensemble (`memb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from kd_vision.core.errors import RequestError, suggest
-from kd_vision.core.labels import build_label_map
+from kd_vision.core.labels import build_label_map, with_words
 from kd_vision.core.validation import StrictModel, problems
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
 from kd_vision.detectors.base import Detector, PixelPredictor
-from kd_vision.detectors.pixels import fixed_size
+from kd_vision.detectors.pixels import fixed_size, settle_view
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
 
@@ -34,8 +35,8 @@ class TeacherOptions(StrictModel):
     Attributes:
         name: to speak of it; None: the caller's choice.
         labels: from its classes to the data's, see `core.labels.build_label_map`.
-        image_size: side of the square that it is shown; None: that of the images it is given, or the only one
-            that its file takes.
+        image_size: side of the square that it is shown; None: that of the images it is given, the only one
+            that its file takes, or the largest that a member names.
         tiles: cut the square into tiles, for objects that are small in it.
         tta: look at each image more than once.
     """
@@ -49,8 +50,7 @@ class TeacherOptions(StrictModel):
     @field_validator("labels", mode="before")
     @classmethod
     def _words(cls, labels: Any) -> Any:
-        # YAML reads a class named 1, or `no`, as a number or a truth value.
-        return {str(key): value for key, value in labels.items()} if isinstance(labels, Mapping) else labels
+        return with_words(labels)
 
 
 def parse_source(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
@@ -120,7 +120,11 @@ def parse_member(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
 
 
 def build_source(
-    config: BaseModel, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
+    config: BaseModel,
+    options: TeacherOptions,
+    student_classes: tuple[str, ...] | None,
+    where: str,
+    given: int | None = None,
 ) -> FrozenTeacher:
     """Build one source, frozen, answering in the student's classes.
 
@@ -129,6 +133,12 @@ def build_source(
         options: how it is asked.
         student_classes: names in label order; None: the source's own words are wanted.
         where: key for messages, e.g. ``teacher``.
+        given: side of the images that are there anyhow, e.g. the student's; None: not known yet, see
+            `refuse_idle_tiles`.
+
+    Returns:
+        The teacher. Its `image_size` is that of `options`, else the only one its file takes, else the largest that a
+        member of an ensemble names (the others are then shown `given`), else None.
 
     Raises:
         RequestError: the source cannot be built, its classes do not fit, or a size does not.
@@ -144,7 +154,46 @@ def build_source(
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
     shown = _with_views(source, options, where)
-    return FrozenTeacher(shown, labels, options.image_size or fixed_size(shown))
+    cut = options.image_size or given
+    if cut is not None:
+        refuse_idle_tiles(options, cut, where, fixed_size(source))
+    return FrozenTeacher(shown, labels, options.image_size or _settled_view(shown, given, where))
+
+
+def _settled_view(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
+    try:
+        view = settle_view(shown, given)
+    except RequestError as error:
+        raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
+    multiple = shown.spec.size_multiple
+    if view is not None and view % multiple:
+        near = math.ceil(view / multiple) * multiple
+        raise RequestError(
+            f"{where}: {view}, the largest image_size of its members, is not a multiple of {multiple}, which those "
+            f"without one need; give image_size: {near}"
+        )
+    return view
+
+
+def refuse_idle_tiles(options: TeacherOptions, view: int, where: str, only: int | None = None) -> None:
+    """Refuse tiles that would not cut what the source is shown.
+
+    Args:
+        options: how the source is asked.
+        view: side of the square that it is shown.
+        where: key for messages, e.g. ``teacher``.
+        only: side that the source's file insists on, which is the tile's where `options` name none.
+
+    Raises:
+        RequestError: the tile is as large as the view.
+    """
+    tile = None if options.tiles is None else options.tiles.size or only
+    largest = view * max(options.tta.scales if options.tta is not None else (1.0,))
+    if tile is not None and tile >= largest:
+        raise RequestError(
+            f"{where}.tiles.size: a tile of {tile} pixels is not smaller than the {view}x{view} that it is cut from; "
+            f"give image_size: {2 * tile}, or leave tiles out"
+        )
 
 
 def _contradictions(

@@ -38,6 +38,15 @@ class PixelSource(ABC):
         found = self.detect(replace(batch, teacher_images=None).as_float().images, options)
         return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
 
+    def settle_view(self, given: int | None) -> int | None:
+        """Return the side of the view that the source needs where nobody names one; None: that of any image will do.
+
+        Args:
+            given: side of the images that are there anyhow, for those of its parts that name no size, which are shown
+                that from now on; None: not known, they are shown the view.
+        """
+        return self.fixed_size
+
     def to(self, device: torch.device | str) -> PixelSource:
         """Move what can be moved; a file run by another library stays where it is."""
         return self
@@ -47,6 +56,11 @@ def settle(source: Detector | PixelPredictor, device: torch.device | str) -> Non
     """Move a source, and what it is made of, to a device."""
     if isinstance(source, (Detector, PixelSource)):
         source.to(device)
+
+
+def settle_view(source: Detector | PixelPredictor, given: int | None) -> int | None:
+    """See `PixelSource.settle_view`; a detector needs none."""
+    return source.settle_view(given) if isinstance(source, PixelSource) else None
 
 
 def fixed_size(source: Detector | PixelPredictor) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -73,8 +74,16 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
+def groups(found: Detections) -> npt.NDArray[np.int64]:
+    """Return (M,): boxes of which group may stand for each other, the class, or -1 for all boxes to be ignored.
+
+    What is to be ignored neither hides an object nor is hidden by one.
+    """
+    return found.labels if found.ignore is None else np.where(found.ignore, -1, found.labels)
+
+
 def merge_overlaps(found: Detections, iou: float) -> Detections:
-    """Keep the best of boxes of one class that overlap by more than `iou`; one image, best first."""
+    """Keep the best of boxes of one group that overlap by more than `iou`; one image, best first; see `groups`."""
     boxes, scores = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.scores)
-    keep = batched_nms(boxes, scores, torch.from_numpy(found.labels), iou)
+    keep = batched_nms(boxes, scores, torch.from_numpy(groups(found)), iou)
     return found.take(keep.numpy())

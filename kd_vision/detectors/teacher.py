@@ -23,6 +23,7 @@ from kd_vision.core.predictions import (
     GridPredictions,
     PredictOptions,
     Regions,
+    first_opinions,
     to_soft_targets,
 )
 from kd_vision.core.spec import DetectorSpec
@@ -30,7 +31,7 @@ from kd_vision.detectors.base import Detector, PixelPredictor
 from kd_vision.detectors.pixels import settle
 from kd_vision.detectors.postprocess import merge_overlaps
 
-TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=100)
+TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
 """What counts as said: below, a box is rather a guess, and costs the student time."""
 
 
@@ -67,7 +68,10 @@ class FrozenTeacher:
     def spec(self) -> DetectorSpec:
         """Facts about the teacher, as the student meets it."""
         own = self.source.spec
-        return own if self.labels is None else replace(own, classes=self.labels.student, silent=self.labels.silent)
+        if self.labels is None:
+            return own
+        ignored = frozenset(self.labels.teacher[position] for position in self.labels.ignored)
+        return replace(own, classes=self.labels.student, silent=self.labels.silent, ignored=ignored)
 
     def follow(self, source: Detector) -> None:
         """Answer by another detector of the same kind from now on (the student's moving average)."""
@@ -126,7 +130,8 @@ class FrozenTeacher:
     ) -> DetectorOutput:
         soft = None
         if "detections" in channels and decide is not None:
-            found = [self._mapped(one, self.options) for one in decide(self.options)]
+            said = [first_opinions(self._renamed(one)) for one in decide(self.options)]
+            found = [self._merged(one, self.options) for one in said]
             soft = to_soft_targets(found, len(self.spec.classes)).to(images.device).scaled(factor)
         return replace(
             output,
@@ -137,10 +142,14 @@ class FrozenTeacher:
         )
 
     def _mapped(self, found: Detections, options: PredictOptions) -> Detections:
-        if self.labels is None:
-            return found
-        mapped = self.labels.detections(found)
-        return merge_overlaps(mapped, options.nms_iou) if self.labels.merges else mapped
+        return self._merged(self._renamed(found), options)
+
+    def _renamed(self, found: Detections) -> Detections:
+        return found if self.labels is None else self.labels.detections(found)
+
+    def _merged(self, found: Detections, options: PredictOptions) -> Detections:
+        """Make one of boxes whose classes have become one."""
+        return found if self.labels is None or not self.labels.merges else merge_overlaps(found, options.nms_iou)
 
     def _grid(self, grid: GridPredictions, factor: float) -> GridPredictions:
         logits = grid.logits if self.labels is None else self.labels.logits(grid.logits)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.detectors.postprocess import merge_overlaps
+from kd_vision.detectors.postprocess import groups, merge_overlaps
 
 GRAY = 114 / 255
 """What fills a tile beyond the image, as in the letterbox."""
@@ -102,7 +102,7 @@ def put_together(seen: Sequence[Seen], options: PredictOptions) -> Detections:
     """Make one answer of what several looks at an image found.
 
     A cut box goes where another look saw the object whole; cut boxes that agree where their looks overlap become
-    one; what is left passes through NMS by class.
+    one; what is left passes through NMS. All this among boxes of one class; those to be ignored are one of their own.
 
     Args:
         seen: one per look.
@@ -124,8 +124,9 @@ def put_together(seen: Sequence[Seen], options: PredictOptions) -> Detections:
 def _seen_whole(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return (M,) bool: a cut box that lies within a whole one of its class that is about as sure."""
     result = np.zeros(len(found), np.bool_)
-    for label in np.unique(found.labels[cut]):
-        of_class = found.labels == label
+    group = groups(found)
+    for label in np.unique(group[cut]):
+        of_class = group == label
         parts, wholes = np.flatnonzero(of_class & cut), np.flatnonzero(of_class & ~cut)
         inner, outer = found.boxes_xyxy[parts], found.boxes_xyxy[wholes]
         shared = _sides(
@@ -151,7 +152,7 @@ def _mended(
         frames: (looks, 4) what each look saw.
         look: (M,) whose box it is.
     """
-    boxes, labels, scores, look = found.boxes_xyxy[parts], found.labels[parts], found.scores[parts], look[parts]
+    boxes, labels, scores, look = found.boxes_xyxy[parts], groups(found)[parts], found.scores[parts], look[parts]
     # For every two parts the band that both looks see, and the first part within it.
     low = np.maximum(frames[look][:, None, :2], frames[look][None, :, :2])
     high = np.minimum(frames[look][:, None, 2:], frames[look][None, :, 2:])
@@ -195,11 +196,13 @@ def _joined(parts: Sequence[Detections]) -> Detections:
     if not filled:
         return Detections.empty()
     probs = [part.class_probs for part in filled if part.class_probs is not None]
+    marks = [np.zeros(len(part), np.bool_) if part.ignore is None else part.ignore for part in filled]
     return Detections(
         np.concatenate([part.boxes_xyxy for part in filled]),
         np.concatenate([part.scores for part in filled]),
         np.concatenate([part.labels for part in filled]),
         np.concatenate(probs) if len(probs) == len(filled) else None,
+        np.concatenate(marks) if any(part.ignore is not None for part in filled) else None,
     )
 
 

@@ -19,7 +19,7 @@ from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.base import Detector, PixelPredictor
 from kd_vision.detectors.fusion import fuse
-from kd_vision.detectors.pixels import PixelSource, fixed_size, settle
+from kd_vision.detectors.pixels import PixelSource, fixed_size, settle, settle_view
 from kd_vision.detectors.tiling import Seen, Window, cut_out, filled, put_together, windows
 
 
@@ -157,6 +157,10 @@ class Augmented(PixelSource):
                 f"{where}.scales: the file takes images of {only}x{only} pixels alone; leave scales out, or add tiles"
             )
         return cls(source, config.flip, config.scales, config.iou)
+
+    def settle_view(self, given: int | None) -> int | None:
+        """See `PixelSource.settle_view`."""
+        return settle_view(self.source, given)
 
     def to(self, device: torch.device | str) -> Augmented:
         """Move the source."""

@@ -170,8 +170,7 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
     lowest = max(LOWEST_OPSET, spec.lowest_opset)
     if not lowest <= config.opset <= HIGHEST_OPSET:
         problems.append(
-            f"--opset: {config.opset} is not supported; possible: {lowest} to {HIGHEST_OPSET}, "
-            f"default {DEFAULT_OPSET}"
+            f"--opset: {config.opset} is not supported; possible: {lowest} to {HIGHEST_OPSET}, default {DEFAULT_OPSET}"
         )
     if config.nms and spec.end_to_end:
         problems.append(f"--nms: {spec.name} has an end-to-end head, which needs no NMS; leave --nms out")

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.labels import LabelMap
-from kd_vision.core.predictions import Detections
+from kd_vision.core.predictions import Detections, first_opinions
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.detectors.postprocess import merge_overlaps
 
@@ -24,6 +24,11 @@ class Knowledge(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Classes it speaks of."""
+        ...
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Those of `classes` that nobody asked ever learned: that they are not seen says nothing."""
         ...
 
     def of(self, record: ImageRecord) -> Detections:
@@ -43,6 +48,8 @@ class JsonKnowledge:
         data: the split that the ids belong to; its classes are those of the labels.
         path: of the file, for messages.
     """
+
+    silent: tuple[str, ...] = ()
 
     def __init__(self, found: Mapping[int, Detections], data: DetectionData, path: Path) -> None:
         # By path: images of another source may have the same ids.
@@ -97,6 +104,6 @@ def _asked(knowledge: Knowledge, record: ImageRecord) -> Detections | str:
 
 def _mapped(found: Detections, labels: LabelMap | None) -> Detections:
     if labels is None or labels.is_identity:
-        return found
-    mapped = labels.detections(found)
+        return first_opinions(found)
+    mapped = first_opinions(labels.detections(found))
     return merge_overlaps(mapped, _MERGE_IOU) if labels.merges else mapped

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from kd_vision.core.labels import with_words
 from kd_vision.core.validation import StrictModel
 
 Verify = Literal["content", "size"]
@@ -25,6 +26,11 @@ class KnowledgeConfig(StrictModel):
     store: Path
     labels: dict[str, str] | None = None
     verify: Verify = "content"
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _words(cls, labels: Any) -> Any:
+        return with_words(labels)
 
     @model_validator(mode="before")
     @classmethod

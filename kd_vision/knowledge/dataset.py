@@ -87,9 +87,13 @@ def write_dataset(
         sureness: which boxes become labels.
 
     Raises:
-        RequestError: `out` is not empty, the scores cannot be meant, or an image is not in the store.
+        RequestError: `out` is not empty, the scores cannot be meant, a split has no images, or an image is not in
+            the store.
     """
     refuse_dataset(out, sureness, float(store.manifest.options.get("score_threshold") or 0.0))
+    empty = [part.name for part in (data, *others) if not part.images]
+    if empty:
+        raise RequestError(*(f"split '{name}' has no images; a data set needs some in every split" for name in empty))
     taught = attach(data, store, labels)
     train = replace(taught, name="train", images=tuple(_labelled(image, sureness) for image in taught.images))
     parts = [train, *(part for part in others if part.name != "train")]

@@ -39,6 +39,7 @@ class Manifest(StrictModel):
         format_version: of the layout; another one is not read.
         teacher: who spoke.
         classes: the teacher's, in its label order.
+        silent: those of `classes` that the teacher never learned (an ensemble answers in the data's classes).
         options: settings that decide what is stored.
         images: how many will be in the finished store.
         names_sha256: of ``images.txt``, the names one a line in the order of the shards.
@@ -49,6 +50,7 @@ class Manifest(StrictModel):
     format_version: int
     teacher: TeacherNote
     classes: tuple[str, ...]
+    silent: tuple[str, ...] = ()
     options: dict[str, Option]
     images: int = Field(ge=1)
     names_sha256: str

@@ -46,6 +46,11 @@ class Store:
         return self.manifest.classes
 
     @property
+    def silent(self) -> tuple[str, ...]:
+        """Those of the classes that the teacher never learned."""
+        return self.manifest.silent
+
+    @property
     def images(self) -> tuple[StoredImage, ...]:
         """The images of the store, sorted by name."""
         return self._rows.images

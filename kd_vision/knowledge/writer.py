@@ -41,6 +41,7 @@ class StoreWriter:
         options: settings that decide what is stored; `top_k` must be one of them.
         images: sorted by name; `file_name` is the name in the store.
         shard_size: images per shard.
+        silent: those of `classes` that the teacher never learned.
 
     Raises:
         RequestError: the folder holds something else, was begun by another teacher, with other options or for
@@ -55,6 +56,7 @@ class StoreWriter:
         options: Mapping[str, Option],
         images: Sequence[ImageRecord],
         shard_size: int = SHARD_SIZE,
+        silent: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self._images = tuple(images)
@@ -63,6 +65,7 @@ class StoreWriter:
             format_version=FORMAT_VERSION,
             teacher=teacher,
             classes=classes,
+            silent=silent,
             options=dict(options),
             images=len(images),
             names_sha256=hashlib.sha256(names.encode()).hexdigest(),
@@ -72,8 +75,8 @@ class StoreWriter:
         self.kept = len(self.manifest.shards)
         refuse_full_disk(folder, sum(len(self.manifest.span(shard)) for shard in self.missing))
         folder.mkdir(parents=True, exist_ok=True)
+        self.manifest.write(folder)  # first: a folder without it is no store, whatever else is in it
         write_text(folder / NAMES, names)
-        self.manifest.write(folder)
 
     @property
     def missing(self) -> list[int]:
@@ -107,7 +110,7 @@ class StoreWriter:
     def _continued(self, wanted: Manifest) -> Manifest:
         """Return the manifest with what an earlier call finished, as far as it is still true."""
         if not (self.folder / MANIFEST).exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and not (self.folder.is_dir() and _hardly_begun(self.folder)):
                 raise RequestError(f"{self.folder}: exists and is no knowledge store; give another --out")
             return wanted
         there = read_manifest(self.folder)
@@ -155,6 +158,11 @@ class StoreWriter:
             return False
         span = manifest.span(shard)
         return ShardRows([content], len(manifest.classes)).images == _facts(self._images[span.start : span.stop])
+
+
+def _hardly_begun(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what a kill leaves before the first shard."""
+    return {path.name for path in folder.iterdir()} <= {NAMES, f"{NAMES}.part", f"{MANIFEST}.part"}
 
 
 def refuse_full_disk(folder: Path, images: int) -> int:

@@ -136,7 +136,7 @@ class DistillationLoss(nn.Module, ABC):
                     found.append(f"needs the channel '{channel}', which the {role} {spec.name} does not provide")
         if found:
             return found
-        found += _class_mismatches(cls.requires, student, teacher)
+        found += _class_mismatches(cls.requires, student, teacher) + _ignored_classes(cls.requires, teacher)
         if not cls.requires & {"features", "grid"}:
             return found + (["levels: acts on all rows of the head; leave it out"] if config.levels else [])
         for level in config.levels or ():
@@ -156,9 +156,19 @@ class DistillationLoss(nn.Module, ABC):
     @classmethod
     def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say what a user should know of this loss on a pair that it fits, one line a remark."""
-        if "features" in cls.requires or not teacher.silent:
-            return []
-        return [f"the teacher never learned {_shown(tuple(sorted(teacher.silent)))}: it teaches nothing about them"]
+        found, silent = [], _shown(tuple(sorted(teacher.silent)))
+        if "features" in cls.requires:
+            if silent:
+                found.append(
+                    f"acts on whole maps, also where objects of classes lie that the teacher never learned ({silent})"
+                )
+            if teacher.ignored:
+                found.append(
+                    f"acts on whole maps, also where objects lie that the label map ignores ({_ignored(teacher)})"
+                )
+        elif silent:
+            found.append(f"the teacher never learned {silent}: it teaches nothing about them")
+        return found
 
     @abstractmethod
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
@@ -170,6 +180,20 @@ def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str
     return tuple(
         level for level in student.level_strides if level in teacher.level_strides and (asked is None or level in asked)
     )
+
+
+def _ignored_classes(requires: frozenset[Channel], teacher: DetectorSpec) -> list[str]:
+    """A region that teaches nothing is known as a box alone; on the grid it would be taught as background."""
+    if not teacher.ignored or "features" in requires or not requires & {"grid", "regions"}:
+        return []
+    return [
+        f"the label map ignores {_ignored(teacher)}, which only losses on final boxes can honour; use soft_boxes, or "
+        f"say drop"
+    ]
+
+
+def _ignored(teacher: DetectorSpec) -> str:
+    return _shown(tuple(f"'{name}'" for name in sorted(teacher.ignored)))
 
 
 def _class_mismatches(requires: frozenset[Channel], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:

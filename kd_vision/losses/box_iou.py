@@ -78,7 +78,7 @@ class BoxIoU(GridLoss):
     N_q = max(sum_{B,A} u, 1) over all points.
 
     Shapes: boxes (B, A, 4) in input pixels to a scalar. Reduction: sum over the teacher's count of objects
-    N_q, so the value does not depend on the batch size. No unit.
+    N_q, so the value does not depend on the batch size. No unit. Rightly 0 where the teacher is sure of nothing.
 
     Raises:
         RequestError: images or classes of the two grids differ.
@@ -89,6 +89,7 @@ class BoxIoU(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = BoxIoUConfig
+    may_vanish = True
 
     def __init__(self, config: BoxIoUConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)

@@ -82,7 +82,10 @@ class GridPair:
 class GridLoss(DistillationLoss):
     """Base of losses between dense predictions, point by point.
 
-    Where the two grids do not have the same points, the teacher's is taken at the student's, see `Resampler`.
+    Where the two grids do not have the same strides or size, the teacher's is taken at the student's points, see
+    `Resampler`. Grids of one layout are compared row by row even where one family puts its points at the corner of
+    each cell (FCOS of torchvision, i * stride) and the other in its centre (YOLO, (i + 1/2) * stride): these lie
+    0.71 strides apart, and so do the nearest ones.
     Inside ground-truth boxes of classes that the teacher never learned nothing is taught.
     """
 

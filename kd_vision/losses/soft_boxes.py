@@ -171,6 +171,7 @@ class SoftBoxes(DistillationLoss):
             goals = scores[:, None] if stage.agnostic else probs[own]
         known = None if stage.agnostic else self.known
         goals = goals * (quality[:, None] if known is None else quality[:, None] * known)
+        goals = goals.clamp(0.0, 1.0)  # whoever claims more, or less than nothing, would have no entropy
         weights = None
         if settings.balance and not stage.agnostic:
             weights = balanced(goals.sum(dim=0), settings.balance, known)

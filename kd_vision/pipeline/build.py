@@ -84,7 +84,7 @@ def build_teachers(
 def _build_teacher(config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> FrozenTeacher:
     where = f"{config.source}: {teacher.name}"
     bare = config.allow_weak_teacher and teacher.options.labels is None and _features_only(config, teacher.name)
-    built = build_source(teacher.source, teacher.options, None if bare else classes, where)
+    built = build_source(teacher.source, teacher.options, None if bare else classes, where, config.image_size)
     built.image_size = built.image_size or config.image_size
     multiple = built.spec.size_multiple
     if built.image_size % multiple:

@@ -33,6 +33,9 @@ from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
 from kd_vision.pipeline.build import descriptor_of, teacher_fingerprint, worker_count
 
 UNLABELLED = "unlabelled"
+MAX_BOXES = 100
+"""Stored per image; a live teacher may say more of a mosaic of several."""
+_DEVICES = ("cpu", "cuda", "cuda:1", "mps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class LabelOptions:
 
     score: float = TEACHING.score_threshold
     nms_iou: float = TEACHING.nms_iou
-    max_boxes: int = TEACHING.max_detections
+    max_boxes: int = MAX_BOXES
     top_k: int = 5
     batch_size: int = 16
     shard_size: int = SHARD_SIZE
@@ -67,11 +70,27 @@ class LabelOptions:
         for name in ("max_boxes", "top_k", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 found.append(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
-        return found
+        return found + _wrong_device(self.device)
 
     def predict_options(self) -> PredictOptions:
         """What the teacher is asked with."""
         return PredictOptions(self.score, self.nms_iou, self.max_boxes)
+
+
+def _wrong_device(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in _DEVICES:
+        return [f"--device: '{name}' is no device; possible: {', '.join(_DEVICES)}"]
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        return [f"--device: '{name}' is not here ({str(error).strip().splitlines()[0]}); leave it out, or give cpu"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +173,8 @@ def label(
     plan = None if dataset is None else _Plan.of(run, asked, classes)
     note = TeacherNote(fingerprint=teacher_fingerprint(asked), description=_description(asked, predictor))
     stored = _stored_options(options, image_size)
-    writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size)
+    silent = tuple(sorted(predictor.spec.silent))
+    writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, silent)
     if writer.kept:
         tell.print(f"{writer.kept} of {writer.manifest.shard_count} shards are there already")
     start = time.monotonic()
@@ -272,7 +292,8 @@ def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> t
     classes = None
     if isinstance(teacher.source, EnsembleConfig):
         classes = load_split(descriptor_of(config), "train").classes
-    built = build_source(teacher.source, teacher.options.model_copy(update={"labels": None}), classes, where)
+    asked = teacher.options.model_copy(update={"labels": None})
+    built = build_source(teacher.source, asked, classes, where, config.image_size)
     image_size, multiple = built.image_size or config.image_size, built.spec.size_multiple
     if image_size % multiple:
         near = round(image_size / multiple) * multiple or multiple

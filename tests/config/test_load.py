@@ -130,7 +130,9 @@ def test_stored_knowledge_teaches_boxes_and_a_live_teacher_beside_it_the_rest(tm
     assert alone.knowledge is not None
     assert alone.knowledge.store == tmp_path / "store"
     assert [term.teacher for term in alone.terms] == ["knowledge"]
-    text = BASE + "knowledge: {store: store}\nteacher: {weights: t.pt}\ndistill: [{loss: soft_boxes}, {loss: box_iou}]\n"
+    text = (
+        BASE + "knowledge: {store: store}\nteacher: {weights: t.pt}\ndistill: [{loss: soft_boxes}, {loss: box_iou}]\n"
+    )
     both = load_config(write(tmp_path, text))
     assert [term.teacher for term in both.terms] == ["knowledge", "teacher"]
 

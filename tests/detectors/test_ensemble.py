@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_a_config_builds_members_that_answer_in_the_students_words(write_rows: C
     teacher = build_source(*parse_source(content, "c.yaml: teacher"), ("b", "a"), "teacher")
     assert teacher.spec.family == "ensemble"
     assert teacher.spec.classes == ("b", "a")
-    assert teacher.image_size is None
+    assert teacher.image_size == 32  # what both files take
     soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[0, 0, 32, 32]]
@@ -205,3 +206,45 @@ def test_a_config_comes_back_from_plain_values() -> None:
     config = EnsembleConfig.model_validate(given)
     assert EnsembleConfig.model_validate(config.model_dump(mode="json")) == config
     assert config.class_weights == {"0": {"a": 0.5}}
+
+
+def build_pair(teacher_file: Path, sizes: tuple[int | None, int | None], given: int | None, **asked: Any) -> Any:
+    """An ensemble of two YOLOs of these sizes, for images of side `given`."""
+    members = [{"weights": str(teacher_file), **({"image_size": size} if size else {})} for size in sizes]
+    source = parse_source({"family": "ensemble", "members": members, **asked}, "c.yaml: teacher")
+    return build_source(*source, ("red", "blue"), "teacher", given)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "view", "shown"),
+    [
+        ((64, 128), 96, 128, [64, 128]),
+        ((64, 128), None, 128, [64, 128]),
+        ((None, 128), 96, 128, [96, 128]),  # who names no size is shown that of the student
+        ((None, 64), 96, 96, [96, 64]),
+        ((None, 64), None, 64, [None, 64]),
+        ((None, None), 96, None, [None, None]),
+    ],
+)
+def test_the_view_is_as_large_as_the_largest_member_wants(
+    teacher_file: Path, sizes: tuple[int | None, int | None], given: int | None, view: int | None, shown: list[int]
+) -> None:
+    teacher = build_pair(teacher_file, sizes, given)
+    assert teacher.image_size == view
+    assert [member.image_size for member in teacher.source.members] == shown
+    twice = build_pair(teacher_file, sizes, given, tta={"flip": False})
+    assert twice.image_size == view
+    assert build_pair(teacher_file, sizes, given, image_size=160).image_size == 160
+
+
+def test_tiles_of_an_ensemble_are_cut_from_the_image_as_it_is(teacher_file: Path) -> None:
+    assert build_pair(teacher_file, (64, 128), 256, tiles={"size": 96}).image_size is None
+
+
+def test_a_size_that_a_member_cannot_take_is_refused(teacher_file: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        build_pair(teacher_file, (None, 128), 100)
+    assert str(caught.value) == (
+        "teacher: images of 100x100 pixels are for the members without image_size, which take multiples of 32; give "
+        "them image_size: 96"
+    )

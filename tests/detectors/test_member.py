@@ -11,7 +11,7 @@ import torch
 
 from kd_vision.core.errors import RequestError
 from kd_vision.detectors import FAMILIES
-from kd_vision.detectors.member import TeacherOptions, build_source, parse_source
+from kd_vision.detectors.member import TeacherOptions, build_source, parse_source, refuse_idle_tiles
 from kd_vision.detectors.onnx import OnnxConfig, OnnxPredictor
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector
@@ -150,3 +150,29 @@ def test_labels_need_something_to_map_to(onnx_file: Path) -> None:
     assert "teacher.labels.cat: the teacher has no such class" in refused_build(
         {**content, "labels": {"cat": "drop"}}, ("bird", "car")
     )
+
+
+def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path) -> None:
+    def text(tile: int, view: int) -> str:
+        return (
+            f"teacher.tiles.size: a tile of {tile} pixels is not smaller than the {view}x{view} that it is cut from; "
+            f"give image_size: {2 * tile}, or leave tiles out"
+        )
+
+    torch_model = {"weights": str(teacher_file), "tiles": {"size": 64}}
+    assert refused_build({**torch_model, "image_size": 64}, None) == text(64, 64)
+    file = {"family": "onnx", "weights": str(onnx_file), "tiles": {}}
+    assert refused_build({**file, "image_size": 32}, None) == text(32, 32)
+    options = TeacherOptions.model_validate({"tiles": {"size": 64}})
+    refuse_idle_tiles(options, 96, "teacher")
+    with pytest.raises(RequestError) as caught:
+        refuse_idle_tiles(options, 48, "teacher")
+    assert str(caught.value) == text(64, 48)
+    config, asked = parse_source(file, WHERE)  # the file's own size is the tile's
+    with pytest.raises(RequestError) as caught:
+        build_source(config, asked, None, "teacher", 32)
+    assert str(caught.value) == text(32, 32)
+    assert build_source(config, asked, None, "teacher", 64).image_size is None
+    larger = TeacherOptions.model_validate({"tiles": {"size": 64}, "tta": {"scales": [1.0, 1.5]}})
+    refuse_idle_tiles(larger, 64, "teacher")  # the larger look is cut
+    refuse_idle_tiles(TeacherOptions(), 64, "teacher")

@@ -280,3 +280,50 @@ def test_real_files_find_what_the_annotations_say(
 def test_layout_of_another_family_is_refused_clearly(shared: Path) -> None:
     path = shared / "weights" / "yolox_nano_coco_416.onnx"
     assert refused(path).startswith(f"{path}: output layout not recognised: found output (1, 3549, 85), and no ")
+
+
+def test_a_size_that_the_graph_cannot_run_is_told(tmp_path: Path) -> None:
+    """The file declares free sides, but its graph was traced at 32: it adds a map of 32 x 32 to the image."""
+    nodes = [
+        helper.make_node("Add", ["images", "map"], ["sum"]),
+        helper.make_node("ReduceMean", ["sum"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Add", ["rows", "mean"], ["output0"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, "height", "width"])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 3, 6])],
+        [
+            numpy_helper.from_array(np.zeros((1, 3, 32, 32), np.float32), "map"),
+            numpy_helper.from_array(np.array(ROWS, np.float32).reshape(1, 3, 6), "rows"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    said = {"kd_vision.classes": '["a", "b"]', "kd_vision.layout": "end_to_end"}
+    helper.set_model_props(model, {**said, "imgsz": "[32, 32]"})
+    onnx.save(model, tmp_path / "a.onnx")
+    predictor = OnnxPredictor(tmp_path / "a.onnx")
+    assert len(predictor.detect(torch.zeros(1, 3, 32, 32))[0]) == 2
+    with pytest.raises(RequestError) as caught:
+        predictor.detect(torch.zeros(1, 3, 64, 96))
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'a.onnx'}: onnxruntime cannot run it on images of 64x96 (")
+    assert text.endswith("); give image_size: 32")
+    assert "\n" not in text
+    helper.set_model_props(model, said)
+    del model.metadata_props[:]
+    helper.set_model_props(model, said)
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(RequestError, match=r"give image_size: the side it was exported for$"):
+        OnnxPredictor(tmp_path / "a.onnx").detect(torch.zeros(1, 3, 64, 64))
+
+
+def test_scores_of_a_quantised_file_stay_between_0_and_1(tmp_path: Path) -> None:
+    values = [10.0, 20.0, 12.0, 16.0, 4.0, 8.0, 6.0, 8.0, 1.005, -0.005, -0.005, 0.5]
+    found = OnnxPredictor(write_graph(tmp_path / "a.onnx", (6, 2), values, metadata=ULTRALYTICS)).detect(
+        torch.zeros(1, 3, 32, 32)
+    )[0]
+    assert found.scores.tolist() == [1.0, 0.5]
+    assert found.class_probs is not None
+    assert found.class_probs.tolist() == [[1.0, 0.0], [0.0, 0.5]]

@@ -99,3 +99,41 @@ def test_a_detectors_grid_and_grades_follow_the_frame_and_the_map() -> None:
     assert torch.equal(graded.class_probs[..., [1, 0]], mapped.class_probs)
     assert torch.allclose(graded.boxes_xyxy / 2, mapped.boxes_xyxy)
     assert not any(p.requires_grad for p in detector.parameters())
+
+
+class Hesitant(Corner):
+    """Says of one row that it is a car (.5) or a bicycle (.4), of others 250 sure dogs in a line."""
+
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        left = np.concatenate([[0, 0], 20 + 4 * np.arange(250)])
+        boxes = np.stack([left, 0 * left, left + 3, 0 * left + 3], axis=1).astype(np.float32)
+        probs = np.zeros((252, 4), np.float32)
+        probs[:2, :2] = [0.5, 0.4]
+        probs[2:, 3] = 0.3
+        labels = np.array([0, 1] + [3] * 250)
+        one = Detections(boxes, probs[np.arange(252), labels], labels, probs)
+        return [one.take(np.arange(min(252, options.max_detections)))] * len(images)
+
+
+@pytest.mark.parametrize("given", [None, {"bicycle": "bike", "motorcycle": "drop", "dog": "bus"}])
+def test_a_row_with_two_opinions_is_taught_once_and_no_box_of_a_crowded_image_is_lost(
+    given: dict[str, str] | None,
+) -> None:
+    teacher = FrozenTeacher(Hesitant(), None if given is None else labels(given))
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    assert soft is not None
+    assert len(soft) == 251
+    assert soft.scores[:2].tolist() == pytest.approx([0.5, 0.3])
+
+
+def test_the_second_opinion_speaks_where_the_first_is_dropped() -> None:
+    teacher = FrozenTeacher(Hesitant(), labels({"car": "drop", "bicycle": "car", "motorcycle": "bike", "dog": "drop"}))
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    assert soft is not None
+    assert soft.scores.tolist() == pytest.approx([0.4])
+
+
+def test_the_spec_names_the_classes_whose_boxes_teach_nothing() -> None:
+    assert FrozenTeacher(Corner(), labels()).spec.ignored == frozenset()
+    marked = FrozenTeacher(Corner(), labels({"bicycle": "ignore", "motorcycle": "bike", "*": "ignore"}))
+    assert marked.spec.ignored == {"bicycle", "dog"}

@@ -16,6 +16,7 @@ from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import PixelPredictor
 from kd_vision.detectors.pixels import PixelSource
+from kd_vision.detectors.postprocess import merge_overlaps
 from kd_vision.detectors.tiling import GRAY, Seen, Window, put_together, windows
 from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
 
@@ -298,3 +299,37 @@ def test_tiles_of_a_fixed_size_may_be_looked_at_scaled() -> None:
     assert set(source.shown) == {(1, 3, 64, 64)}
     assert len(found) == 1
     np.testing.assert_allclose(rows(found)[0], [30, 30, 60, 70, 0.6], atol=0.5)
+
+
+def test_places_to_be_ignored_stay_marked_and_apart_from_objects() -> None:
+    """One tile says where to learn nothing, the other sees an object in the same place; each has one elsewhere."""
+    window = Window(0, 0, 64, 64)
+    place = [10, 10, 30, 30]
+    marked = Detections(
+        np.float32([place, [40, 40, 50, 50]]), np.float32([0.9, 0.8]), np.array([0, 0]), None, np.array([True, True])
+    )
+    plain = detections([place], [0.7], [0])
+    found = put_together([Seen.through(window, one, 64, 64) for one in (marked, plain)], PredictOptions())
+    assert rows(found) == [[*place, 0.9], [40, 40, 50, 50, 0.8], [*place, 0.7]]
+    assert found.ignore is not None
+    assert found.ignore.tolist() == [True, True, False]
+
+
+def test_a_place_to_be_ignored_neither_replaces_nor_completes_a_part() -> None:
+    """Left tile 0..64, right tile 32..96: the marked place covers the part, and agrees with it in the band."""
+    left, right = Window(0, 0, 64, 64), Window(32, 0, 96, 64)
+    part = detections([[40, 10, 64, 20]], [0.9], [0])
+    for box in ([8, 10, 40, 20], [8, 10, 64, 20]):  # whole in the right tile; up to its border
+        marked = Detections(np.float32([box]), np.float32([0.9]), np.array([0]), None, np.array([True]))
+        seen = [Seen.through(left, part, 64, 96), Seen.through(right, marked, 64, 96)]
+        found = put_together(seen, PredictOptions(nms_iou=0.9))
+        assert sorted(found.boxes_xyxy[:, [0, 2]].tolist()) == [[40, 64], [40, box[2] + 32]]
+
+
+def test_overlapping_boxes_are_merged_among_objects_and_among_ignored_places() -> None:
+    boxes = np.tile(np.float32([0, 0, 10, 10]), (4, 1))
+    found = Detections(
+        boxes, np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 0]), None, np.array([True, False, True, False])
+    )
+    kept = merge_overlaps(found, 0.5)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.8])

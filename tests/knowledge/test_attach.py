@@ -93,3 +93,25 @@ def test_a_bare_path_is_a_store() -> None:
     assert KnowledgeConfig.model_validate("a/b") == KnowledgeConfig(store=Path("a/b"))
     given = KnowledgeConfig.model_validate({"store": "a", "labels": {"x": "y"}, "verify": "size"})
     assert (given.store, given.labels, given.verify) == (Path("a"), {"x": "y"}, "size")
+    numbered = KnowledgeConfig.model_validate({"store": "a", "labels": {1: "drop", False: "x"}})
+    assert numbered.labels == {"1": "drop", "False": "x"}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_row_with_two_opinions_is_told_once(mapped: bool, kit: Any, tmp_path: Path, images: Make) -> None:
+    """One row is a car (.5) and a van (.375); with the car dropped it is a van."""
+    data = images(1)
+    rows = np.array([[0.5, 0.375, 0, 0, 0]] * 2, np.float32)
+    said = Detections(np.array([[0, 0, 20, 20]] * 2, np.float32), rows[0, :2].copy(), np.array([0, 1]), rows)
+    store = kit.finish(kit.begin(tmp_path / "store", data), [said])
+    labels = build_label_map(kit.CLASSES, kit.CLASSES, {"car": "drop"}, "knowledge.labels") if mapped else None
+    (record,) = attach(data, store, labels).images
+    assert record.knowledge is not None
+    assert record.knowledge.labels.tolist() == [1 if mapped else 0]
+    assert record.knowledge.scores.tolist() == [0.375 if mapped else 0.5]
+
+
+def test_a_results_file_knows_all_its_classes(tmp_path: Path, images: Make) -> None:
+    path = tmp_path / "said.json"
+    path.write_text("[]")
+    assert read_json_knowledge(path, images(1)).silent == ()

@@ -88,3 +88,11 @@ def test_wrong_requests_leave_nothing(told: tuple[Store, DetectionData], tmp_pat
     assert not (tmp_path / "set").exists()
     with pytest.raises(RequestError, match="store: exists and is not an empty folder; give another --as-dataset"):
         written(told, tmp_path / "store", Sureness())
+
+
+def test_a_split_without_images_is_refused(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
+    empty = replace(told[1], name="val", images=())
+    with pytest.raises(RequestError) as caught:
+        written(told, tmp_path / "set", Sureness(), (empty,))
+    assert str(caught.value) == "split 'val' has no images; a data set needs some in every split"
+    assert not (tmp_path / "set").exists()

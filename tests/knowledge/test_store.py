@@ -219,3 +219,41 @@ def test_another_teachers_store_is_refused(kit: Any, tmp_path: Path, images: Mak
     )
     with pytest.raises(RequestError, match=re.escape(message)):
         refuse_other_teacher(store, "0123456789abcdef", "c.yaml: knowledge")
+
+
+def test_a_store_remembers_the_classes_that_nobody_learned(kit: Any, tmp_path: Path, images: Make) -> None:
+    data = images(2)
+    plain = kit.finish(kit.begin(tmp_path / "plain", data), [Detections.empty()] * 2)
+    assert plain.silent == ()
+    kit.finish(kit.begin(tmp_path / "store", data, silent=("bus", "dog")), [Detections.empty()] * 2)
+    assert read_store(tmp_path / "store").silent == ("bus", "dog")
+    older = json.loads((tmp_path / "store" / "manifest.json").read_text())
+    del older["silent"]
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(older))
+    assert read_store(tmp_path / "store").silent == ()
+
+
+@pytest.mark.parametrize("names", [["images.txt"], ["images.txt.part"], ["manifest.json.part", "images.txt"]])
+def test_a_store_killed_at_its_very_beginning_is_begun_again(
+    names: list[str], kit: Any, tmp_path: Path, images: Make
+) -> None:
+    (tmp_path / "store").mkdir()
+    for name in names:
+        (tmp_path / "store" / name).write_text("000.png\n00")
+    store = kit.finish(kit.begin(tmp_path / "store", images(2)), [Detections.empty()] * 2)
+    assert len(store) == 2
+    (tmp_path / "other").mkdir()
+    for name in (*names, "mine.txt"):
+        (tmp_path / "other" / name).write_text("")
+    with pytest.raises(RequestError, match="exists and is no knowledge store; give another --out"):
+        kit.begin(tmp_path / "other", images(2))
+
+
+def test_the_manifest_is_written_first(kit: Any, tmp_path: Path, images: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kd_vision.knowledge.writer.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kit.begin(tmp_path / "store", images(2))
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["manifest.json"]

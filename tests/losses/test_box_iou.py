@@ -97,3 +97,13 @@ def test_weighted_by_the_teachers_score(
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'iou', 'giou' or 'ciou'"):
         BoxIoUConfig.model_validate({"kind": "diou"})
+
+
+def test_a_teacher_that_is_sure_of_nothing_rightly_gives_zero(
+    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+) -> None:
+    """All scores are below min_score: no fault of the graph, so a run must not stop over it."""
+    loss = BoxIoU(BoxIoUConfig(), row_spec, row_spec)
+    side = rows_side(torch.full((3, 3), -5.0, dtype=torch.float64))
+    assert float(loss(side, side, no_targets)) == 0.0
+    assert loss.may_vanish

@@ -360,3 +360,25 @@ def test_student_with_one_more_level(name: str, specs: Pair, make_side: MakeSide
 def test_module_path_and_class_agree_with_the_table(name: str) -> None:
     module, _, attribute = LOSSES[name].path.partition(":")
     assert getattr(importlib.import_module(module), attribute) is load_loss(name)
+
+
+@every_loss
+def test_only_losses_on_final_boxes_and_on_maps_take_a_teacher_whose_boxes_are_ignored(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    one, two = replace(specs[1], ignored=frozenset({"dog"})), replace(specs[1], ignored=frozenset({"dog", "cat"}))
+    refused = bool(kind.requires & {"grid", "regions"}) and "features" not in kind.requires
+    text = "the label map ignores {}, which only losses on final boxes can honour; use soft_boxes, or say drop"
+    config = kind.Config()
+    assert kind.mismatches(config, specs[0], one) == ([text.format("'dog'")] if refused else [])
+    assert kind.mismatches(config, specs[0], two) == ([text.format("'cat', 'dog'")] if refused else [])
+    told = ["acts on whole maps, also where objects lie that the label map ignores ('dog')"]
+    assert kind.remarks(config, specs[0], one) == (told if "features" in kind.requires else [])
+
+
+@pytest.mark.parametrize("name", sorted(name for name in LOSSES if "features" in load_loss(name).requires))
+def test_losses_on_maps_say_that_they_do_not_spare_classes_the_teacher_never_learned(name: str, specs: Pair) -> None:
+    kind = load_loss(name)
+    assert kind.remarks(kind.Config(), *specs) == []
+    assert kind.remarks(kind.Config(), specs[0], replace(specs[1], silent=frozenset({"bus"}))) == [
+        "acts on whole maps, also where objects of classes lie that the teacher never learned (bus)"
+    ]

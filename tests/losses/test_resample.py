@@ -236,3 +236,14 @@ def test_other_images_or_classes_are_refused(
     )
     with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
         loss(Channels(), rows_side(torch.zeros(4, 3)), no_targets)
+
+
+def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_looking_for_the_nearest() -> None:
+    """FCOS puts its points at i * stride, YOLO at (i + 1/2) * stride: all four neighbours are as near."""
+    student = grid(64, 8, 16)
+    corners = replace(student, points_xy=student.points_xy - student.strides[:, None] / 2)
+    found = Resampler((1, 1), same_stride=True)(corners, student)
+    looked_up = corners.points_xy[found.logits[0, :, 0].long()]
+    by_row, by_nearest = ((points - student.points_xy).norm(dim=-1) for points in (corners.points_xy, looked_up))
+    assert torch.allclose(by_row, by_nearest)
+    assert torch.allclose(by_row, student.strides / 2**0.5)

@@ -299,3 +299,19 @@ def test_channels_that_were_not_computed_are_named(
         loss(Channels(), Channels(), no_targets)
     with pytest.raises(RequestError, match="'detections' of the student was not computed"):
         loss(Channels(), Channels(soft=soft([0.5], [[0.5]], [[0.0, 0, 1, 1]])), no_targets)
+
+
+def test_probabilities_slightly_beyond_0_and_1_count_as_these(
+    pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
+) -> None:
+    """An entropy outside [0, 1] would be -inf, and the loss with it."""
+    logits = numbers([0.0, 0.0, 0.0])
+    stage = Assigned(rows(logits), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+    box = [[0.0, 0.0, 8.0, 8.0]]
+    loss = SoftBoxes(SoftBoxesConfig(class_gain=1.0), *pair)
+    beyond, within = (
+        float(loss(answering(stage), Channels(soft=soft([1.0], [probs], box)), no_targets))
+        for probs in ([1.005, -0.005, 0.3], [1.0, 0.0, 0.3])
+    )
+    assert beyond == pytest.approx(within, abs=1e-9)
+    assert math.isfinite(within)

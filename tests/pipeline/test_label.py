@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,11 +18,12 @@ from PIL import Image
 from kd_vision.cli.main import main
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import KDVisionError, RequestError
-from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled, records_of
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.images import list_images
+from kd_vision.detectors.teacher import TEACHING
 from kd_vision.knowledge.dataset import Sureness
 from kd_vision.knowledge.manifest import TeacherNote
 from kd_vision.knowledge.store import read_store
@@ -154,7 +156,8 @@ def test_a_store_becomes_a_data_set_that_trains(tmp_path: Path, write_config: Ca
     descriptor = load_descriptor(result.dataset.descriptor)
     train, val = load_split(descriptor, "train"), load_split(descriptor, "val")
     assert (len(train), len(val), train.classes) == (8, 6, ("red", "blue"))
-    sure = sum(int((result.store.detections(row).scores >= 0.3).sum()) for row in range(8))
+    said = [first_opinions(result.store.detections(row)) for row in range(8)]  # a box is labelled once
+    sure = sum(int((one.scores >= 0.3).sum()) for one in said)
     assert result.dataset.labels == sum(int((~image.crowd).sum()) for image in train.images) == sure > 0
 
 
@@ -173,6 +176,15 @@ def test_the_command_says_what_it_stored(
     assert "was begun with score_threshold 0.05, now 0.1; use another --out" in capsys.readouterr().err
     assert main([*command[:-1], "many"]) == 2
     assert capsys.readouterr().err == "kd-vision: --workers: 'many' is neither a number nor auto\n"
+    assert main([*command, "--as-dataset", str(tmp_path / "more"), "--doubt", "0.1"]) == 2
+    assert capsys.readouterr().err == (
+        "kd-vision: --doubt: says which boxes are doubtful; to keep these, add --keep-doubtful\n"
+    )
+    assert main([*command, "--min-score", "0.4", "--keep-doubtful"]) == 2
+    assert capsys.readouterr().err == (
+        "kd-vision: --min-score, --keep-doubtful: speak of the data set; say where it goes with --as-dataset DIR\n"
+    )
+    assert not (tmp_path / "more").exists()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +198,15 @@ def test_the_command_says_what_it_stored(
             {"splits": ["train"], "options": LabelOptions(score=0, top_k=0)},
             "--score: 0 is not a threshold; give more than 0 and less than 1\n--top-k: 0 is too few; give 1 or more",
         ),
+        (
+            {"splits": ["train"], "options": LabelOptions(device="gpu")},
+            "--device: 'gpu' is no device; possible: cpu, cuda, cuda:1, mps",
+        ),
+        (
+            {"splits": ["train"], "options": LabelOptions(device="meta")},
+            "--device: 'meta' is no device; possible: cpu, cuda, cuda:1, mps",
+        ),
+        ({"splits": ["train"], "options": LabelOptions(device="cuda:77")}, "--device: 'cuda:77' is not here"),
         ({"splits": ["train"], "overrides": ["image_size=72"]}, "image_size: 72 is not a multiple of 32; use 64"),
     ],
 )
@@ -262,3 +283,22 @@ def test_labelling_keeps_the_speed_of_the_predictor(tmp_path: Path, write_config
     fill(made, Device(), 256, options)
     spent = time.monotonic() - start
     assert spent < 8 * 0.05 * 1.5 + 0.5
+
+
+def test_an_ensemble_is_shown_what_its_largest_member_wants_and_its_silence_is_stored(
+    tmp_path: Path, write_config: Callable[..., Path], teacher_file: Path
+) -> None:
+    members = [
+        {"weights": str(teacher_file), "labels": {"blue": "drop"}},
+        {"weights": str(teacher_file), "labels": {"blue": "drop"}, "image_size": 128},
+    ]
+    config = write_config(teacher=False)
+    asked = {"teacher": {"family": "ensemble", "members": members}, "distill": [{"loss": "soft_boxes"}]}
+    config.write_text(config.read_text() + "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items()))
+    result = label(config, tmp_path / "store", splits=["val"], options=QUICK)
+    assert result.store.manifest.options["image_size"] == 128
+    assert result.store.silent == ("blue",)
+
+
+def test_the_command_stores_a_hundred_boxes_an_image_whatever_a_live_teacher_says() -> None:
+    assert (LabelOptions().max_boxes, TEACHING.max_detections) == (100, 300)

@@ -193,7 +193,7 @@ def _in_pixels(boxes: Tensor, question: Question) -> Tensor:
 def _probabilities(values: Tensor) -> Tensor:
     if values.numel() and not -_SLACK <= float(values.min()) <= float(values.max()) <= 1 + _SLACK:
         raise ValueError(f"scores go from {float(values.min()):.3g} to {float(values.max()):.3g}, not from 0 to 1")
-    return values
+    return values.clamp(0.0, 1.0)  # a quantised file may miss by a little
 
 
 def _labels(labels: Tensor, scores: Tensor, first: int, question: Question) -> Tensor:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from kd_vision.core.errors import RequestError
+from kd_vision.detectors.onnx.metadata import said_size
 
 _INPUT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -91,6 +92,9 @@ class OnnxGraph:
         Returns:
             For each image its part of every output, without the batch axis (where the output has one: a call
             with one image gives outputs of rank 1 or 2 whole). Floats are float32.
+
+        Raises:
+            RequestError: onnxruntime cannot run it on images of this size.
         """
         images = np.ascontiguousarray(images, dtype=self.input.dtype)
         size = self.input.batch or at_once or max(len(images), 1)
@@ -99,10 +103,28 @@ class OnnxGraph:
             part = images[start : start + size]
             filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
             shown = filled if self.input.batch else part
-            answers = self._session.run(None, {self.input.name: shown[0] if self.input.bare else shown})
+            answers = self._run(shown)
             values = [_plain_floats(np.asarray(answer)) for answer in answers]
             found += [[value[image] if value.ndim == 3 else value for value in values] for image in range(len(part))]
         return found
+
+    def _run(self, shown: npt.NDArray[Any]) -> list[Any]:
+        try:
+            answers: list[Any] = self._session.run(None, {self.input.name: shown[0] if self.input.bare else shown})
+        except Exception as error:
+            height, width = shown.shape[-2:]
+            size = said_size(self.metadata) or "the side it was exported for"
+            raise RequestError(
+                f"{self.path}: onnxruntime cannot run it on images of {height}x{width} ({_first_line(error)}); give "
+                f"image_size: {size}"
+            ) from error
+        return answers
+
+
+def _first_line(error: Exception) -> str:
+    """What onnxruntime says; it has a class of its own for each cause, none of them public."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
 
 
 def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -122,9 +144,8 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     settings.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for each cause, none of them public
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RequestError(f"{path}: onnxruntime cannot open it ({lines[0][:160]}); export it again") from error
+    except Exception as error:
+        raise RequestError(f"{path}: onnxruntime cannot open it ({_first_line(error)}); export it again") from error
 
 
 def _plain_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
