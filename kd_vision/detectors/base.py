@@ -113,6 +113,12 @@ class Detector(nn.Module, ABC):
     def architecture(self) -> dict[str, Any]:
         """Return plain values from which the family's `rebuild` makes the same detector, without weights."""
 
+    def settle_for_inference(self) -> None:
+        """Become as fast as the family allows without saying anything else; it can teach no gradient afterwards.
+
+        Families that have nothing to gain ignore it.
+        """
+
     def set_progress(self, done: float) -> None:
         """Tell the detector how much of training is done, in [0, 1], once an epoch.
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
 from kd_vision.core.run_directory import write_text
 from kd_vision.data.dataset import DetectionData, records_of
 from kd_vision.data.images import list_images, read_image
@@ -114,7 +114,8 @@ def _answers(predictor: Predictor, image_size: int, data: DetectionData, store: 
         found = predict_all(predictor, batches, _as_asked(store), lambda done: bar.step(done, len(data)))
     answers = []
     for image in data.images:
-        one = found[image.image_id].take(target[found[image.image_id].labels] >= 0)
+        one = first_opinions(found[image.image_id])  # as what is stored is read
+        one = one.take(target[one.labels] >= 0)
         answers.append(Detections(one.boxes_xyxy, one.scores, target[one.labels]))
     return answers
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from kd_vision.core.predictions import PredictOptions
 from kd_vision.detectors.dense import grade_by_rows, padded
+from kd_vision.detectors.ultralytics import UltralyticsConfig, build
 
 
 @pytest.mark.parametrize(
@@ -39,3 +45,15 @@ def test_a_flat_list_becomes_a_table_of_images() -> None:
     assert position[mask].tolist() == [1, 3, 0, 2, 4]
     position, mask = padded(torch.zeros(0, dtype=torch.int64), 2)
     assert position.shape == mask.shape == (2, 0)
+
+
+def test_a_detector_settled_for_inference_says_the_same(awake_file: Callable[[str], Path]) -> None:
+    for name in ("yolov8n", "yolo26n"):
+        detector = build(UltralyticsConfig(weights=awake_file(name)), None, "teacher").eval()
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        before = detector.detect(images, PredictOptions(max_detections=20))
+        detector.settle_for_inference()
+        for one, other in zip(before, detector.detect(images, PredictOptions(max_detections=20)), strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+        norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert bool(norms) == (name == "yolo26n")

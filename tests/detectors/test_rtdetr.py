@@ -411,7 +411,7 @@ def test_weights_of_other_classes_start_all_but_the_class_layers(tmp_path: Path)
     assert all(torch.equal(value, given[name]) for name, value in own.items() if name not in fresh)
     assert student.spec.classes == ("one",)
     with pytest.raises(RequestError, match=r"teacher\.weights: only \d+ of \d+ tensors of .* fit the model"):
-        build(UltralyticsConfig(weights=tmp_path / "s.pt"), ("one",), "teacher")
+        build(UltralyticsConfig(weights=tmp_path / "s.pt", model="rtdetr-l"), None, "teacher")
 
 
 def test_gray_images() -> None:

@@ -71,6 +71,14 @@ class UltralyticsDetector(FamilyDetector):
             parameters=sum(p.numel() for p in self.net.parameters()),
         )
 
+    def settle_for_inference(self) -> None:
+        """Fold BatchNorm into the convolutions, as the family's own prediction does.
+
+        Not for end-to-end heads: the family would take their one-to-many branch away.
+        """
+        if not self.spec.end_to_end:
+            self.net.fuse(verbose=False)
+
     def set_progress(self, done: float) -> None:
         """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
         self._progress = done
