@@ -115,15 +115,20 @@ def train(
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
-        for asked in config.teachers:
-            if asked.is_student:
-                parts.teachers[asked.name].follow(trainer.average.detector)
+        _follow_the_average(config, parts, trainer)
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
             _describe(config, directory, identity)
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit)
+
+
+def _follow_the_average(config: RunConfig, parts: RunParts, trainer: Trainer) -> None:
+    """Let a teacher that is the student itself answer by the moving average from here on."""
+    for asked in config.teachers:
+        if asked.is_student:
+            parts.teachers[asked.name].follow(trainer.average.detector)
 
 
 def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: FitResult) -> TrainResult:
