@@ -109,20 +109,9 @@ class SoftTargets:
         """Return the boxes that `chosen`, (M,) bool or (m,) int64, picks."""
         return SoftTargets(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def joined(self, other: SoftTargets) -> SoftTargets:
-        """Return these boxes and, after them, the other's."""
-        return SoftTargets(*(torch_cat(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
-
     def scaled(self, factor: float) -> SoftTargets:
         """Return the boxes in an image of `factor` times the size."""
         return self if factor == 1.0 else replace(self, boxes_xyxy=self.boxes_xyxy * factor)
-
-
-def torch_cat(first: Tensor, second: Tensor) -> Tensor:
-    """Concatenate along the first axis; here so that this room imports torch only when tensors exist."""
-    import torch
-
-    return torch.cat((first, second))
 
 
 @dataclass(frozen=True, slots=True)

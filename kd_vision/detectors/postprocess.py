@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from kd_vision.core.batch import Letterbox
-from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.labels import LabelMap
+from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
 
 _MOST_CANDIDATES = 30_000
 
@@ -87,3 +88,17 @@ def merge_overlaps(found: Detections, iou: float) -> Detections:
     boxes, scores = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.scores)
     keep = batched_nms(boxes, scores, torch.from_numpy(groups(found)), iou)
     return found.take(keep.numpy())
+
+
+def as_soft_boxes(found: Detections, labels: LabelMap | None, iou: float) -> Detections:
+    """Return the boxes of one image as a student learns them: in its words, every object once.
+
+    Args:
+        found: in the words of whoever said it.
+        labels: from these to the student's; None: they are the same.
+        iou: overlap above which boxes whose classes have become one are one.
+    """
+    if labels is None or labels.is_identity:
+        return first_opinions(found)
+    mapped = first_opinions(labels.detections(found))
+    return merge_overlaps(mapped, iou) if labels.merges else mapped

@@ -23,13 +23,12 @@ from kd_vision.core.predictions import (
     GridPredictions,
     PredictOptions,
     Regions,
-    first_opinions,
     to_soft_targets,
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, PixelPredictor
 from kd_vision.detectors.pixels import settle
-from kd_vision.detectors.postprocess import merge_overlaps
+from kd_vision.detectors.postprocess import as_soft_boxes, merge_overlaps
 
 TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
 """What counts as said: below, a box is rather a guess, and costs the student time."""
@@ -130,8 +129,7 @@ class FrozenTeacher:
     ) -> DetectorOutput:
         soft = None
         if "detections" in channels and decide is not None:
-            said = [first_opinions(self._renamed(one)) for one in decide(self.options)]
-            found = [self._merged(one, self.options) for one in said]
+            found = [as_soft_boxes(one, self.labels, self.options.nms_iou) for one in decide(self.options)]
             soft = to_soft_targets(found, len(self.spec.classes)).to(images.device).scaled(factor)
         return replace(
             output,
@@ -142,14 +140,11 @@ class FrozenTeacher:
         )
 
     def _mapped(self, found: Detections, options: PredictOptions) -> Detections:
-        return self._merged(self._renamed(found), options)
-
-    def _renamed(self, found: Detections) -> Detections:
-        return found if self.labels is None else self.labels.detections(found)
-
-    def _merged(self, found: Detections, options: PredictOptions) -> Detections:
-        """Make one of boxes whose classes have become one."""
-        return found if self.labels is None or not self.labels.merges else merge_overlaps(found, options.nms_iou)
+        """Return boxes in the student's words, every opinion kept, as a measurement wants them."""
+        if self.labels is None:
+            return found
+        mapped = self.labels.detections(found)
+        return merge_overlaps(mapped, options.nms_iou) if self.labels.merges else mapped
 
     def _grid(self, grid: GridPredictions, factor: float) -> GridPredictions:
         logits = grid.logits if self.labels is None else self.labels.logits(grid.logits)

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.labels import LabelMap
-from kd_vision.core.predictions import Detections, first_opinions
+from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.detectors.postprocess import merge_overlaps
+from kd_vision.detectors.postprocess import as_soft_boxes
 
 _SHOWN = 20
 _MERGE_IOU = 0.6
@@ -90,7 +90,7 @@ def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = 
     if lost:
         more = [f"and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
         raise RequestError(*lost[:_SHOWN], *more)
-    found = [_mapped(answer, labels) for answer in answers if isinstance(answer, Detections)]
+    found = [as_soft_boxes(answer, labels, _MERGE_IOU) for answer in answers if isinstance(answer, Detections)]
     pairs = zip(data.images, found, strict=True)
     return replace(data, images=tuple(replace(image, knowledge=one) for image, one in pairs))
 
@@ -100,10 +100,3 @@ def _asked(knowledge: Knowledge, record: ImageRecord) -> Detections | str:
         return knowledge.of(record)
     except RequestError as error:
         return str(error)
-
-
-def _mapped(found: Detections, labels: LabelMap | None) -> Detections:
-    if labels is None or labels.is_identity:
-        return first_opinions(found)
-    mapped = first_opinions(labels.detections(found))
-    return merge_overlaps(mapped, _MERGE_IOU) if labels.merges else mapped

@@ -161,7 +161,7 @@ def knowledge_labels(config: RunConfig, knowledge: Knowledge, classes: tuple[str
     files = [teacher for teacher in config.teachers if not teacher.reads_pixels]
     given = files[0].options.labels if files else config.knowledge.labels if config.knowledge else None
     key = files[0].name if files else KNOWLEDGE
-    unknown = dict.fromkeys(getattr(knowledge, "silent", ()), DROP)  # classes no member of an ensemble ever learned
+    unknown = dict.fromkeys(knowledge.silent, DROP)  # classes no member of an ensemble ever learned
     if unknown:
         given = unknown | (given or {})
     return build_label_map(knowledge.classes, classes, given, f"{config.source}: {key}.labels")
