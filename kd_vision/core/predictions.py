@@ -166,12 +166,14 @@ class Rows:
 
     Attributes:
         logits: (B, A, K) of the classes, before activation.
-        boxes_xyxy: (B, A, 4) decoded, in input pixels, differentiable.
+        boxes_xyxy: (B, A, 4) decoded, in input pixels; `boxes_at` has the differentiable ones.
         centres_xy: (B, A, 2) or (1, A, 2) where the row sits (grid point, centre of anchor, region or
             predicted box), in input pixels, without gradient.
         background: (B, A) logit of "no object" for softmax heads; None: sigmoid heads.
         box_bins: see `GridPredictions`; None where there are none.
         strides: (A,), with `box_bins` alone.
+        decode: gives the boxes of some rows with gradient, where decoding all of them with it would cost more;
+            None: `boxes_xyxy` carry the gradient.
     """
 
     logits: Tensor
@@ -180,6 +182,11 @@ class Rows:
     background: Tensor | None = None
     box_bins: Tensor | None = None
     strides: Tensor | None = None
+    decode: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def boxes_at(self, image: Tensor, row: Tensor) -> Tensor:
+        """Return the boxes of rows `row` of images `image`, (..., 4), differentiable."""
+        return self.boxes_xyxy[image, row] if self.decode is None else self.decode(image, row)
 
 
 @dataclass(frozen=True, slots=True)

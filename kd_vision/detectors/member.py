@@ -150,6 +150,8 @@ def build_source(
     # The members of an ensemble speak the student's words each by its own map; a model would get a new head.
     classes = student_classes if family == ENSEMBLE else None
     source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
+    if isinstance(source, Detector):
+        source.settle_for_inference()
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")

@@ -92,7 +92,7 @@ class RegionFeedback(DistillationLoss):
             raise RequestError("the channel 'regions' was not computed; ask the detectors for it")
         rows, settings = student.rows, self._settings
         image, row = self._shown(rows)
-        boxes = full_precision(rows.boxes_xyxy[image, row])
+        boxes = full_precision(rows.boxes_at(image, row))
         with torch.no_grad():
             graded: Regions = teacher.grade(boxes.detach())
             goals = graded.class_probs.to(boxes.dtype)

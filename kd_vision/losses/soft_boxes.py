@@ -145,7 +145,7 @@ class SoftBoxes(DistillationLoss):
         classes = _softmax_term(stage.rows, lesson) if softmax else _sigmoid_term(stage.rows, lesson, stage.agnostic)
         total = settings.class_gain * classes
         # An empty sum keeps the rows in the graph, so that the gradient is 0 rather than missing.
-        rows = _picked(stage.rows.boxes_xyxy, lesson)
+        rows = full_precision(stage.rows.boxes_at(lesson.image, lesson.row))
         count = lesson.weight.sum().clamp(min=1.0)
         weight = lesson.weight if lesson.row_weight is None else lesson.weight * lesson.row_weight
         distance = iou_distance(rows, lesson.boxes_xyxy, settings.kind)

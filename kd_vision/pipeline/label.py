@@ -22,7 +22,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.data.dataset import DetectionData, ImageRecord, load_split, load_unlabelled, records_of, without_labels
 from kd_vision.data.images import list_images
 from kd_vision.data.loader import eval_batches
-from kd_vision.detectors.base import Detector, PredictOptions, Predictor
+from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.detectors.ensemble import EnsembleConfig
 from kd_vision.detectors.member import build_source
 from kd_vision.detectors.teacher import TEACHING
@@ -299,8 +299,6 @@ def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> t
         near = round(image_size / multiple) * multiple or multiple
         raise RequestError(f"{where}: image_size: {image_size} is not a multiple of {multiple}; use {near}")
     built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if isinstance(built.source, Detector):
-        built.source.settle_for_inference()
     # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
     return built.source, image_size
 

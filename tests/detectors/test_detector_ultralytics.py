@@ -166,6 +166,35 @@ def family_assignments(detector: UltralyticsDetector, shown: torch.Tensor, hande
     return [each[2:] for each in said]
 
 
+def throng(seed: int) -> SoftTargets:
+    """So many boxes that most points lie in several, from slivers to the whole of three images of 64 x 64."""
+    random = torch.Generator().manual_seed(seed)
+    index, labels = torch.randint(3, (40,), generator=random), torch.randint(len(CLASSES), (40,), generator=random)
+    corner, sides = torch.rand(40, 2, generator=random) * 60, torch.rand(40, 2, generator=random) ** 2 * 64 + 1
+    probs = torch.nn.functional.one_hot(labels, len(CLASSES)).float()
+    boxes = torch.cat((corner, (corner + sides).clamp(max=64.0)), dim=1)
+    return SoftTargets(index, boxes, probs, torch.ones(40), torch.zeros(40, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_throng_is_paired_as_the_familys_assigner_pairs_it(name: str, seed: int) -> None:
+    detector = make(name).eval()
+    shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    handed = throng(seed)
+    with torch.no_grad():
+        stages = detector(shown, channels=frozenset({"detections"})).answer(handed)
+        expected = family_assignments(detector, shown, handed)
+    own = [(handed.image_index == image).nonzero()[:, 0] for image in range(3)]
+    for stage, (scores, foreground, slot) in zip(stages, expected, strict=True):
+        wanted = torch.stack([boxes[place.long()] for boxes, place in zip(own, slot, strict=True)])
+        assert torch.equal(stage.index >= 0, foreground)
+        counts = stage.quality > 0  # the family gives points that meet none of their boxes to any, for nothing
+        assert counts.sum() > 20
+        assert torch.equal(stage.index[counts], wanted[counts])
+        torch.testing.assert_close(stage.quality, scores.amax(dim=-1).to(stage.quality.dtype))
+
+
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n", "yolov10n", "yolov8n-p2"])
 def test_answers_for_hard_truth_are_the_targets_of_the_familys_own_loss(name: str) -> None:
     detector = make(name).eval()
@@ -204,6 +233,26 @@ def test_nothing_handed_in_is_background_everywhere(name: str) -> None:
     for stage in make(name).train()(images(), channels=frozenset({"detections"})).answer(nobody):
         assert (stage.index == BACKGROUND).all()
         assert float(stage.quality.abs().sum()) == 0
+
+
+def test_mixed_precision_does_not_round_decoded_boxes() -> None:
+    detector = make("yolov8n").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = detector(images(), channels=frozenset({"grid", "regions"}))
+    grid = output.grids["one_to_many"]
+    distances = grid.box_bins.softmax(-1) @ torch.arange(16.0) * grid.strides[:, None]
+    expected = torch.cat((grid.points_xy - distances[..., :2], grid.points_xy + distances[..., 2:]), dim=-1)
+    torch.testing.assert_close(grid.boxes_xyxy, expected)
+    torch.testing.assert_close(output.rows.boxes_xyxy, expected)
+
+
+def test_a_row_is_decoded_alone_as_among_all() -> None:
+    rows = make("yolov8n").train()(images(), channels=frozenset({"regions"})).rows
+    assert not rows.boxes_xyxy.requires_grad
+    image, row = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 70])
+    alone = rows.boxes_at(image, row)
+    torch.testing.assert_close(alone, rows.boxes_xyxy[image, row])
+    assert alone.requires_grad
 
 
 def test_the_order_of_boxes_does_not_change_the_task_losses() -> None:

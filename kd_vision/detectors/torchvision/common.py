@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from kd_vision.core.batch import Targets
 from kd_vision.core.run_directory import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector
+from kd_vision.detectors.base import Detector, fast_layout
 from kd_vision.detectors.torchvision.models import Layout
 
 
@@ -37,7 +37,7 @@ class TorchvisionDetector(Detector):
 
     def __init__(self, net: Any, layout: Layout) -> None:
         super().__init__()
-        self.net = net
+        self.net = fast_layout(net)
         self.layout = layout
         for name, values in (("_mean", self.net.transform.image_mean), ("_deviation", self.net.transform.image_std)):
             self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
@@ -59,7 +59,7 @@ class TorchvisionDetector(Detector):
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write a plain state dict of the family's model, with what it is made of beside it."""
-        state = {name: value.detach().cpu().clone() for name, value in self.net.state_dict().items()}
+        state = {name: value.detach().cpu().contiguous().clone() for name, value in self.net.state_dict().items()}
         note = {**metadata, "family": "torchvision", **self.layout.to_mapping()}
         with whole_or_nothing(path) as part:
             torch.save({"state_dict": state, "kd_vision": note}, part)

@@ -19,9 +19,10 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils import SETTINGS
 
+from kd_vision.detectors.ultralytics.assign import assign_aligned
 from kd_vision.detectors.ultralytics.common import FamilyDetector
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig, known_models
-from kd_vision.detectors.ultralytics.dense import UltralyticsDetector, assign_aligned
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
 from kd_vision.detectors.ultralytics.rtdetr import RtdetrDetector, assign_hungarian
 from kd_vision.detectors.ultralytics.weights import construct, load
 

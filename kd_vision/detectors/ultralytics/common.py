@@ -22,7 +22,7 @@ from ultralytics.nn import tasks
 from kd_vision.core.batch import Targets
 from kd_vision.core.run_directory import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector
+from kd_vision.detectors.base import Detector, fast_layout, plain_layout
 
 
 class FamilyDetector(Detector):
@@ -36,7 +36,7 @@ class FamilyDetector(Detector):
 
     def __init__(self, net: tasks.DetectionModel, classes: Sequence[str], name: str) -> None:
         super().__init__()
-        self.net = net
+        self.net = fast_layout(net)
         self.net.names = dict(enumerate(classes))
         self.net.args = get_cfg()
         self.spec = self._describe(tuple(classes), name)
@@ -49,6 +49,19 @@ class FamilyDetector(Detector):
     @abstractmethod
     def _describe(self, classes: tuple[str, ...], name: str) -> DetectorSpec:
         """Return the facts about `net`."""
+
+    def settle_for_inference(self) -> None:
+        """Fold BatchNorm into the convolutions and let activations overwrite their input, as the family predicts."""
+        # Own modules: the family shares one activation among all its models, and a student's gradient needs its input.
+        self.net = copy.deepcopy(self.net)
+        # The family would take the one-to-many branch of an end-to-end head away, from which losses learn.
+        self.head.fuse = lambda: None
+        self.net.fuse(verbose=False)
+        del self.head.fuse
+        for module in self.net.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = True
+        fast_layout(self.net)
 
     def architecture(self) -> dict[str, Any]:
         """See `Detector.architecture`."""
@@ -73,7 +86,7 @@ class FamilyDetector(Detector):
 
     def _frozen_copy(self) -> tasks.DetectionModel:
         """Return the network on the CPU in evaluation mode, without gradients."""
-        net = copy.deepcopy(self.net).float().cpu().eval()
+        net = plain_layout(copy.deepcopy(self.net)).float().cpu().eval()
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         return net

@@ -17,7 +17,6 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from kd_vision.core.batch import SoftTargets, Targets
 from kd_vision.core.predictions import (
-    BACKGROUND,
     ONE_TO_MANY,
     ONE_TO_ONE,
     Assigned,
@@ -26,10 +25,12 @@ from kd_vision.core.predictions import (
     DetectorOutput,
     GridPredictions,
     PredictOptions,
+    Rows,
 )
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.dense import grade_by_grid, padded, rows_of
+from kd_vision.detectors.dense import grade_by_grid
 from kd_vision.detectors.postprocess import suppress, take_top
+from kd_vision.detectors.ultralytics.assign import assign_aligned
 from kd_vision.detectors.ultralytics.common import FamilyDetector, family_targets
 
 _BRANCHES = {"one2many": ONE_TO_MANY, "one2one": ONE_TO_ONE}
@@ -71,14 +72,6 @@ class UltralyticsDetector(FamilyDetector):
             parameters=sum(p.numel() for p in self.net.parameters()),
         )
 
-    def settle_for_inference(self) -> None:
-        """Fold BatchNorm into the convolutions, as the family's own prediction does.
-
-        Not for end-to-end heads: the family would take their one-to-many branch away.
-        """
-        if not self.spec.end_to_end:
-            self.net.fuse(verbose=False)
-
     def set_progress(self, done: float) -> None:
         """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
         self._progress = done
@@ -108,7 +101,7 @@ class UltralyticsDetector(FamilyDetector):
             self._branch_weights(),
             decide=partial(self._detections, predictions) if wants_boxes else None,
             answer=partial(self._answer, predictions) if wants_boxes else None,
-            rows=rows_of(self._grid(predictions["one2many"])) if wants_regions else None,
+            rows=self._rows(predictions["one2many"]) if wants_regions else None,
             grade=(lambda boxes: grade_by_grid(self._inference_grid(predictions), boxes)) if wants_regions else None,
         )
 
@@ -142,9 +135,9 @@ class UltralyticsDetector(FamilyDetector):
         weights = self._branch_weights()
         found = []
         for key, loss in branches.items():
-            grid = self._grid(predictions[key])
-            index, quality = assign_aligned(loss.assigner, grid, handed)
-            found.append(Assigned(rows_of(grid), index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
+            rows = self._rows(predictions[key])
+            index, quality = assign_aligned(loss.assigner, rows, handed)
+            found.append(Assigned(rows, index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
         return tuple(found)
 
     def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
@@ -153,20 +146,36 @@ class UltralyticsDetector(FamilyDetector):
         return predictions if "one2many" in predictions else {"one2many": predictions}
 
     def _grid(self, raw: Mapping[str, Any]) -> GridPredictions:
-        logits = raw["scores"].permute(0, 2, 1)
         points, strides = self._points(raw["feats"])
-        bins_flat = raw["boxes"].permute(0, 2, 1).float()
-        batch, count = bins_flat.shape[:2]
-        bins = None
+        sides = raw["boxes"].permute(0, 2, 1).float()
+        boxes = self._decoded(sides, points, strides)
+        bins = sides.reshape(*sides.shape[:-1], 4, -1) if self.head.reg_max > 1 else None
+        return GridPredictions(raw["scores"].permute(0, 2, 1), boxes, points, strides, bins)
+
+    def _rows(self, raw: Mapping[str, Any]) -> Rows:
+        """Return the head's rows, their boxes without gradient: losses learn from few of them, which are cheap."""
+        points, strides = self._points(raw["feats"])
+        sides = raw["boxes"].permute(0, 2, 1)
+        with torch.no_grad():
+            boxes = self._decoded(sides.float(), points, strides)
+        has_bins = self.head.reg_max > 1
+        return Rows(
+            raw["scores"].permute(0, 2, 1),
+            boxes,
+            points[None],
+            box_bins=sides.reshape(*sides.shape[:-1], 4, -1) if has_bins else None,
+            strides=strides if has_bins else None,
+            decode=lambda image, row: self._decoded(sides[image, row].float(), points[row], strides[row]),
+        )
+
+    def _decoded(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """Turn what the head says of a point's four sides, (..., A, 4) or (..., A, 4 R), into boxes, (..., A, 4)."""
         if self.head.reg_max > 1:
-            bins = bins_flat.reshape(batch, count, 4, self.head.reg_max)
-            values = torch.arange(self.head.reg_max, dtype=torch.float32, device=bins.device)
-            distances = bins.softmax(-1) @ values
-        else:
-            distances = bins_flat
-        distances = distances * strides[:, None]
-        boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
-        return GridPredictions(logits, boxes, points, strides, bins)
+            values = torch.arange(self.head.reg_max, dtype=sides.dtype, device=sides.device)
+            with torch.autocast(sides.device.type, enabled=False):  # half precision would move edges by pixels
+                sides = sides.reshape(*sides.shape[:-1], 4, -1).softmax(-1) @ values
+        sides = sides * strides[..., None]
+        return torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
 
     def _points(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         key = (features[0].device, *(tuple(f.shape[-2:]) for f in features))
@@ -225,33 +234,6 @@ class UltralyticsDetector(FamilyDetector):
         twin = UltralyticsDetector(copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name)
         twin._progress = self._progress
         return twin
-
-
-@torch.no_grad()
-def assign_aligned(assigner: Any, grid: GridPredictions, handed: SoftTargets) -> tuple[Tensor, Tensor]:
-    """Let a task-aligned assigner pair grid points with boxes.
-
-    Args:
-        assigner: of the family.
-        grid: predictions, (B, A).
-        handed: boxes; each counts as of its likeliest class.
-
-    Returns:
-        (B, A) index into `handed`, `BACKGROUND` where there is none, and (B, A) alignment in [0, 1].
-    """
-    images, points = grid.logits.shape[:2]
-    index = torch.full((images, points), BACKGROUND, dtype=torch.int64, device=grid.logits.device)
-    quality = grid.boxes_xyxy.new_zeros((images, points))
-    if len(handed) == 0:
-        return index, quality
-    position, mask = padded(handed.image_index, images)
-    labels = handed.labels[position][..., None]
-    boxes = handed.boxes_xyxy[position] * mask[..., None]
-    _, _, scores, foreground, slot = assigner(
-        grid.logits.detach().float().sigmoid(), grid.boxes_xyxy.detach(), grid.points_xy, labels, boxes, mask[..., None]
-    )
-    own = position.gather(1, slot.long())
-    return torch.where(foreground.bool(), own, index), scores.amax(dim=-1) * foreground
 
 
 def _keep_images(raw: Mapping[str, Any], keep: Tensor) -> dict[str, Any]:
