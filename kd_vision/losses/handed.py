@@ -13,6 +13,10 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Assigned, Channels
 from kd_vision.losses.grid import rows_in_boxes, silent_boxes
 
+ROWS_PER_BOX = 4.0
+"""Softmax heads look at few rows of background: three for each with a box is what SSD mines and the least that
+Faster R-CNN samples."""
+
 
 def taught(teacher: Channels) -> SoftTargets:
     """Return the teacher's boxes.

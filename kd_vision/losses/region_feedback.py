@@ -24,7 +24,7 @@ from kd_vision.losses.divergence import (
     with_background,
 )
 from kd_vision.losses.grid import full_precision
-from kd_vision.losses.handed import heard
+from kd_vision.losses.handed import ROWS_PER_BOX, heard
 
 _LEAST_SIDE = 1.0
 """Pixels; boxes that the teacher mends to less are not regressed to."""
@@ -61,11 +61,14 @@ class RegionFeedback(DistillationLoss):
     For the N rows r of each image that the student is surest of, with the teacher's probabilities q_r and mended
     boxes b'_r of their (detached) boxes, and u_r = max_c q_r:
 
-    L = [class_gain * sum_{r,K} (BCE(s, q) - H(q)) + box_gain * sum_r u_r (1 - GIoU(b_r, b'_r))] / max(sum u, 1)
+    L = class_gain * L_c + box_gain * L_b
+    L_c = sum_{r,K} (BCE(s, q) - H(q)) / max(sum u, 1) for sigmoid heads;
+    L_c = sum_r KL([1 - sum q, q] || softmax([s_0, s])) / max(sum u, n / 4, 1) for softmax heads with a background
+    s_0, n the rows that take part (see `SoftBoxes`);
+    L_b = sum_r u_r (1 - GIoU(b_r, b'_r)) / max(sum u, 1).
 
-    For softmax heads with a background s_0 the class term is sum_r KL([1 - sum q, q] || softmax([s_0, s])). What
-    the student invents is graded down, what it places badly is mended; objects that it overlooks altogether are
-    not seen, so another term should stand beside. Boxes mended to less than a pixel are left out of the box term.
+    What the student invents is graded down, what it places badly is mended; objects that it overlooks altogether
+    are not seen, so another term should stand beside. Boxes mended to less than a pixel are left out of L_b.
     Rows inside ground truth of classes the teacher never learned, and these classes' columns, take no part
     (softmax heads: their probability counts as background).
 
@@ -106,8 +109,9 @@ class RegionFeedback(DistillationLoss):
         background = None if rows.background is None else full_precision(rows.background[image, row])
         classes = self._class_gap(logits, background, goals)
         distance = iou_distance(boxes, mended, settings.kind)
-        paid = settings.class_gain * (part * classes).sum() + settings.box_gain * (firm * distance).sum()
-        return paid / sure.sum().clamp(min=1.0)
+        count = sure.sum().clamp(min=1.0)
+        most = count if background is None else torch.maximum(count, part.sum() / ROWS_PER_BOX)
+        return settings.class_gain * (part * classes).sum() / most + settings.box_gain * (firm * distance).sum() / count
 
     @torch.no_grad()
     def _shown(self, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,8 @@ from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import background_log_chances, categorical_divergence, with_background
 from kd_vision.losses.grid import BalancedConfig, balanced, full_precision, images_with_targets, rows_in_boxes
-from kd_vision.losses.handed import answered, heard, split_by_score, taught
+from kd_vision.losses.handed import ROWS_PER_BOX, answered, heard, split_by_score, taught
 
-_ROWS_PER_BOX = 4.0
 _BELOW_LAST_BIN = 0.01
 """Farther boxes are taken as this much before the last bin, as in ultralytics."""
 
@@ -218,7 +217,7 @@ def _sigmoid_term(rows: Rows, lesson: _Lesson, agnostic: bool) -> Tensor:
     paid = functional.binary_cross_entropy_with_logits(logits, goals, weight, reduction="sum")
     count = lesson.goals.sum().clamp(min=1.0)
     if agnostic:
-        count = torch.maximum(count, lesson.part.sum() / _ROWS_PER_BOX)
+        count = torch.maximum(count, lesson.part.sum() / ROWS_PER_BOX)
     return (paid - entropy.sum()) / count
 
 
@@ -230,7 +229,7 @@ def _softmax_term(rows: Rows, lesson: _Lesson) -> Tensor:
         paid = paid * lesson.row_weight
     empty = lesson.part.clone()
     empty[lesson.image, lesson.row] = False
-    count = (lesson.part.sum() / _ROWS_PER_BOX).clamp(min=max(len(lesson.row), 1))
+    count = (lesson.part.sum() / ROWS_PER_BOX).clamp(min=max(len(lesson.row), 1))
     return (paid.sum() - (chances[..., 0] * empty).sum()) / count
 
 

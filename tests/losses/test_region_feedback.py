@@ -86,6 +86,16 @@ def test_softmax_head_shows_by_probability_and_learns_the_distribution(
     assert float(found) == pytest.approx(0.0, abs=1e-7)
 
 
+def test_a_softmax_head_of_which_most_is_background_pays_per_quarter_of_its_rows(
+    pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
+) -> None:
+    """Eight rows without an opinion, log 3 each, of which the teacher thinks nothing: 8 log 3 / (8 / 4)."""
+    student = student_of(torch.zeros(1, 8, 2, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64))
+    nothing = Channels(grade=lambda boxes: Regions(torch.zeros(1, 8, 2), boxes))
+    found = RegionFeedback(RegionFeedbackConfig(class_gain=1.0), *pair)(student, nothing, no_targets)
+    assert float(found) == pytest.approx(4 * math.log(3.0), rel=1e-6)
+
+
 def test_a_share_of_the_boxes_is_drawn_at_random(
     specs: tuple[DetectorSpec, DetectorSpec], make_side: MakeSide, no_targets: Targets
 ) -> None:

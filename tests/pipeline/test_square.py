@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.detectors import FAMILIES, family_module
 from kd_vision.detectors.base import Detector
+from kd_vision.detectors.ultralytics import UltralyticsDetector
+from kd_vision.export.parity import ParityEvidence, ParityLimits
+from kd_vision.pipeline import export as export_module
 from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.evaluate import evaluate
 from kd_vision.pipeline.export import run_export
@@ -42,24 +46,23 @@ TERMS: dict[str, list[dict[str, Any]]] = {
     "detections": [{"loss": "soft_boxes", "accept": 0.1, "doubt": 0.05}],  # untrained teachers are not sure
     "features": [{"loss": "feature_pkd"}],
     "grid": [{"loss": "class_bce"}, {"loss": "box_iou"}],
+    # An untrained teacher mends a mended box again, so that overlap never comes to rest; see SCHOOLED.
+    "regions": [{"loss": "region_feedback", "box_gain": 0.0}],
+}
+SCHOOLED = "schooled"
+SCHOOLED_TERMS = {
+    "detections": [{"loss": "soft_boxes"}],
+    "features": [{"loss": "feature_pkd"}],
+    "grid": [{"loss": "class_bce"}, {"loss": "box_iou"}],
     "regions": [{"loss": "region_feedback"}],
 }
+"""Of a teacher that knows the cells, with the settings that users get."""
 AWAKE = ("cls_logits.bias", "enc_score_head.bias", "dec_score_head")
+# Where all boxes are about as sure, many tie at the threshold of NMS, and the file may keep another one.
+HARDLY_TRAINED = ParityLimits(confident_matched_share=0.99, pixels_p99=1.0)
 
-
-# Untrained teachers contradict themselves from one view to the next: in a first run the terms of these pairs did not
-# go down, or the student's boxes tied in its file. They must train, no more is asked.
-UNSURE = {
-    ("detections", "one_stage", "end_to_end"),
-    ("detections", "rtdetr", "dense"),
-    ("detections", "two_stage", "dense"),
-    ("features", "rtdetr", "two_stage"),
-    ("regions", "end_to_end", "dense"),
-    ("regions", "two_stage", "dense"),
-    ("regions", "two_stage", "end_to_end"),
-    ("regions", "one_stage", "two_stage"),
-    ("regions", "two_stage", "two_stage"),
-}
+# Maps of nine pixels: the adapter's first fit is exact, so that the term starts at 0. The pair must train, no more.
+UNSURE = {("features", "rtdetr", "two_stage")}
 
 
 def pairs() -> list[Any]:
@@ -73,7 +76,8 @@ def pairs() -> list[Any]:
                 marks = [] if always else [pytest.mark.stress]
                 if channel == "detections" or teacher in STUDENTS:
                     found.append(pytest.param(channel, teacher, student, marks=marks))
-    return found
+    schooled = ((channel, SCHOOLED, student) for channel in SCHOOLED_TERMS for student in STUDENTS)
+    return found + [pytest.param(*case, marks=pytest.mark.stress) for case in schooled]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,10 @@ def teacher_of(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             return {"family": "onnx", "weights": str(path)}
         if kind == "json":
             return {"family": "predictions", "weights": str(_results(cells, folder / "results.json"))}
+        if kind == SCHOOLED:
+            if not (folder / SCHOOLED).is_dir():
+                _school(cells, folder)
+            return {"family": "ultralytics", "weights": str(folder / SCHOOLED / "student.pt")}
         path = folder / f"{kind}.pt"
         if not path.is_file():
             _awake(STUDENTS[kind], seed=3).save(path, {})
@@ -125,6 +133,19 @@ def _results(cells: Path, path: Path) -> Path:
     ]
     write_json(path, boxes)
     return path
+
+
+def _school(cells: Path, folder: Path) -> None:
+    """Train a dense detector on the cells, to about 0.2 AP; half a minute."""
+    content = {
+        "data": str(cells),
+        "image_size": SIZE,
+        "student": STUDENTS["dense"],
+        "train": {"epochs": 25, "batch_size": 4, "workers": 0, "validate_every": 0, "keep": "last"},
+        "augment": {"mosaic": 0.0, "degrade": 0.0},
+    }
+    write_json(folder / "school.json", content)
+    kd_vision.train(folder / "school.json", folder / SCHOOLED)
 
 
 def _awake(student: dict[str, Any], seed: int, bias: float = -1.0) -> Detector:
@@ -170,12 +191,22 @@ def _config(
 
 @pytest.mark.parametrize(("channel", "teacher", "student"), pairs())
 def test_a_teacher_teaches_a_student(
-    channel: str, teacher: str, student: str, cells: Path, teacher_of: Callable[[str], dict[str, Any]], tmp_path: Path
+    channel: str,
+    teacher: str,
+    student: str,
+    cells: Path,
+    teacher_of: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The branches of an end-to-end head would change weight from one epoch to the other.
+    monkeypatch.setattr(UltralyticsDetector, "set_progress", lambda self, done: None)
+    monkeypatch.setattr(export_module, "ParityEvidence", partial(ParityEvidence, limits=HARDLY_TRAINED))
+    terms = (SCHOOLED_TERMS if teacher == SCHOOLED else TERMS)[channel]
     bias = -3.0 if student == "end_to_end" else -1.0  # without NMS, the boxes of a livelier head tie in a file
     _awake(STUDENTS[student], seed=9, bias=bias).save(tmp_path / "start.pt", {})
     pupil = {"family": STUDENTS[student]["family"], "weights": str(tmp_path / "start.pt")}
-    config = _config(tmp_path, cells, teacher_of(teacher), pupil, TERMS[channel])
+    config = _config(tmp_path, cells, teacher_of(teacher), pupil, terms)
     if _refused(config):
         assert channel == "grid"
         assert {"rtdetr", "two_stage"} & {teacher, student}  # heads without a grid
@@ -185,14 +216,10 @@ def test_a_teacher_teaches_a_student(
 
     rows = [row for row in RunDirectory(tmp_path / "run").read_log() if row.get("split") == "train"]
     assert len(rows) == 16
-    if (channel, teacher, student) in UNSURE:
-        return
-    for term in (term["loss"] for term in TERMS[channel]):
+    for term in () if (channel, teacher, student) in UNSURE else (term["loss"] for term in terms):
         values = [row[f"loss/kd/{term}"] for row in rows]
-        early, late = values[:8], values[8:]
-        if student == "end_to_end":  # its branches change weight between epochs, so halves of epochs are compared
-            early, late = values[:4] + values[8:12], values[4:8] + values[12:]
-        assert sum(late) < sum(early), f"{term}: {sum(early) / 8:.4f} at first, {sum(late) / 8:.4f} later"
+        early, late = sum(values[:8]) / 8, sum(values[8:]) / 8
+        assert late < early, f"{term}: {early:.4f} in the first epoch, {late:.4f} in the second"
     if channel == "detections":
         _measure_and_export(result.student, cells, tmp_path / "student.onnx")
 
