@@ -45,3 +45,11 @@ class DetectorSpec:
     level_anchors: Mapping[str, int] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
+
+    def wrong_size(self, size: int, key: str) -> str | None:
+        """Return what is wrong with `size` pixels as input height and width, as a line about `key`; None: it fits."""
+        multiple = self.size_multiple
+        if size % multiple == 0:
+            return None
+        near = round(size / multiple) * multiple or multiple
+        return f"{key}: {size} is not a multiple of {multiple}, which {self.name} needs; use {near}"

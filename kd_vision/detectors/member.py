@@ -5,7 +5,6 @@ The same at the top level of a config (`teacher:`) and within an ensemble (`memb
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -138,7 +137,7 @@ def build_source(
 
     Returns:
         The teacher. Its `image_size` is that of `options`, else the only one its file takes, else the largest that a
-        member of an ensemble names (the others are then shown `given`), else None.
+        member of an ensemble names (the others are then shown `given`), else `given`.
 
     Raises:
         RequestError: the source cannot be built, its classes do not fit, or a size does not.
@@ -164,16 +163,12 @@ def build_source(
 
 def _settled_view(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
     try:
-        view = settle_view(shown, given)
+        view = settle_view(shown, given) or given
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
-    multiple = shown.spec.size_multiple
-    if view is not None and view % multiple:
-        near = math.ceil(view / multiple) * multiple
-        raise RequestError(
-            f"{where}: {view}, the largest image_size of its members, is not a multiple of {multiple}, which those "
-            f"without one need; give image_size: {near}"
-        )
+    wrong = None if view is None else shown.spec.wrong_size(view, f"{where}.image_size")
+    if wrong:
+        raise RequestError(wrong)
     return view
 
 
@@ -217,13 +212,13 @@ def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, wher
         shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
     if options.tta is not None:
         shown = Augmented.of(shown, options.tta, f"{where}.tta")
-    size, only, multiple = options.image_size, fixed_size(shown), shown.spec.size_multiple
+    size, only = options.image_size, fixed_size(shown)
     if size is not None and only is not None and size != only:
         raise RequestError(
             f"{where}.image_size: the file takes images of {only}x{only} pixels alone, given {size}; leave it out, or "
             f"add tiles: {{size: {only}}}"
         )
-    if size is not None and size % multiple:
-        near = round(size / multiple) * multiple or multiple
-        raise RequestError(f"{where}.image_size: {size} is not a multiple of {multiple}; use {near}")
+    wrong = None if size is None else shown.spec.wrong_size(size, f"{where}.image_size")
+    if wrong:
+        raise RequestError(wrong)
     return shown

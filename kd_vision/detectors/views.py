@@ -82,15 +82,15 @@ class Tiled(PixelSource):
         Raises:
             RequestError: the source does not take tiles of that size, or no size is known.
         """
-        only, multiple = fixed_size(source), source.spec.size_multiple
+        only = fixed_size(source)
         size = config.size or only
         if size is None:
             raise RequestError(f"{where}.size: is missing; give the side of a tile in pixels, e.g. 640")
         if only is not None and size != only:
             raise RequestError(f"{where}.size: the file takes images of {only}x{only} pixels alone, given {size}")
-        if size % multiple:
-            near = round(size / multiple) * multiple or multiple
-            raise RequestError(f"{where}.size: {size} is not a multiple of {multiple}; use {near}")
+        wrong = source.spec.wrong_size(size, f"{where}.size")
+        if wrong:
+            raise RequestError(wrong)
         return cls(source, size, config.overlap, config.whole)
 
     def to(self, device: torch.device | str) -> Tiled:

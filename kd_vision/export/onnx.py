@@ -159,12 +159,9 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
         problems.append(f"--out: folder {out.parent} does not exist; make it first")
     elif out.is_dir():
         problems.append(f"--out: {out} is a folder; give a file name")
-    if config.image_size % spec.size_multiple:
-        near = max(1, round(config.image_size / spec.size_multiple)) * spec.size_multiple
-        problems.append(
-            f"--image-size: {config.image_size} is not a multiple of {spec.size_multiple}, which "
-            f"{spec.name} needs; nearest: {near}"
-        )
+    wrong = spec.wrong_size(config.image_size, "--image-size")
+    if wrong:
+        problems.append(wrong)
     if isinstance(config.batch, int) and config.batch < 1:
         problems.append(f"--batch: {config.batch} images make no batch; give 1 or more, or 'dynamic'")
     lowest = max(LOWEST_OPSET, spec.lowest_opset)

@@ -45,13 +45,9 @@ def build_student(config: RunConfig, classes: tuple[str, ...]) -> Detector:
     """Build the student with a head for the classes of the data set."""
     student: Any = config.student
     detector: Detector = family_module(student.family, "student").build(student, classes, "student")
-    multiple = detector.spec.size_multiple
-    if config.image_size % multiple:
-        near = round(config.image_size / multiple) * multiple or multiple
-        raise RequestError(
-            f"{config.source}: image_size: {config.image_size} is not a multiple of {multiple}, which the "
-            f"student needs; use {near}"
-        )
+    wrong = detector.spec.wrong_size(config.image_size, f"{config.source}: image_size")
+    if wrong:
+        raise RequestError(wrong)
     return detector
 
 
@@ -84,16 +80,7 @@ def build_teachers(
 def _build_teacher(config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> FrozenTeacher:
     where = f"{config.source}: {teacher.name}"
     bare = config.allow_weak_teacher and teacher.options.labels is None and _features_only(config, teacher.name)
-    built = build_source(teacher.source, teacher.options, None if bare else classes, where, config.image_size)
-    built.image_size = built.image_size or config.image_size
-    multiple = built.spec.size_multiple
-    if built.image_size % multiple:
-        near = round(built.image_size / multiple) * multiple or multiple
-        raise RequestError(
-            f"{where}: image_size: {built.image_size} is not a multiple of {multiple}, which the teacher needs; "
-            f"use {near}"
-        )
-    return built
+    return build_source(teacher.source, teacher.options, None if bare else classes, where, config.image_size)
 
 
 def _features_only(config: RunConfig, teacher: str) -> bool:

@@ -88,11 +88,9 @@ def predict_split(
     Raises:
         RequestError: the input side does not fit the model.
     """
-    multiple = predictor.spec.size_multiple
-    if image_size % multiple:
-        raise RequestError(
-            f"image size {image_size} is not a multiple of {multiple}, which {predictor.spec.name} needs"
-        )
+    wrong = predictor.spec.wrong_size(image_size, "image size")
+    if wrong:
+        raise RequestError(wrong)
     batches = eval_batches(truth, image_size, options.batch_size, predictor.spec.input_channels)
     total = len(truth.images)
     with ProgressBar(f"predict {truth.name}", quiet=quiet) as bar:

@@ -294,13 +294,9 @@ def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> t
         classes = load_split(descriptor_of(config), "train").classes
     asked = teacher.options.model_copy(update={"labels": None})
     built = build_source(teacher.source, asked, classes, where, config.image_size)
-    image_size, multiple = built.image_size or config.image_size, built.spec.size_multiple
-    if image_size % multiple:
-        near = round(image_size / multiple) * multiple or multiple
-        raise RequestError(f"{where}: image_size: {image_size} is not a multiple of {multiple}; use {near}")
     built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
-    return built.source, image_size
+    return built.source, built.image_size or config.image_size
 
 
 def _description(teacher: TeacherConfig, predictor: Predictor) -> str:

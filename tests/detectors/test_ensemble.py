@@ -223,7 +223,7 @@ def build_pair(teacher_file: Path, sizes: tuple[int | None, int | None], given: 
         ((None, 128), 96, 128, [96, 128]),  # who names no size is shown that of the student
         ((None, 64), 96, 96, [96, 64]),
         ((None, 64), None, 64, [None, 64]),
-        ((None, None), 96, None, [None, None]),
+        ((None, None), 96, 96, [None, None]),
     ],
 )
 def test_the_view_is_as_large_as_the_largest_member_wants(
@@ -238,7 +238,7 @@ def test_the_view_is_as_large_as_the_largest_member_wants(
 
 
 def test_tiles_of_an_ensemble_are_cut_from_the_image_as_it_is(teacher_file: Path) -> None:
-    assert build_pair(teacher_file, (64, 128), 256, tiles={"size": 96}).image_size is None
+    assert build_pair(teacher_file, (64, 128), 256, tiles={"size": 96}).image_size == 256
 
 
 def test_a_size_that_a_member_cannot_take_is_refused(teacher_file: Path) -> None:

@@ -133,7 +133,10 @@ def test_sizes_that_do_not_fit_are_refused(onnx_file: Path, teacher_file: Path) 
         "tiles: {size: 32}"
     )
     torch_model = {"weights": str(teacher_file), "image_size": 100}
-    assert refused_build(torch_model, None) == "teacher.image_size: 100 is not a multiple of 32; use 96"
+    assert (
+        refused_build(torch_model, None)
+        == "teacher.image_size: 100 is not a multiple of 32, which yolov8n needs; use 96"
+    )
     assert refused_build({**torch_model, "tiles": {}}, None) == (
         "teacher.tiles.size: is missing; give the side of a tile in pixels, e.g. 640"
     )
@@ -172,7 +175,7 @@ def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path)
     with pytest.raises(RequestError) as caught:
         build_source(config, asked, None, "teacher", 32)
     assert str(caught.value) == text(32, 32)
-    assert build_source(config, asked, None, "teacher", 64).image_size is None
+    assert build_source(config, asked, None, "teacher", 64).image_size == 64
     larger = TeacherOptions.model_validate({"tiles": {"size": 64}, "tta": {"scales": [1.0, 1.5]}})
     refuse_idle_tiles(larger, 64, "teacher")  # the larger look is cut
     refuse_idle_tiles(TeacherOptions(), 64, "teacher")

@@ -282,7 +282,10 @@ def test_wrong_views_are_refused() -> None:
     assert refused(Tiled, Eyes(416), TilesConfig(size=640)) == (
         "teacher.view.size: the file takes images of 416x416 pixels alone, given 640"
     )
-    assert refused(Tiled, Eyes(), TilesConfig(size=100)) == "teacher.view.size: 100 is not a multiple of 32; use 96"
+    assert (
+        refused(Tiled, Eyes(), TilesConfig(size=100))
+        == "teacher.view.size: 100 is not a multiple of 32, which eyes needs; use 96"
+    )
     assert refused(Augmented, Eyes(416), TtaConfig(scales=(1.0, 1.5))) == (
         "teacher.view.scales: the file takes images of 416x416 pixels alone; leave scales out, or add tiles"
     )

@@ -270,7 +270,7 @@ def test_all_mistakes_of_a_request_at_once(lively: Lively, tmp_path: Path) -> No
     assert caught.value.problems == (
         f"--out: {tmp_path}/no/a.bin ends with '.bin'; an ONNX file ends with .onnx",
         f"--out: folder {tmp_path}/no does not exist; make it first",
-        "--image-size: 100 is not a multiple of 32, which yolo26n needs; nearest: 96",
+        "--image-size: 100 is not a multiple of 32, which yolo26n needs; use 96",
         "--batch: 0 images make no batch; give 1 or more, or 'dynamic'",
         "--opset: 25 is not supported; possible: 11 to 20, default 18",
         "--nms: yolo26n has an end-to-end head, which needs no NMS; leave --nms out",

@@ -63,7 +63,7 @@ def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--precision", "int8"], "--precision: int8 is not available in this version; possible: fp32"),
         (
             ["--image-size", "50"],
-            "--image-size: 50 is not a multiple of 32, which yolov8n needs; nearest: 64",
+            "--image-size: 50 is not a multiple of 32, which yolov8n needs; use 64",
         ),
         (
             ["--nms-iou", "0.5", "--max-detections", "9"],

@@ -207,7 +207,10 @@ def test_the_command_says_what_it_stored(
             "--device: 'meta' is no device; possible: cpu, cuda, cuda:1, mps",
         ),
         ({"splits": ["train"], "options": LabelOptions(device="cuda:77")}, "--device: 'cuda:77' is not here"),
-        ({"splits": ["train"], "overrides": ["image_size=72"]}, "image_size: 72 is not a multiple of 32; use 64"),
+        (
+            {"splits": ["train"], "overrides": ["image_size=72"]},
+            ".image_size: 72 is not a multiple of 32, which yolov8n needs; use 64",
+        ),
     ],
 )
 def test_wrong_requests_are_told_before_anything_is_written(

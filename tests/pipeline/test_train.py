@@ -193,7 +193,7 @@ def test_losses_that_do_not_fit_are_all_named_with_those_that_do(
 
 
 def test_an_image_size_off_the_stride_is_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"image_size: 70 is not a multiple of 32, which the student needs; use 64"):
+    with pytest.raises(RequestError, match=r"image_size: 70 is not a multiple of 32, which yolov8n needs; use 64"):
         train(write_config(), tmp_path / "run", overrides=["image_size=70"])
 
 
