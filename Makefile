@@ -12,7 +12,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
 
 stress: $(VENV)/.installed
-	$(BIN)/python -m pytest -m stress
+	$(BIN)/python -m pytest -n 2 -m stress
 
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_training.py

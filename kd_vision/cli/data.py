@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,13 +130,14 @@ def _subparser(
 def _run_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from kd_vision.core.console import ProgressBar
     from kd_vision.data.check import check_data
     from kd_vision.data.descriptor import load_descriptor
 
     console = Console()
     descriptor = load_descriptor(args.data)
-    with _progress(console, "checking images") as report:
-        defects = check_data(descriptor, report)
+    with ProgressBar("checking images") as bar:
+        defects = check_data(descriptor, bar.step)
     errors = sum(defect.level == "error" for defect in defects)
     if defects:
         _print_defects(console, defects)
@@ -150,13 +149,14 @@ def _run_check(args: argparse.Namespace) -> int:
 def _run_convert(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from kd_vision.core.console import ProgressBar
     from kd_vision.data.convert import convert
     from kd_vision.data.descriptor import load_descriptor
 
     console = Console()
     descriptor = load_descriptor(args.data)
-    with _progress(console, "placing images") as report:
-        done = convert(descriptor, args.out, args.to, args.copy_images, report)
+    with ProgressBar("placing images") as bar:
+        done = convert(descriptor, args.out, args.to, args.copy_images, bar.step)
     console.print(f"{done.descriptor}: {done.images} images, {done.boxes} boxes as {args.to}")
     if done.crowd_dropped:
         console.print(f"left out, as YOLO cannot hold them: {done.crowd_dropped} crowd boxes")
@@ -168,13 +168,14 @@ def _run_convert(args: argparse.Namespace) -> int:
 def _run_synth(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from kd_vision.core.console import ProgressBar
     from kd_vision.data.synthetic import write_scenes
 
     splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) > 0}
     console = Console()
     size = (args.image_size, args.difficulty)
-    with _progress(console, "drawing scenes") as report:
-        descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=report)
+    with ProgressBar("drawing scenes") as bar:
+        descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=bar.step)
     console.print(f"{descriptor}: {sum(splits.values()) + args.unlabelled} scenes")
     return 0
 
@@ -191,24 +192,6 @@ def _run_select(args: argparse.Namespace) -> int:
     console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} look like one of them")
     console.print(f"{done.table}: every image, its scores, and why it was left out")
     return 0
-
-
-@contextmanager
-def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while the block runs; gives the function that moves it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_defects(console: Console, defects: list[Defect]) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from kd_vision.cli.options import add_trust
 
 _EPILOG = """\
-MODEL is a run directory, a .ckpt, an ultralytics .pt, an .onnx or a COCO results .json; all are measured alike.
+MODEL is a run directory, a .ckpt, a .pt, an .onnx or a COCO results .json; all are measured alike. A config .yaml
+stands for its teacher: what it says of the data in your classes.
 
 examples:
   kd-vision evaluate runs/distilled --data datasets/bccd.yaml --split test
   kd-vision evaluate student.onnx --data datasets/bccd.yaml --json onnx.json
+  kd-vision evaluate configs/bccd_yolov8s_to_yolov8n.yaml --data datasets/bccd.yaml
 """
 
 

@@ -52,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             sys.stderr.write(f"kd-vision: {line}\n")
         return error.exit_code
+    except OSError as error:
+        if options.debug or error.filename is None:
+            raise
+        sys.stderr.write(f"kd-vision: {error.filename}: {error.strerror}\n")
+        return KDVisionError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("kd-vision: stopped; a training run goes on with --resume\n")
         return 130

@@ -29,7 +29,7 @@ BOXES_RECIPE = "boxes"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = True) -> RunConfig:
+def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bool = True) -> RunConfig:
     """Read a config file.
 
     Args:
@@ -41,9 +41,10 @@ def load_config(path: Path, overrides: Sequence[str] = (), files_exist: bool = T
     Raises:
         RequestError: one line for every mistake found.
     """
+    path = Path(path)
     found: list[str] = []
     content = _with_paths(load_mapping(path), path.resolve().parent, str(path), found)
-    if isinstance(content.get("knowledge"), str):
+    if isinstance(content.get("knowledge"), str):  # so that an override can reach into it
         content["knowledge"] = {"store": content["knowledge"]}
     changes = [_parse_override(text) for text in overrides]
     into_terms = [change for change in changes if change[0][0] == "distill" and len(change[0]) > 1]
@@ -260,10 +261,12 @@ def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, f
 
 
 def _spell_out_recipe(content: dict[str, Any]) -> None:
-    """Put a recipe's list in the place of its name, so that an override can reach into it."""
+    """Put a recipe's list in the place of its name, and settings in that of a loss's, for an override to reach."""
     recipe = content.get("distill") or _default_recipe(content)
     if isinstance(recipe, str) and recipe in recipe_names():
         content["distill"] = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
+    elif isinstance(recipe, list):
+        content["distill"] = [{"loss": term} if isinstance(term, str) else term for term in recipe]
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
@@ -283,6 +286,8 @@ def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
             if not isinstance(here.get(key), dict | list):
                 here[key] = {}
             here = here[key]
+    if not isinstance(here, (list, dict)):
+        raise RequestError(f"--set {'.'.join(keys)}: {'.'.join(keys[:-1])} is {here!r}, which has no settings")
     if isinstance(here, list):
         here[_list_index(here, keys[-1], keys)] = value
     else:

@@ -64,6 +64,9 @@ def source_family(source: BaseModel) -> str:
     return str(getattr(source, "family", ""))
 
 
+_FREE = ("workers", "cache", "log_every", "checkpoint_every")
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
     """One teacher: its name in this run, what it is, and how it is asked."""
@@ -81,6 +84,12 @@ class TeacherConfig:
     def is_student(self) -> bool:
         """True where the student's own moving average teaches."""
         return source_family(self.source) == "self"
+
+    @property
+    def weights(self) -> Path | None:
+        """Its file; None for what has none, or several."""
+        given = getattr(self.source, "weights", None)  # those of an ensemble are numbers
+        return given if isinstance(given, Path) else None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values that are read back as the same teacher."""
@@ -146,10 +155,17 @@ class RunConfig:
             ]
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the weights; how fast, and how often things are written, may change on the way."""
+        content = self.to_mapping()
+        for key in _FREE:
+            del content["train"][key]
+        return content
+
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """Say what two configs differ in, one text a key: ``train.epochs was 2, is 3``."""
-    there, here = _flat(before.to_mapping()), _flat(after.to_mapping())
+    """Say what two runs differ in, one text a key: ``train.epochs was 2, is 3``; see `RunConfig.identity`."""
+    there, here = _flat(before.identity()), _flat(after.identity())
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     return [f"{key} was {there.get(key)}, is {here.get(key)}" for key in keys]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+_SHOWN = 20
+_FEW = 6
+
 
 class KDVisionError(Exception):
     """Base of all errors that a user can be told about. `exit_code` 1: the work failed."""
@@ -34,6 +37,28 @@ class GateError(KDVisionError):
     """A gate refused the result (parity, budget, teacher not better). Exit status 3."""
 
     exit_code = 3
+
+
+def shortened(lines: Sequence[str], hint: str = "") -> list[str]:
+    """Return the first 20 lines, and how many more there are: a million mistakes are told in a page.
+
+    Args:
+        lines: one for each mistake.
+        hint: follows the number of those left out.
+    """
+    rest = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"and {rest} more{hint}"] if rest > 0 else [])]
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first six names, in quotes, and how many more there are."""
+    shown = ", ".join(f"'{name}'" for name in names[:_FEW])
+    return shown + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+
+
+def first_line(error: Exception) -> str:
+    """What another library says, in a line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def suggest(given: str, possible: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.errors import RequestError, few, suggest
 from kd_vision.core.predictions import Detections, class_probabilities
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 DROP, IGNORE, REST = "drop", "ignore", "*"
 _SILENT_LOGIT = -20.0
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +125,12 @@ def build_label_map(
     lost = [name for name, goal in target.items() if goal is None]
     if lost:
         raise RequestError(
-            f"{where}: the teacher's {_names(lost)} {'is' if len(lost) == 1 else 'are'} neither a class of the data "
+            f"{where}: the teacher's {few(lost)} {'is' if len(lost) == 1 else 'are'} neither a class of the data "
             f"nor mapped; add e.g. {_example(lost, student)}"
         )
     sources = tuple(tuple(i for i, name in enumerate(teacher) if target[name] == goal) for goal in student)
     if not any(sources):
-        raise RequestError(f"{where}: no class of the teacher is mapped to one of the data's ({_names(student)})")
+        raise RequestError(f"{where}: no class of the teacher is mapped to one of the data's ({few(student)})")
     ignored = frozenset(i for i, name in enumerate(teacher) if target[name] == IGNORE)
     return LabelMap(teacher, student, sources, ignored)
 
@@ -139,8 +138,8 @@ def build_label_map(
 def _do_not_fit(teacher: tuple[str, ...], student: tuple[str, ...], where: str) -> str:
     lacks = [name for name in student if name not in teacher]
     extra = [name for name in teacher if name not in student]
-    said = f"it lacks {_names(lacks)}" if lacks else ""
-    said += (" and has " if said else "it has ") + f"{_names(extra)} beside" if extra else ""
+    said = f"it lacks {few(lacks)}" if lacks else ""
+    said += (" and has " if said else "it has ") + f"{few(extra)} beside" if extra else ""
     return (
         f"{where}: the teacher's classes are not the data's: {said}; say what stands for what, e.g. "
         f"{_example(extra, lacks)}"
@@ -177,8 +176,3 @@ def _near(name: str, among: list[str]) -> str | None:
     close = difflib.get_close_matches(name, among, n=1, cutoff=0.6)
     near = contained or close
     return near[0] if near else None
-
-
-def _names(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -228,6 +228,7 @@ class Regions:
 Decide = Callable[[PredictOptions], "list[Detections]"]
 Answer = Callable[["SoftTargets"], tuple[Assigned, ...]]
 Grade = Callable[["Tensor"], Regions]
+Show = Callable[[], Rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ class Channels:
         grid: dense predictions of one branch of the head.
         soft: the teacher's final boxes (channel `detections`).
         answer: pairs the student's rows with boxes handed in (channel `detections`).
-        rows: the student's own predictions (channel `regions`).
+        rows: gives the student's own predictions (channel `regions`).
         grade: the teacher's view of boxes (B, N, 4) handed in (channel `regions`).
     """
 
@@ -247,7 +248,7 @@ class Channels:
     grid: GridPredictions | None = None
     soft: SoftTargets | None = None
     answer: Answer | None = None
-    rows: Rows | None = None
+    rows: Show | None = None
     grade: Grade | None = None
 
 
@@ -264,7 +265,7 @@ class DetectorOutput:
         branch_weights: how much each branch counts in the detector's own loss at this moment.
         decide: gives final boxes per image, in input pixels, best first (channel `detections`).
         answer: pairs own rows with boxes handed in, in input pixels (channel `detections`).
-        rows: own predictions before selection (channel `regions`).
+        rows: gives own predictions before selection (channel `regions`).
         grade: views boxes (B, N, 4) handed in, in input pixels (channel `regions`).
         soft: final boxes of the batch, filled in for a teacher.
     """
@@ -275,7 +276,7 @@ class DetectorOutput:
     branch_weights: Mapping[str, float] = field(default_factory=dict)
     decide: Decide | None = None
     answer: Answer | None = None
-    rows: Rows | None = None
+    rows: Show | None = None
     grade: Grade | None = None
     soft: SoftTargets | None = None
 

@@ -94,15 +94,27 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        RequestError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: is not UTF-8 text") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        RequestError: it is missing or not JSON.
+        RequestError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror})") from None
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise RequestError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None

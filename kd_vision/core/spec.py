@@ -49,7 +49,7 @@ class DetectorSpec:
     def wrong_size(self, size: int, key: str) -> str | None:
         """Return what is wrong with `size` pixels as input height and width, as a line about `key`; None: it fits."""
         multiple = self.size_multiple
-        if size % multiple == 0:
+        if size > 0 and size % multiple == 0:
             return None
-        near = round(size / multiple) * multiple or multiple
+        near = max(round(size / multiple), 1) * multiple
         return f"{key}: {size} is not a multiple of {multiple}, which {self.name} needs; use {near}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *other`; keys beside it go before those it brings
             key = self.construct_object(key_node, deep=True)
+            mark = key_node.start_mark
+            if not isinstance(key, Hashable):
+                raise RequestError(f"{mark.name}:{mark.line + 1}: {_kind(key)} cannot be a key; put it in quotes")
             if key in seen:
-                mark = key_node.start_mark
                 raise RequestError(f"{mark.name}:{mark.line + 1}: key '{key}' is given twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -186,7 +186,8 @@ def _id_or_zero(entry: Any) -> int:
 
 
 def _size(width: Any, height: Any) -> tuple[int, int] | None:
-    return (width, height) if _is_id(width) and _is_id(height) else None
+    """Return the size an entry names; None: the image's own is read."""
+    return (width, height) if _is_id(width) and _is_id(height) and min(width, height) > 0 else None
 
 
 def _is_id(value: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.errors import RequestError, shortened, suggest
 from kd_vision.data.coco import read_coco_split
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.images import image_size
@@ -35,7 +35,7 @@ __all__ = [
     "without_labels",
 ]
 
-_SHOWN = 20
+_HINT = "; `kd-vision data check` lists them all"
 _READERS = {"coco": read_coco_split, "yolo": read_yolo_split, "voc": read_voc_split}
 
 
@@ -60,7 +60,7 @@ def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
         dropped += len(kept) - len(solid)
         records.append(_record(image, solid, label_of, problems))
     if problems:
-        raise RequestError(*_shortened(problems))
+        raise RequestError(*shortened(problems, _HINT))
     numbers = tuple(
         key if isinstance(key, int) and descriptor.format == "coco" else label + 1 for label, key in enumerate(keys)
     )
@@ -101,7 +101,7 @@ def records_of(paths: Sequence[Path], folder: Path) -> tuple[ImageRecord, ...]:
     with ThreadPoolExecutor() as threads:
         sizes = list(threads.map(lambda path: _size_of(path, problems), paths))
     if problems:
-        raise RequestError(*_shortened(sorted(problems)))
+        raise RequestError(*shortened(sorted(problems), _HINT))
     return tuple(
         _unlabelled_record(number, path, folder, size)
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True), start=1)
@@ -221,10 +221,3 @@ def _unlabelled_record(number: int, path: Path, folder: Path, size: tuple[int, i
         labelled=False,
         file_name=path.relative_to(folder).as_posix(),
     )
-
-
-def _shortened(problems: list[str]) -> list[str]:
-    if len(problems) <= _SHOWN:
-        return problems
-    rest = len(problems) - _SHOWN
-    return [*problems[:_SHOWN], f"and {rest} more; `kd-vision data check` lists them all"]

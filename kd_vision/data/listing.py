@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, shortened
 from kd_vision.data.descriptor import DataDescriptor, SplitSource, UnlabelledSource
 from kd_vision.data.images import list_images
-
-_SHOWN = 20
 
 
 def split_images(descriptor: DataDescriptor, source: SplitSource) -> list[str]:
@@ -47,8 +45,7 @@ def unlabelled_images(source: UnlabelledSource) -> list[Path]:
     lost = [name for name in names if name not in there]
     if lost:
         lines = [f"{source.list}: {name} is not among the images of {folder}{_near(name, there)}" for name in lost]
-        more = [f"and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
-        raise RequestError(*lines[:_SHOWN], *more)
+        raise RequestError(*shortened(lines))
     return sorted({there[name] for name in names})
 
 

@@ -181,6 +181,11 @@ class TrainStream:
         if extra is not None:
             self._extra = _Pool(extra, placed[len(main) :], config.sample_size, config.channels)
         self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
+        if self._extra and not self._extra_count:
+            raise RequestError(
+                f"train.unlabelled_ratio: {config.unlabelled_ratio:g} of a batch of {config.batch_size} is no whole "
+                f"image; give {1 / config.batch_size:g} or more, or 0"
+            )
         self.steps_per_epoch = math.ceil(len(main) / (config.batch_size * world_size))
         self._fill_caches()
 

@@ -141,6 +141,9 @@ class FrameWriter:
     Args:
         source: what the frames come from.
         folder: where files go; made if it is not there.
+
+    Raises:
+        RequestError: the copy of a video would take the place of the video.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -150,6 +153,8 @@ class FrameWriter:
         self._final = folder / f"{source.path.stem}.mp4"
         self._part = folder / f".{source.path.stem}.part.mp4"
         self.written: list[Path] = []
+        if source.is_video and self._final.resolve() == source.path.resolve():
+            raise RequestError(f"{self._final}: would overwrite the video it is drawn from; give another --out")
 
     def __enter__(self) -> FrameWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +199,11 @@ class FrameWriter:
 
     def _write_image(self, name: str, picture: Pixels) -> None:
         # JPEG would blur thin boxes; of the other kinds some cannot hold three channels.
-        path = (self._folder / name).with_suffix(".png" if name.lower().endswith(".png") else ".jpg")
+        wanted = self._folder / name
+        kind = ".png" if wanted.suffix.lower() == ".png" else ".jpg"
+        path = wanted.with_suffix(kind)
+        if path in self.written:  # `a.bmp` beside `a.jpg`
+            path = wanted.with_name(wanted.name + kind)
         if path.resolve() in {image.resolve() for image in self._source.images}:
             raise RequestError(f"{path}: would overwrite the image it is drawn from; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from kd_vision.core.predictions import Channel, Detections, DetectorOutput, Pred
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.postprocess import to_original
 
-__all__ = ["Detector", "PixelPredictor", "PredictOptions", "Predictor", "fast_layout", "plain_layout"]
+__all__ = ["Detector", "PixelPredictor", "PredictOptions", "Predictor", "fast_layout", "freeze", "plain_layout"]
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -51,9 +51,15 @@ class PixelPredictor(Predictor, Protocol):
 
 
 class Detector(nn.Module, ABC):
-    """A torch detector behind one face. The adapter owns normalisation, decoding and labels."""
+    """A torch detector behind one face. The adapter owns normalisation, decoding and labels.
+
+    Attributes:
+        spec: facts about it.
+        trained_size: input side that its file says it was trained at; None: it says nothing, or there is no file.
+    """
 
     spec: DetectorSpec
+    trained_size: int | None = None
 
     @abstractmethod
     def forward(
@@ -126,6 +132,13 @@ class Detector(nn.Module, ABC):
 
         Heads whose own loss changes over training use it; others ignore it.
         """
+
+
+def freeze(module: nn.Module) -> None:
+    """Put a network in eval mode, without gradients of its weights."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
 
 
 def fast_layout(net: Net) -> Net:

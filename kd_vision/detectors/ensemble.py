@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from kd_vision.core.batch import to_channels
-from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.errors import RequestError, few, suggest
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
@@ -87,8 +87,8 @@ class Ensemble(PixelSource):
         for position, member in enumerate(members):
             if member.spec.classes != classes:
                 raise RequestError(
-                    f"ensemble: member {position} answers in {_names(member.spec.classes)}, member 0 in "
-                    f"{_names(classes)}; map them to the same classes with labels"
+                    f"ensemble: member {position} answers in {few(member.spec.classes)}, member 0 in "
+                    f"{few(classes)}; map them to the same classes with labels"
                 )
         self.members = tuple(members)
         self.weights = weights
@@ -207,7 +207,3 @@ def _spec(members: Sequence[FrozenTeacher]) -> DetectorSpec:
         parameters=sum(spec.parameters for spec in specs),
         silent=frozenset.intersection(*(spec.silent for spec in specs)),
     )
-
-
-def _names(names: tuple[str, ...]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -14,7 +14,7 @@ from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.labels import build_label_map, with_words
 from kd_vision.core.validation import StrictModel, problems
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
-from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.detectors.base import Detector, PixelPredictor, freeze
 from kd_vision.detectors.pixels import fixed_size, settle_view
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
@@ -150,6 +150,7 @@ def build_source(
     classes = student_classes if family == ENSEMBLE else None
     source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
     if isinstance(source, Detector):
+        freeze(source)
         source.settle_for_inference()
     labels = None
     if student_classes is not None:

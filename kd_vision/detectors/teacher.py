@@ -26,7 +26,7 @@ from kd_vision.core.predictions import (
     to_soft_targets,
 )
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.detectors.base import Detector, PixelPredictor, freeze
 from kd_vision.detectors.pixels import settle
 from kd_vision.detectors.postprocess import as_soft_boxes, merge_overlaps
 
@@ -59,9 +59,7 @@ class FrozenTeacher:
         self.image_size = image_size
         self.options = options
         if isinstance(source, Detector):
-            source.eval()
-            for parameter in source.parameters():
-                parameter.requires_grad_(False)
+            freeze(source)
 
     @property
     def spec(self) -> DetectorSpec:
@@ -77,7 +75,7 @@ class FrozenTeacher:
         self.source = source
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
-        """Move the teacher; a black box stays where it is."""
+        """Move the teacher; a file that another library runs stays where it is."""
         settle(self.source, device)
         return self
 
@@ -136,7 +134,9 @@ class FrozenTeacher:
             grids={branch: self._grid(grid, factor) for branch, grid in output.grids.items()},
             soft=soft,
             grade=None if output.grade is None else self._grade(output.grade, factor),
+            decide=None,
             answer=None,
+            rows=None,
         )
 
     def _mapped(self, found: Detections, options: PredictOptions) -> Detections:

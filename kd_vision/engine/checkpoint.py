@@ -68,6 +68,7 @@ def save_checkpoint(
         "average_updates": average.updates,
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
+        "device_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
     with whole_or_nothing(path) as part:
         torch.save(content, part)
@@ -118,4 +119,6 @@ def restore(
     average.updates = content["average_updates"]
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["rng"])
+    if content["device_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["device_rng"])
     return Progress(**content["progress"])

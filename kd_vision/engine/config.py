@@ -79,4 +79,6 @@ class TrainConfig(StrictModel):
     def _best_needs_validation(self) -> TrainConfig:
         if self.keep == "best" and self.validate_every == 0:
             raise ValueError("keep: best needs validation; set validate_every to 1 or more, or keep to last")
+        if self.patience and self.validate_every == 0:
+            raise ValueError("patience waits for validation; set validate_every to 1 or more, or patience to 0")
         return self

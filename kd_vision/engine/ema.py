@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from kd_vision.detectors.base import Detector
+from kd_vision.detectors.base import Detector, freeze
 
 
 class WeightAverage:
@@ -21,9 +21,8 @@ class WeightAverage:
     """
 
     def __init__(self, detector: Detector, decay: float, ramp: float) -> None:
-        self.detector = copy.deepcopy(detector).eval()
-        for parameter in self.detector.parameters():
-            parameter.requires_grad_(False)
+        self.detector = copy.deepcopy(detector)
+        freeze(self.detector)
         self.decay = decay
         self.ramp = ramp
         self.updates = 0

@@ -108,7 +108,8 @@ class TrainingStep(nn.Module):
         cannot do with frozen values.
         """
         batch = held.batch
-        channels: frozenset[Channel] = self.distiller.requires if self.distiller else frozenset()
+        asked = self.distiller.asks(held.active).values() if self.distiller else ()
+        channels: frozenset[Channel] = frozenset().union(*asked)
         if with_features:
             channels = channels | {"features"}
         own = to_channels(batch.images, self.student.spec.input_channels)

@@ -133,9 +133,10 @@ class Trainer:
                 self.progress.train_seconds += time.perf_counter() - clock
                 if self._epoch_ended():
                     self.progress.stopped = self._validate()
-                if self._checkpoint_due() or self.progress.stopped or self._break_asked:
+                breaks = self._break_asked and self._nothing_pending()  # gathered gradients are in no checkpoint
+                if self._checkpoint_due() or self.progress.stopped or breaks:
                     self.save()
-                if self._break_asked:
+                if breaks:
                     raise KeyboardInterrupt
                 if self.progress.stopped:
                     break

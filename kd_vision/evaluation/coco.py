@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.errors import RequestError, shortened, suggest
 from kd_vision.core.predictions import Detections
+from kd_vision.core.run_directory import read_json
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics, fraction_or_none
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ __all__ = [
     "ClassMetrics",
     "Metrics",
     "evaluate_detections",
+    "load_backend",
     "read_coco_results",
     "to_coco_results",
 ]
 
-_MOST_LINES = 20
 _RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
 _IOU_50 = 0
 _ALL_AREAS = 0
@@ -64,7 +64,7 @@ def evaluate_detections(
     unlabelled = sum(not image.labelled for image in data.images)
     if unlabelled:
         raise RequestError(f"'{data.name}': {unlabelled} images have no labels; evaluate on a labelled split")
-    coco, evaluator = _load_backend(backend)
+    coco, evaluator = load_backend(backend)
     results = to_coco_results(data, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _index(coco, data.to_coco())
@@ -221,22 +221,13 @@ def _detection_problems(data: DetectionData, detections: Mapping[int, Detections
 
 
 def _refuse(lines: list[str]) -> None:
-    """Raise what is wrong, if anything; a file of a million wrong entries is told in a page."""
-    if not lines:
-        return
-    left = len(lines) - _MOST_LINES
-    raise RequestError(*lines[:_MOST_LINES], *([f"... and {left} more like these"] if left > 0 else []))
+    """Raise what is wrong, if anything."""
+    if lines:
+        raise RequestError(*shortened(lines))
 
 
 def _read_list(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a COCO result file") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path}: is not UTF-8 text; give a COCO result file (JSON)") from None
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None
+    content = read_json(path)
     if not isinstance(content, list):
         raise RequestError(f"{path}: a COCO result file is a list of entries; found {_kind(content)}")
     return content
@@ -271,8 +262,12 @@ def _to_xywh(box_xyxy: np.ndarray[Any, Any]) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def _load_backend(backend: str) -> tuple[Any, Any]:
-    """Return the classes (COCO, COCOeval) of a backend."""
+def load_backend(backend: str) -> tuple[Any, Any]:
+    """Return the classes (COCO, COCOeval) of a backend.
+
+    Raises:
+        RequestError: it is unknown, or not installed.
+    """
     if backend == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -6,11 +6,16 @@ over every entry.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kd_vision.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from kd_vision.export.onnx import ExportedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +25,15 @@ class ExporterEntry:
     Attributes:
         path: ``module:function``; the function is called
             ``(detector, out, config, provenance, evidence) -> ExportedFile``.
-        config: ``module:class`` of its settings.
+        config: ``module:class`` of its settings, with at least `image_size` and `batch`.
+        check: ``module:function``, called ``(spec, out, config)``; raises what is wrong before anything is run.
         suffix: of the files it writes.
         summary: one line for people.
     """
 
     path: str
     config: str
+    check: str
     suffix: str
     summary: str
 
@@ -35,10 +42,27 @@ EXPORTERS: Mapping[str, ExporterEntry] = {
     "onnx": ExporterEntry(
         path="kd_vision.export.onnx:export_onnx",
         config="kd_vision.export.onnx:OnnxExportConfig",
+        check="kd_vision.export.onnx:refuse_wrong_request",
         suffix=".onnx",
         summary="ONNX graph for onnxruntime, TensorRT, OpenVINO and ultralytics.YOLO",
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """What a line of the table names, imported."""
+
+    export: Callable[..., ExportedFile]
+    config: type[Any]
+    check: Callable[..., None]
+
+
+def load_exporter(name: str) -> Exporter:
+    """Import an exporter by its name in the table."""
+    entry = EXPORTERS[name]
+    parts = (path.partition(":") for path in (entry.path, entry.config, entry.check))
+    return Exporter(*(getattr(importlib.import_module(module), attribute) for module, _, attribute in parts))
 
 
 def exporter_for(out: Path) -> str:

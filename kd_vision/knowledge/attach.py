@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, shortened
 from kd_vision.core.labels import LabelMap
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.detectors.postprocess import as_soft_boxes
 
-_SHOWN = 20
 _MERGE_IOU = 0.6
 
 
@@ -88,8 +87,7 @@ def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = 
         answers = list(threads.map(lambda record: _asked(knowledge, record), data.images))
     lost = [answer for answer in answers if isinstance(answer, str)]
     if lost:
-        more = [f"and {len(lost) - _SHOWN} more"] if len(lost) > _SHOWN else []
-        raise RequestError(*lost[:_SHOWN], *more)
+        raise RequestError(*shortened(lost))
     found = [as_soft_boxes(answer, labels, _MERGE_IOU) for answer in answers if isinstance(answer, Detections)]
     pairs = zip(data.images, found, strict=True)
     return replace(data, images=tuple(replace(image, knowledge=one) for image, one in pairs))

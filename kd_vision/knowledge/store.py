@@ -6,7 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, shortened
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.evaluation.coco import read_coco_results
@@ -16,7 +16,6 @@ from kd_vision.knowledge.fingerprint import file_sha256
 from kd_vision.knowledge.manifest import Manifest, ShardNote, read_manifest
 from kd_vision.knowledge.shard import ShardRows, StoredImage
 
-_SHOWN = 20
 _AGAIN = "run the same `kd-vision label` command again"
 
 
@@ -122,7 +121,7 @@ def read_store(path: Path, verify: Verify = "content") -> Store:
         read = list(threads.map(lambda note: _verified(path, note), manifest.shards.values()))
     torn = [part for part in read if isinstance(part, str)]
     if torn:
-        raise RequestError(*torn[:_SHOWN])
+        raise RequestError(*shortened(torn))
     return Store(path, manifest, ShardRows([p for p in read if isinstance(p, bytes)], len(manifest.classes)), verify)
 
 

@@ -167,8 +167,9 @@ class _Moments:
 
     @staticmethod
     def of(student: Tensor, teacher: Tensor) -> _Moments:
-        x = student.double().movedim(1, -1).flatten(0, -2)
-        y = teacher.double().movedim(1, -1).flatten(0, -2)
+        # On the CPU, as not every device has 64 bits.
+        x = student.cpu().double().movedim(1, -1).flatten(0, -2)
+        y = teacher.cpu().double().movedim(1, -1).flatten(0, -2)
         return _Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
 
     def plus(self, other: _Moments) -> _Moments:

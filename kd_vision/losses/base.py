@@ -14,11 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
+from kd_vision.core.errors import few
 from kd_vision.core.predictions import Channel, Channels, GridPredictions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
-
-_SHOWN = 6
 
 
 class Schedule(StrictModel):
@@ -46,6 +45,9 @@ class Schedule(StrictModel):
             raise ValueError(f"start must be below stop; given {self.start} and {self.stop}")
         if self.kind != "window" and (self.start, self.stop) != (0.0, 1.0):
             raise ValueError(f"start and stop belong to the kind window; given {self.kind}")
+        for name, kind in (("fraction", "warm_up"), ("final", "cosine")):
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to the kind {kind}; given {self.kind}")
         return self
 
     def factor(self, progress: float) -> float:
@@ -75,9 +77,9 @@ class LossConfig(StrictModel):
     """
 
     weight: float | Literal["auto"] = 1.0
-    share: float = Field(default=0.5, gt=0.0)
+    share: float = Field(default=0.5, gt=0.0, allow_inf_nan=False)
     schedule: Schedule = Schedule()
-    levels: tuple[str, ...] | None = None
+    levels: tuple[str, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _positive_weight(self) -> LossConfig:
@@ -156,7 +158,7 @@ class DistillationLoss(nn.Module, ABC):
     @classmethod
     def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say what a user should know of this loss on a pair that it fits, one line a remark."""
-        found, silent = [], _shown(tuple(sorted(teacher.silent)))
+        found, silent = [], few(sorted(teacher.silent))
         if "features" in cls.requires:
             if silent:
                 found.append(
@@ -193,20 +195,16 @@ def _ignored_classes(requires: frozenset[Channel], teacher: DetectorSpec) -> lis
 
 
 def _ignored(teacher: DetectorSpec) -> str:
-    return _shown(tuple(f"'{name}'" for name in sorted(teacher.ignored)))
+    return few(sorted(teacher.ignored))
 
 
 def _class_mismatches(requires: frozenset[Channel], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     if requires == {"features"} or student.classes == teacher.classes:
         return []
     return [
-        f"needs the same classes in the same order; teacher has {_shown(teacher.classes)}, student "
-        f"{_shown(student.classes)}; map the teacher's with 'labels'"
+        f"needs the same classes in the same order; teacher has {few(teacher.classes)}, student "
+        f"{few(student.classes)}; map the teacher's with 'labels'"
     ]
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def select_levels(grid: GridPredictions, strides: tuple[int, ...], finest: int) -> GridPredictions:

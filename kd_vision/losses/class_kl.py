@@ -62,7 +62,7 @@ class ClassKL(GridLoss):
     @classmethod
     def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the grid's reasons: there must be classes to compare."""
-        return super().mismatches(config, student, teacher) + softmax_mismatches(student)
+        return super().mismatches(config, student, teacher) + softmax_mismatches(student, teacher)
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""

@@ -23,11 +23,12 @@ class ClassQFLConfig(BalancedConfig):
 
     Attributes:
         weight: 2.0, from our measurement on a small data set.
-        beta: power of the modulating factor; 1 in CrossKD and BCKD, 2 in PP-YOLOE.
+        beta: power of the modulating factor, 1 or more (below, the slope at equality is not bounded); 1 in CrossKD
+            and BCKD, 2 in PP-YOLOE.
     """
 
     weight: float | Literal["auto"] = 2.0
-    beta: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    beta: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
 
 
 def quality_focal(student_logits: Tensor, teacher_logits: Tensor, beta: float = 1.0) -> Tensor:

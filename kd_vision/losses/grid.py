@@ -141,6 +141,7 @@ class GridLoss(DistillationLoss):
         theirs = _detached(self._teacher_levels.select(teacher))
         self._refuse_unlike(ours, theirs)
         if not self._same_layout or ours.logits.shape != theirs.logits.shape:
+            self._refuse_anchors()
             theirs = self._resampler(theirs, ours)
         student_logits, teacher_logits = full_precision(ours.logits), full_precision(theirs.logits)
         part = None
@@ -161,6 +162,15 @@ class GridLoss(DistillationLoss):
             class_weights(teacher_logits, self._balance, self.known),
             part,
         )
+
+    def _refuse_anchors(self) -> None:
+        anchors = max(self._student_levels.anchors)
+        if anchors > 1:  # all of a point would be given the same of the teacher's
+            raise RequestError(
+                f"the student has {anchors} anchors at a point, and the teacher's grid is of another size, as of an "
+                f"image_size of its own, so no row answers to one of the student's; give both one image size, or use "
+                f"{_FOR_OTHER_ANCHORS} instead"
+            )
 
     def _refuse_unlike(self, ours: GridPredictions, theirs: GridPredictions) -> None:
         shapes = ours.logits.shape, theirs.logits.shape
@@ -319,8 +329,8 @@ def images_with_targets(targets: Targets, images: int) -> Tensor:
     return (targets.image_index[:, None] == numbers).any(dim=0)
 
 
-def softmax_mismatches(spec: DetectorSpec) -> list[str]:
+def softmax_mismatches(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     """Say why a softmax over the classes would teach nothing, one line a reason; empty: it can."""
-    if len(spec.classes) > 1:
+    if len(set(student.classes) - teacher.silent) > 1:
         return []
-    return ["needs two classes or more (a softmax over one class is always 1); use class_bce instead"]
+    return ["needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"]

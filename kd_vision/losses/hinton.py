@@ -65,7 +65,8 @@ class Hinton(GridLoss):
 
     `hinton_loss` over the points whose centre lies in a box (the smallest wins). Images without ground truth
     add only the soft part, (1 - alpha) * T^2 * KL, of the points where the teacher is confident. The sum is
-    divided by the number of points of both kinds.
+    divided by the number of points of both kinds. Rightly 0 where there are none: no point lies in a box, or
+    nothing in an image without labels is sure enough.
 
     Shapes: logits (B, A, K) to a scalar. Reduction: mean over the points that take part, so the value does
     not depend on the batch size. Unit: nats.
@@ -77,6 +78,7 @@ class Hinton(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = HintonConfig
+    may_vanish = True
 
     def __init__(self, config: HintonConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -87,7 +89,7 @@ class Hinton(GridLoss):
     @classmethod
     def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the grid's reasons: there must be classes to compare."""
-        return super().mismatches(config, student, teacher) + softmax_mismatches(student)
+        return super().mismatches(config, student, teacher) + softmax_mismatches(student, teacher)
 
     def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
         """Return the scalar loss."""

@@ -93,7 +93,7 @@ class RegionFeedback(DistillationLoss):
         """Return the scalar loss."""
         if student.rows is None or teacher.grade is None:
             raise RequestError("the channel 'regions' was not computed; ask the detectors for it")
-        rows, settings = student.rows, self._settings
+        rows, settings = student.rows(), self._settings
         image, row = self._shown(rows)
         boxes = full_precision(rows.boxes_at(image, row))
         with torch.no_grad():

@@ -59,7 +59,7 @@ class Resampler:
 
         Grids of one detector differ by the image alone, so their size and last point tell them apart.
         """
-        ends = torch.stack([theirs.points_xy[-1].double(), ours.points_xy[-1].double()]).flatten().tolist()
+        ends = (*theirs.points_xy[-1].tolist(), *ours.points_xy[-1].tolist())
         key = (ours.logits.device, len(theirs.points_xy), len(ours.points_xy), *ends)
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, *self._nearest(theirs, ours))
@@ -72,7 +72,7 @@ class Resampler:
                 f"the teacher's grid has {len(strides)} strides where its specification names {len(self._anchors)} "
                 f"levels"
             )
-        level = (ours.strides.double().log2()[:, None] - strides.double().log2()).abs().argmin(dim=-1)
+        level = (ours.strides.log2()[:, None] - strides.log2()).abs().argmin(dim=-1)
         if self._same_stride and not torch.equal(strides[level].float(), ours.strides.float()):
             raise RequestError(
                 "box bins are in units of the stride, and teacher and student have other strides; give both one "
@@ -102,7 +102,7 @@ def _nearest_in_lattice(points_xy: Tensor, asked_xy: Tensor) -> Tensor:
     table = torch.empty((len(y), len(x)), dtype=torch.int64, device=points_xy.device)
     table[row, column] = torch.arange(len(points_xy), device=points_xy.device)
     nearest = [
-        (asked.double()[:, None] - axis.double()).abs().argmin(dim=-1)
+        (asked[:, None] - axis).abs().argmin(dim=-1)
         for asked, axis in zip(asked_xy.unbind(dim=-1), (x, y), strict=True)
     ]
     return table[nearest[1], nearest[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,19 +22,20 @@ from kd_vision.detectors.base import Detector
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.export.latency import measure_latency
 from kd_vision.pipeline.build import (
     build_teachers,
+    data_hashes,
     descriptor_of,
     final_split,
     output_directory,
     teacher_hash,
     teacher_view,
+    training_data,
 )
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
-from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.models import best_device, load_model
 from kd_vision.pipeline.train import train
 from kd_vision.report.benchmark_data import (
     Arm,
@@ -49,6 +51,7 @@ from kd_vision.report.examples import pick_examples, write_examples
 from kd_vision.report.write import write_benchmark_report
 
 _EXAMPLES = 6
+_OWN_ARMS = ("plain", "distilled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +102,23 @@ def benchmark(
     if config.train.labelled_share == 0:
         raise RequestError(
             f"{config.source}: train.labelled_share: without labels there is no plain twin to compare with; train with "
-            f"`kd-vision train` and compare with the teacher (`kd-vision evaluate {config.source}`)"
+            f"`kd-vision train` and compare with the teacher: `kd-vision evaluate {config.source} --data {config.data}`"
         )
+    taken = [teacher.name for teacher in config.teachers if teacher.name in _OWN_ARMS]
+    if taken:
+        raise RequestError(f"{config.source}: teacher.name: '{taken[0]}' is the name of a student here; give another")
     if config.train.devices != 1 or config.train.num_nodes != 1:
         raise RequestError(
             f"{config.source}: train.devices: a benchmark runs on one device; train the arms on several with "
             f"`kd-vision train`, or set devices and num_nodes to 1"
         )
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise RequestError(f"--seeds: give different seeds, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise RequestError(f"--seeds: give different seeds from 0 up, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
     root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
     classes = load_split(descriptor_of(config), "train").classes
     view = teacher_view(config, build_teachers(config, classes))
     for seed in seeds:
-        for name in ("plain", "distilled"):
+        for name in _OWN_ARMS:
             _run_arm(config, name, seed, root, quiet, view)
     return assemble(config, seeds, root, quiet, with_latency)
 
@@ -127,16 +133,19 @@ def assemble(
     taught: dict[str, dict[int, Detections]] = {}
     arms: list[Arm] = []
     for name, teacher in build_teachers(config, truth.classes).items():
+        if teacher.spec.classes != truth.classes:  # it teaches features alone; its boxes mean nothing here
+            continue
+        teacher.to(best_device())
         side = teacher.image_size or config.image_size
         taught[name] = predict_split(teacher, truth, side, config.evaluate, quiet)
-        metrics = evaluate_detections(truth, taught[name])
-        arms.append(_teacher_arm(name, teacher, side, metrics, _teacher_file(config, name)))
+        metrics = evaluate_detections(truth, taught[name], config.evaluate.backend)
+        arms.append(_teacher_arm(name, teacher.to("cpu"), side, metrics, _teacher_file(config, name)))
     for name in _student_arms(root):
         arms.append(_student_arm(config, name, seeds, root, with_latency))
         taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
     picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
     data = BenchmarkData(
-        title=_title(arms, "stored knowledge" if config.knowledge is not None else "itself"),
+        title=_title(arms, _unmeasured(config)),
         data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
         image_size=config.image_size,
         steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
@@ -145,7 +154,7 @@ def assemble(
         examples=write_examples(root, truth, picks, taught),
         examples_seed=seeds[0],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=" ".join(["kd-vision", *sys.argv[1:]]),
+        command=shlex.join(["kd-vision", *sys.argv[1:]]),
         hardware={k: v for k, v in hardware().items() if not isinstance(v, list)},
         versions=versions(),
     )
@@ -179,9 +188,11 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
 def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
     """A finished run counts only if it was made by this very config."""
     changed = changed_keys(load_config(directory.config, files_exist=False), config)
-    made_with = read_json(directory.environment).get("hashes", {}).get("teacher")
-    if made_with and made_with != teacher_hash(config):
+    made_with = read_json(directory.environment).get("hashes", {})
+    if made_with.get("teacher") and made_with["teacher"] != teacher_hash(config):
         changed.append("the teacher's file has changed")
+    if made_with.get("data") and made_with["data"] != data_hashes(*training_data(config)):
+        changed.append("the training data have changed")
     if changed:
         raise RequestError(
             f"{directory.root}: holds a finished run of another config: {'; '.join(changed)}; give another --out"
@@ -191,7 +202,14 @@ def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
 def _student_arms(root: Path) -> list[str]:
     """Plain, distilled, then whatever else was put beside them in the same form."""
     others = sorted(p.name for p in root.iterdir() if any(p.glob("seed*/metrics.json")))
-    return ["plain", "distilled", *(name for name in others if name not in ("plain", "distilled"))]
+    return [*_OWN_ARMS, *(name for name in others if name not in _OWN_ARMS)]
+
+
+def _unmeasured(config: RunConfig) -> str:
+    """Say who teaches where no teacher has an arm."""
+    if config.knowledge is not None:
+        return "stored knowledge"
+    return " and ".join("itself" if teacher.is_student else teacher.name for teacher in config.teachers)
 
 
 def _title(arms: Sequence[Arm], unseen: str) -> str:
@@ -202,8 +220,7 @@ def _title(arms: Sequence[Arm], unseen: str) -> str:
 
 
 def _teacher_file(config: RunConfig, name: str) -> Path | None:
-    found: list[Path | None] = [getattr(t.source, "weights", None) for t in config.teachers if t.name == name]
-    return found[0]
+    return next(teacher.weights for teacher in config.teachers if teacher.name == name)
 
 
 def _teacher_arm(name: str, teacher: FrozenTeacher, image_size: int, metrics: Metrics, path: Path | None) -> Arm:
@@ -263,7 +280,7 @@ def _steps(directory: Path) -> int:
 
 
 def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet: bool) -> dict[int, Detections]:
-    loaded = load_model(directory / "student.pt", config.image_size)
+    loaded = load_model(directory / "student.pt", config.image_size, device=best_device())
     return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, quiet)
 
 
@@ -271,10 +288,11 @@ def _latency(student: Path, config: RunConfig) -> Latency | None:
     """Export next to the student and time the file; None where the parity gate refuses it."""
     out = student.with_suffix(".onnx")
     try:
-        run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
+        exported = run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
     except GateError:
         return None  # an arm that finds nothing proves nothing; its AP says the rest
-    timed = measure_latency(out)
+    timed = exported.latency
+    assert timed is not None  # one image at a time
     return Latency(median=timed.median_ms, p90=timed.p90_ms, runs=timed.runs, threads=timed.threads)
 
 

@@ -115,7 +115,8 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
 def _predictions_of(config: RunConfig, teacher: TeacherConfig) -> Knowledge:
     """Read a COCO results file as knowledge of the training split."""
     descriptor = descriptor_of(config)
-    path: Path = getattr(teacher.source, "weights")  # noqa: B009  the family's config is known by name alone
+    path = teacher.weights
+    assert path is not None
     if descriptor.unlabelled is not None and config.train.unlabelled_ratio > 0:
         raise RequestError(
             f"{config.source}: {teacher.name}: {path} speaks of the training split alone, by image id; store what a "
@@ -328,6 +329,11 @@ def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | Non
         return labelled, rest
     extra = load_unlabelled(descriptor)
     return labelled, replace(extra, images=rest.images + extra.images)
+
+
+def data_hashes(labelled: DetectionData, unlabelled: DetectionData | None) -> list[str]:
+    """Say what is trained on, without what a teacher said of it."""
+    return [data.content_hash() for data in (labelled, unlabelled) if data is not None]
 
 
 def build_stream(

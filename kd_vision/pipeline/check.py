@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.data.check import check_data
@@ -49,13 +51,18 @@ class Finding:
     text: str
 
 
-def check(config: RunConfig, progress: Callable[[str], None] = lambda topic: None) -> list[Finding]:
+def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lambda topic: None) -> list[Finding]:
     """Look at data, pair, losses and teacher; return everything found, good and bad.
 
     Args:
-        config: the run.
+        config: a config, or the path of one.
         progress: told what is looked at next.
+
+    Raises:
+        RequestError: the config itself is wrong.
     """
+    if not isinstance(config, RunConfig):
+        config = load_config(config)
     findings: list[Finding] = []
     progress("data")
     findings += _data(config)

@@ -82,7 +82,8 @@ def demo(
     Raises:
         RequestError: `out` holds something else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "scenes").is_dir():
+    begun = out / "scenes"
+    if out.exists() and not begun.is_dir() and any(not _left_by_a_kill(path) for path in out.iterdir()):
         raise RequestError(f"{out}: is not empty and holds no demo; give another --out")
     tell("1/4  scenes: roads, fields, buildings, weather; cars, trucks, buses, people, bicycles")
     _scenes(out, splits, unlabelled, quiet)
@@ -99,6 +100,11 @@ def demo(
     shutil.copyfile(student, out / "student.pt")
     exported = run_export(out / "student.pt", out / "student.onnx", out / "scenes" / "data.yaml", image_size=IMAGE_SIZE)
     return DemoResult(result, out / "student.pt", exported)
+
+
+def _left_by_a_kill(path: Path) -> bool:
+    """Whether `write_scenes` would have renamed it to `scenes`."""
+    return path.name.startswith(".scenes.")
 
 
 def _scenes(out: Path, splits: dict[str, int], unlabelled: int, quiet: bool) -> None:

@@ -14,10 +14,10 @@ from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
-from kd_vision.evaluation.coco import evaluate_detections, to_coco_results
+from kd_vision.evaluation.coco import evaluate_detections, load_backend, to_coco_results
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.evaluation.runner import predict_all
-from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.models import best_device, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,9 @@ def evaluate(
     Raises:
         RequestError: model, data and split do not fit.
     """
+    load_backend(options.backend)
     truth = load_split(load_descriptor(Path(data)), split)
-    loaded = load_model(Path(model), image_size, trust, data=truth)
+    loaded = load_model(Path(model), image_size, trust, best_device(), truth)
     check_classes(loaded.predictor, truth, str(model))
     found = predict_split(loaded.predictor, truth, loaded.image_size, options, quiet)
     metrics = evaluate_detections(truth, found, options.backend)

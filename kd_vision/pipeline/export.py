@@ -17,9 +17,9 @@ from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import Detector
-from kd_vision.export import exporter_for
+from kd_vision.export import exporter_for, load_exporter
 from kd_vision.export.latency import Latency, measure_latency
-from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx, refuse_wrong_request
+from kd_vision.export.onnx import ExportedFile
 from kd_vision.export.parity import ParityEvidence, ParityProof
 from kd_vision.pipeline.evaluate import check_classes
 from kd_vision.pipeline.models import LoadedModel, load_model
@@ -69,7 +69,7 @@ def run_export(
             noise and drawn shapes.
         split: of the data.
         image_size: input side; None: as trained.
-        options: of `OnnxExportConfig`, without `image_size`.
+        options: of the exporter's config, without `image_size`, e.g. those of `OnnxExportConfig`.
         trust: allow a pickle outside the allow-list.
         with_latency: measure the time of one image.
         quiet: no progress bar.
@@ -79,14 +79,14 @@ def run_export(
         GateError: the file does not find the same boxes; it was not kept.
     """
     out = Path(out)
-    exporter_for(out)
+    exporter = load_exporter(exporter_for(out))
     loaded = load_model(Path(model), image_size, trust)
     detector = _torch_detector(loaded)
-    config = validate(OnnxExportConfig, {"image_size": loaded.image_size, **(options or {})}, "export")
-    refuse_wrong_request(detector.spec, out, config)
+    config = validate(exporter.config, {"image_size": loaded.image_size, **(options or {})}, "export")
+    exporter.check(detector.spec, out, config)
     with ProgressBar("parity", quiet=quiet or data is None) as bar:
         evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size, bar)
-        exported = export_onnx(detector, out, config, provenance(loaded.path), evidence)
+        exported = exporter.export(detector, out, config, provenance(loaded.path), evidence)
     return _result(exported, config, with_latency)
 
 
@@ -135,7 +135,7 @@ def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Itera
         bar.step(done, total)
 
 
-def _result(exported: ExportedFile, config: OnnxExportConfig, with_latency: bool) -> ExportResult:
+def _result(exported: ExportedFile, config: Any, with_latency: bool) -> ExportResult:
     one_by_one = config.batch in (1, "dynamic")
     return ExportResult(
         path=exported.path,

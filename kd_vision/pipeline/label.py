@@ -31,6 +31,7 @@ from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
 from kd_vision.pipeline.build import descriptor_of, teacher_fingerprint, worker_count
+from kd_vision.pipeline.models import best_device
 
 UNLABELLED = "unlabelled"
 MAX_BOXES = 100
@@ -294,14 +295,13 @@ def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> t
         classes = load_split(descriptor_of(config), "train").classes
     asked = teacher.options.model_copy(update={"labels": None})
     built = build_source(teacher.source, asked, classes, where, config.image_size)
-    built.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    built.to(device or best_device())
     # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
     return built.source, built.image_size or config.image_size
 
 
 def _description(teacher: TeacherConfig, predictor: Predictor) -> str:
-    weights = getattr(teacher.source, "weights", None)
-    parts = (predictor.spec.family, predictor.spec.name, Path(weights).name if weights else "")
+    parts = (predictor.spec.family, predictor.spec.name, teacher.weights.name if teacher.weights else "")
     return " ".join(dict.fromkeys(part for part in parts if part))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
@@ -38,6 +40,11 @@ class LoadedModel:
     path: Path
 
 
+def best_device() -> str:
+    """Where a model answers fastest on this machine."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(
     path: Path,
     image_size: int | None = None,
@@ -58,17 +65,29 @@ def load_model(
     Raises:
         RequestError: the file is missing, of an unknown kind, or cannot be read.
     """
-    path = _inside_run(path)
+    loaded = _opened(_inside_run(path), trust, device, data)
+    if image_size is not None and loaded.kind == "teacher":
+        raise RequestError(f"{path}: its own config says at which image_size a teacher looks; leave --image-size out")
+    if image_size is not None:
+        loaded = replace(loaded, image_size=image_size)
+    key = f"{path}: image size" if image_size is None else "--image-size"
+    wrong = loaded.predictor.spec.wrong_size(loaded.image_size, key)
+    if wrong:
+        raise RequestError(wrong)
+    return loaded
+
+
+def _opened(path: Path, trust: bool, device: str, data: DetectionData | None) -> LoadedModel:
     if path.suffix == ".ckpt":
-        return _load_checkpoint(path, image_size, device)
+        return _load_checkpoint(path, device)
     if path.suffix == ".pt":
-        return _load_pt(path, image_size, trust, device)
+        return _load_pt(path, trust, device)
     if path.suffix == ".onnx":
-        return _load_onnx(path, image_size)
+        return _load_onnx(path)
     if path.suffix == ".json":
         return _load_predictions(path, data)
     if path.suffix in (".yaml", ".yml"):
-        return _load_teacher(path, image_size, device, data)
+        return _load_teacher(path, device, data)
     raise RequestError(
         f"{path}: unknown kind of model; give a run directory, .ckpt, .pt, .onnx, a predictions .json, or a config "
         f".yaml for its teacher"
@@ -86,51 +105,49 @@ def _inside_run(path: Path) -> Path:
     raise RequestError(f"{path}: holds neither student.pt nor checkpoints/last.ckpt; give a run directory")
 
 
-def _load_checkpoint(path: Path, image_size: int | None, device: str) -> LoadedModel:
+def _load_checkpoint(path: Path, device: str) -> LoadedModel:
     content = read_checkpoint(path)
     identity: dict[str, Any] = content["identity"]
     detector = family_module(identity["family"], "checkpoint").rebuild(identity["architecture"])
     detector.load_state_dict(content["average"])
     detector.to(device).eval()
-    return LoadedModel(detector, detector, image_size or identity["image_size"], "checkpoint", path)
+    return LoadedModel(detector, detector, identity["image_size"], "checkpoint", path)
 
 
-def _load_pt(path: Path, image_size: int | None, trust: bool, device: str) -> LoadedModel:
+def _load_pt(path: Path, trust: bool, device: str) -> LoadedModel:
     family = family_of(path)
     module = family_module(family, "model")
     kind = getattr(module, FAMILIES[family].config)
     asked = {"trust": trust} if "trust" in kind.model_fields else {}
     detector = module.build(kind(weights=path, **asked), None, str(path))
     detector.to(device).eval()
-    return LoadedModel(detector, detector, image_size or _trained_size(path), "pt", path)
+    return LoadedModel(detector, detector, detector.trained_size or _DEFAULT_SIZE, "pt", path)
 
 
-def _trained_size(path: Path) -> int:
-    """The input side of the run that a student lies in, else the family's usual one."""
-    config = path.parent / "config.yaml"
-    return load_config(config, files_exist=False).image_size if config.is_file() else _DEFAULT_SIZE
-
-
-def _load_onnx(path: Path, image_size: int | None) -> LoadedModel:
+def _load_onnx(path: Path) -> LoadedModel:
     from kd_vision.detectors.onnx import OnnxPredictor
 
     predictor = OnnxPredictor(path)
-    return LoadedModel(predictor, None, image_size or predictor.image_size or _DEFAULT_SIZE, "onnx", path)
+    return LoadedModel(predictor, None, predictor.image_size or _DEFAULT_SIZE, "onnx", path)
 
 
 def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
     from kd_vision.detectors.predictions import PredictionsFile
 
     if data is None:
-        raise RequestError(f"{path}: a predictions file says nothing without the data it speaks of; give --data")
+        raise RequestError(
+            f"{path}: a predictions file says nothing without the data it speaks of; only `kd-vision evaluate` takes it"
+        )
     found = read_coco_results(path, data)
     return LoadedModel(PredictionsFile(found, data.classes, path), None, _SMALL_SIZE, "predictions", path)
 
 
-def _load_teacher(path: Path, image_size: int | None, device: str, data: DetectionData | None) -> LoadedModel:
+def _load_teacher(path: Path, device: str, data: DetectionData | None) -> LoadedModel:
     config = load_config(path)
     if data is None:
-        raise RequestError(f"{path}: a teacher answers in the classes of a data set; give --data")
+        raise RequestError(
+            f"{path}: the teacher of a config answers in the classes of a data set; only `kd-vision evaluate` takes it"
+        )
     teachers = list(build_teachers(config, data.classes).values())
     if len(teachers) != 1:
         raise RequestError(
@@ -138,4 +155,4 @@ def _load_teacher(path: Path, image_size: int | None, device: str, data: Detecti
             f"an ensemble"
         )
     teacher = teachers[0].to(device)
-    return LoadedModel(teacher, None, image_size or teacher.image_size or config.image_size, "teacher", path)
+    return LoadedModel(teacher, None, teacher.image_size or config.image_size, "teacher", path)

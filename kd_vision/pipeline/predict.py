@@ -22,7 +22,7 @@ from kd_vision.data.loader import letterbox_image
 from kd_vision.data.sources import Frame, FrameWriter, Source, open_source
 from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.detectors.drawing import draw_detections
-from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.models import best_device, load_model
 
 _BATCH = 4
 
@@ -75,7 +75,7 @@ def run_predict(
     """
     out = Path(out)
     _refuse_wrong_request(out, score)
-    loaded = load_model(Path(model), image_size, trust)
+    loaded = load_model(Path(model), image_size, trust, best_device())
     spec = loaded.predictor.spec
     pictures = open_source(Path(source), spec.input_channels)
     with ExitStack() as stack:

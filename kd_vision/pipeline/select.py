@@ -25,7 +25,7 @@ from kd_vision.evaluation.runner import predict_all
 from kd_vision.knowledge.attach import attach
 from kd_vision.knowledge.ranking import CHOSEN, Ranked, choose, disagreement, picture_hash, worths
 from kd_vision.knowledge.store import Store, read_store
-from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.models import best_device, load_model
 
 _BATCH = 16
 
@@ -89,7 +89,7 @@ def select(
     said = [_claims(image.knowledge) for image in data.images if image.knowledge is not None]
     differs = None
     if student is not None:
-        model = load_model(Path(student), image_size, trust)
+        model = load_model(Path(student), image_size, trust, best_device())
         theirs = _answers(model.predictor, model.image_size, data, known, quiet)
         comparable = _shared(said, model.predictor.spec.classes, known.classes)
         differs = [disagreement(one, other) for one, other in zip(comparable, theirs, strict=True)]

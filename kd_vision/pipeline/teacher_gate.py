@@ -71,7 +71,7 @@ def _measure_stored(config: RunConfig, parts: RunParts, truth: DetectionData, la
         found = image.knowledge
         said[image.image_id] = found if found.ignore is None else found.take(~found.ignore)
     before = measure(parts.student, truth, config.image_size, config.evaluate)
-    return TeacherScore(KNOWLEDGE, truth.name, evaluate_detections(truth, said), before)
+    return TeacherScore(KNOWLEDGE, truth.name, evaluate_detections(truth, said, config.evaluate.backend), before)
 
 
 def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:

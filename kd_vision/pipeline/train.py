@@ -23,11 +23,13 @@ from kd_vision.engine.checkpoint import read_checkpoint
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
+from kd_vision.evaluation.coco import load_backend
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.build import (
     RunParts,
     build_parts,
     build_stream,
+    data_hashes,
     descriptor_of,
     final_split,
     output_directory,
@@ -94,6 +96,7 @@ def train(
     _refuse_overwrite(directory, config, resume)
     for split in {config.evaluate.split, final_split(config, descriptor_of(config))}:
         load_split(descriptor_of(config), split)  # a wrong name is found now, not after the night
+    load_backend(config.evaluate.backend)
     labelled, unlabelled = training_data(config)
     seed_everything(config.train.seed)
     parts = build_parts(config, labelled.classes)
@@ -111,7 +114,7 @@ def train(
     if not resume:
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
-    identity = _identity(config, student, [data.content_hash() for data in (labelled, unlabelled) if data is not None])
+    identity = _identity(config, student, data_hashes(labelled, unlabelled))
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
@@ -144,9 +147,9 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
     loaded = load_model(directory.student, config.image_size, device=str(trainer.fabric.device))
     metrics = measure(loaded.predictor, load_split(descriptor, split), config.image_size, config.evaluate)
     if trainer.fabric.is_global_zero:
-        write_json(directory.metrics, metrics.to_json())
         _summary(directory, fit, split)
         directory.write_csv()
+        write_json(directory.metrics, metrics.to_json())  # whoever finds it takes the run for finished
         write_run_report(directory.root)
     return TrainResult(directory.root, directory.student, metrics, split, fit)
 
@@ -198,14 +201,12 @@ def _describe(config: RunConfig, directory: RunDirectory, identity: dict[str, An
     write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": facts})
 
 
-def _identity(config: RunConfig, student: Detector, data_hashes: list[str]) -> dict[str, Any]:
-    """What must be the same for a resume; how fast and how often things are done may change."""
-    content = config.to_mapping()
-    for key in ("workers", "cache", "log_every", "checkpoint_every"):
-        del content["train"][key]
+def _identity(config: RunConfig, student: Detector, data: list[str]) -> dict[str, Any]:
+    """What must be the same for a resume."""
+    content = json.dumps(config.identity(), sort_keys=True)
     return {
-        "config": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
-        "data": data_hashes,
+        "config": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "data": data,
         "teacher": teacher_hash(config),
         "family": student.spec.family,
         "architecture": student.architecture(),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.run_directory import read_json, read_text
 
-TRAIN = "train"
 VAL = "val"
 
 
@@ -60,7 +60,7 @@ def read_history(path: Path) -> History:
     Raises:
         RequestError: the file cannot be read, or a line is not a JSON object.
     """
-    text = _read_text(path)
+    text = read_text(path)
     lines = text.split("\n")
     finished = lines[:-1]  # what follows the last line break is empty, or was never finished
     records = []
@@ -88,22 +88,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: the file cannot be read or is something else.
     """
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise RequestError(f"{path}: expected an object with keys and values at the top level")
     return content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a run directory") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path}: is not UTF-8 text") from None
 
 
 def _is_number(value: object) -> bool:

@@ -152,3 +152,15 @@ def test_missing_file_and_unset_variable(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("KDV_NOWHERE", raising=False)
     with pytest.raises(RequestError, match="the variable KDV_NOWHERE is not set"):
         load_config(write(tmp_path, BASE.replace("d.yaml", "${KDV_NOWHERE}/d.yaml")))
+
+
+def test_overrides_reach_into_losses_that_are_only_named(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE + "teacher: {weights: t.pt}\ndistill: [class_bce, box_iou]\n")
+    assert [term.config.weight for term in load_config(str(path), ["distill.1.weight=3"]).terms] == [0.5, 3.0]
+    with pytest.raises(RequestError, match=r"--set teacher\.tta\.scales\.0\.more: .*scales\.0 is 1\.0, which has no"):
+        load_config(path, ["teacher.tta={scales: [1.0]}", "teacher.tta.scales.0.more=1"])
+
+
+def test_patience_needs_something_to_wait_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="patience waits for validation; set validate_every to 1 or more"):
+        load_config(write(tmp_path, BASE + "train: {patience: 5, validate_every: 0, keep: last}\n"))

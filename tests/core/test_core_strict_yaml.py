@@ -55,3 +55,16 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_suggestions() -> None:
     assert suggest("tv", ["tvmonitor", "car"]) == "; possible: car, tvmonitor"
     assert suggest("epoch", ["epochs", "seed"]) == "; did you mean 'epochs'?"
+
+
+def test_what_cannot_be_a_key_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1\ndata: {{ root }}\n")
+    with pytest.raises(RequestError, match=r"a\.yaml:2: a dict cannot be a key; put it in quotes"):
+        load_mapping(path)
+
+
+def test_one_mapping_may_bring_the_keys_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {lr: 0.1, epochs: 3}\ntrain: {<<: *base, epochs: 5}\n")
+    assert load_mapping(path)["train"] == {"lr": 0.1, "epochs": 5}

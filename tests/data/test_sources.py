@@ -22,7 +22,7 @@ def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12,
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six frames of 64 x 48: three red, three blue."""
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    source = Source(path, (), 6, 10.0, 3)
+    source = Source(Path("clip.mp4"), (), 6, 10.0, 3)
     with FrameWriter(source, path.parent) as writer:
         for index in range(6):
             pixels = np.full((48, 64, 3), RED if index < 3 else BLUE, np.uint8)
@@ -120,3 +120,22 @@ def test_broken_off_video_leaves_nothing(tmp_path: Path) -> None:
         broken_off()
     assert list(tmp_path.iterdir()) == []
     assert writer.written == []
+
+
+def test_a_video_is_never_overwritten_by_its_copy(video: Path) -> None:
+    before = video.read_bytes()
+    with pytest.raises(RequestError, match=r"clip\.mp4: would overwrite the video it is drawn from"):
+        FrameWriter(open_source(video), video.parent)
+    assert video.read_bytes() == before
+
+
+def test_images_of_one_name_and_two_kinds_have_a_copy_each(tmp_path: Path) -> None:
+    paint(tmp_path / "in" / "a.bmp", RED)
+    paint(tmp_path / "in" / "a.tif", BLUE)
+    source = open_source(tmp_path / "in")
+    with FrameWriter(source, tmp_path / "out") as writer:
+        for frame in source.frames():
+            writer.write(frame, frame.pixels)
+    assert [path.name for path in writer.written] == ["a.jpg", "a.tif.jpg"]
+    red, blue = (next(open_source(path).frames()).pixels[0, 0].tolist() for path in writer.written)
+    assert (red[0] > 200, blue[2] > 200) == (True, True)

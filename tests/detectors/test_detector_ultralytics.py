@@ -17,11 +17,13 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import BACKGROUND
+from kd_vision.core.predictions import BACKGROUND, Channels
+from kd_vision.core.validation import validate
 from kd_vision.detectors import FAMILIES, family_module
 from kd_vision.detectors.base import Detector, PredictOptions
 from kd_vision.detectors.postprocess import xywh_to_xyxy
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build, known_models
+from kd_vision.losses.soft_boxes import SoftBoxes, SoftBoxesConfig
 
 MODELS = ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-p2", "yolo26n-p2")
 CLASSES = ("car", "bus", "person")
@@ -243,11 +245,11 @@ def test_mixed_precision_does_not_round_decoded_boxes() -> None:
     distances = grid.box_bins.softmax(-1) @ torch.arange(16.0) * grid.strides[:, None]
     expected = torch.cat((grid.points_xy - distances[..., :2], grid.points_xy + distances[..., 2:]), dim=-1)
     torch.testing.assert_close(grid.boxes_xyxy, expected)
-    torch.testing.assert_close(output.rows.boxes_xyxy, expected)
+    torch.testing.assert_close(output.rows().boxes_xyxy, expected)
 
 
 def test_a_row_is_decoded_alone_as_among_all() -> None:
-    rows = make("yolov8n").train()(images(), channels=frozenset({"regions"})).rows
+    rows = make("yolov8n").train()(images(), channels=frozenset({"regions"})).rows()
     assert not rows.boxes_xyxy.requires_grad
     image, row = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 70])
     alone = rows.boxes_at(image, row)
@@ -360,3 +362,29 @@ def test_real_coco_weights_load_safely(shared: Path) -> None:
     student = build(UltralyticsConfig(model="yolo11n", weights=state), ("x",), "student")
     given = torch.load(state, weights_only=True)["model.0.conv.weight"].float()
     assert torch.equal(student.state_dict()["net.model.0.conv.weight"], given)
+
+
+@pytest.mark.parametrize("name", ["yolov3n", "yolov9ts", "yolov9cn", "yolov10nx", "yolov10ns"])
+def test_a_scale_of_a_model_that_has_none_is_unknown(name: str) -> None:
+    with pytest.raises(RequestError, match=f"unknown model '{name}'; did you mean"):
+        validate(UltralyticsConfig, {"model": name}, "student")
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_soft_boxes_teach_background_where_no_row_has_a_box(name: str) -> None:
+    """No box that reaches a row: none at all, or one without area."""
+    detector = make(name).train()
+    output = detector(images(), channels=frozenset({"detections"}))
+    flat = SoftTargets(
+        torch.tensor([0]),
+        torch.tensor([[9.0, 9, 9, 30]]),
+        torch.tensor([[0.9, 0.0, 0.0]]),
+        torch.tensor([0.9]),
+        torch.tensor([False]),
+    )
+    nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    for said in (flat.take(torch.zeros(0, dtype=torch.int64)), flat):
+        loss = SoftBoxes(SoftBoxesConfig(), detector.spec, detector.spec)
+        value = loss(output.channels(), Channels(soft=said), nothing)
+        (gradient,) = torch.autograd.grad(value, detector.head.cv3[0][-1].bias, retain_graph=True)
+        assert float(gradient.min()) > 0.0  # every class goes down

@@ -293,7 +293,7 @@ def test_in_evaluation_the_last_layer_answers_beside_the_encoder() -> None:
     output = lively().eval()(images(), channels=frozenset({"detections", "regions"}))
     stages = output.answer(hard(targets()))
     assert [(stage.stage, stage.weight) for stage in stages] == [("encoder", 0.5), ("layer 2", 0.5)]
-    torch.testing.assert_close(stages[1].rows.boxes_xyxy, output.rows.boxes_xyxy)
+    torch.testing.assert_close(stages[1].rows.boxes_xyxy, output.rows().boxes_xyxy)
 
 
 def test_every_stage_teaches_the_neck() -> None:
@@ -310,17 +310,17 @@ def test_rows_are_the_last_layer_and_sit_where_their_boxes_are() -> None:
     detector = lively().train()
     output = detector(images(), targets(), channels=frozenset({"detections", "regions"}))
     last = output.answer(hard(targets()))[-1].rows
-    assert torch.equal(output.rows.logits, last.logits)
-    boxes = output.rows.boxes_xyxy.detach()
-    torch.testing.assert_close(output.rows.centres_xy, (boxes[..., :2] + boxes[..., 2:]) / 2)
-    assert not output.rows.centres_xy.requires_grad
+    assert torch.equal(output.rows().logits, last.logits)
+    boxes = output.rows().boxes_xyxy.detach()
+    torch.testing.assert_close(output.rows().centres_xy, (boxes[..., :2] + boxes[..., 2:]) / 2)
+    assert not output.rows().centres_xy.requires_grad
 
 
 def test_a_box_is_graded_by_the_query_that_fits_it_best() -> None:
     detector = lively().eval()
     with torch.no_grad():
         output = detector(images(), channels=frozenset({"regions"}))
-        mine, scores = output.rows.boxes_xyxy, output.rows.logits.sigmoid()
+        mine, scores = output.rows().boxes_xyxy, output.rows().logits.sigmoid()
         asked = torch.stack((mine[:, 3] + 1.0, mine[:, 17] - 1.5, torch.full((3, 4), 500.0) + torch.arange(4)), dim=1)
         found = output.grade(asked)
     for image in range(3):
@@ -349,7 +349,7 @@ def test_half_precision_leaves_nothing_behind() -> None:
     wanted = copy.deepcopy(detector).detect(shown, EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         output = detector(shown, channels=frozenset({"regions"}))
-    assert output.rows.logits.dtype == output.rows.boxes_xyxy.dtype == torch.float32
+    assert output.rows().logits.dtype == output.rows().boxes_xyxy.dtype == torch.float32
     for one, other in zip(detector.detect(shown, EVERYTHING), wanted):
         np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
 

@@ -88,5 +88,5 @@ def student_file(
     (run / "config.yaml").write_text(
         f"data: {squares}\nimage_size: 64\nstudent: {{family: ultralytics, model: yolov8n}}\n"
     )
-    lively("yolov8n", 3, ("red", "blue")).save(run / "student.pt", {})
+    lively("yolov8n", 3, ("red", "blue")).save(run / "student.pt", {"image_size": "64"})
     return run / "student.pt"

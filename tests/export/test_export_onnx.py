@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from kd_vision.detectors.onnx import (
 )
 from kd_vision.detectors.postprocess import to_original
 from kd_vision.detectors.ultralytics import UltralyticsDetector
-from kd_vision.export import EXPORTERS, exporter_for
+from kd_vision.export import EXPORTERS, exporter_for, load_exporter
 from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx
 from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityProof, synthetic_evidence
 from kd_vision.pipeline.predict import frame_batch
@@ -223,33 +222,26 @@ def test_other_channel_counts(channels: int, lively: Lively, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", EXPORTERS)
 class TestEveryExporter:
-    def parts(self, name: str) -> tuple[Callable[..., ExportedFile], type[Any]]:
-        found = []
-        for path in (EXPORTERS[name].path, EXPORTERS[name].config):
-            module, attribute = path.split(":")
-            found.append(getattr(importlib.import_module(module), attribute))
-        return found[0], found[1]
-
     def test_its_suffix_leads_to_it(self, name: str) -> None:
         assert exporter_for(Path("a") / f"b{EXPORTERS[name].suffix}") == name
 
     def test_refuses_before_the_first_forward_pass(self, name: str, lively: Lively, tmp_path: Path) -> None:
-        export, config = self.parts(name)
+        exporter = load_exporter(name)
         detector = lively("yolov8n")
         calls: list[object] = []
         hook = detector.register_forward_pre_hook(lambda *_: calls.append(1))
         with pytest.raises(RequestError) as caught:
-            export(detector, tmp_path / "no" / "a.txt", config(image_size=100), {})
+            exporter.export(detector, tmp_path / "no" / "a.txt", exporter.config(image_size=100), {})
         hook.remove()
         assert calls == []
         assert len(caught.value.problems) == 3
         assert list(tmp_path.iterdir()) == []
 
     def test_proves_writes_and_leaves_nothing_beside(self, name: str, lively: Lively, tmp_path: Path) -> None:
-        export, config = self.parts(name)
+        exporter = load_exporter(name)
         detector = lively("yolov8n").train()
         out = tmp_path / f"a{EXPORTERS[name].suffix}"
-        exported = export(detector, out, config(image_size=SIZE), {})
+        exported = exporter.export(detector, out, exporter.config(image_size=SIZE), {})
         assert exported.proof.passed
         assert detector.training
         detector.eval()

@@ -51,7 +51,7 @@ def test_copies_are_drawn(student_file: Path, squares: Path, tmp_path: Path) -> 
 def test_video(student_file: Path, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     rng = np.random.default_rng(0)
-    with FrameWriter(Source(clip, (), 6, 10.0, 3), tmp_path) as writer:
+    with FrameWriter(Source(Path("clip.mp4"), (), 6, 10.0, 3), tmp_path) as writer:
         for index in range(6):
             pixels = rng.integers(90, 130, (64, 96, 3), dtype=np.uint8)
             pixels[20:44, 10 + index : 34 + index] = (220, 40, 40)

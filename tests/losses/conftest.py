@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def make_side() -> Callable[..., Channels]:
             box_bins=None if spec.box_bins is None else normal(images, count, 4, spec.box_bins).to(dtype),
         )
         maps_by_level = {level: maps.to(dtype) for level, maps in features.items()}
-        return Channels(maps_by_level, grid, claims(images), Answering(grid), rows_of(grid), Grading(grid))
+        return Channels(maps_by_level, grid, claims(images), Answering(grid), partial(rows_of, grid), Grading(grid))
 
     return make
 

@@ -67,5 +67,15 @@ def test_reductions(
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
     single = replace(row_spec, classes=("car",))
     assert ClassKL.mismatches(ClassKLConfig(), single, single) == [
-        "needs two classes or more (a softmax over one class is always 1); use class_bce instead"
+        "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
+    ]
+
+
+def test_one_class_that_the_teacher_knows_is_refused(row_spec: DetectorSpec) -> None:
+    """The other column is hidden on both sides, so that a softmax over the rest is always 1."""
+    both = replace(row_spec, classes=("person", "helmet"))
+    knows_one = replace(both, silent=frozenset({"helmet"}))
+    assert ClassKL.mismatches(ClassKLConfig(), both, both) == []
+    assert ClassKL.mismatches(ClassKLConfig(), both, knows_one) == [
+        "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
     ]

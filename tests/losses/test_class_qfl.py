@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
+from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channels
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.core.validation import validate
 from kd_vision.losses.class_qfl import ClassQFL, ClassQFLConfig, quality_focal
 
 Wave = Callable[..., tuple[Tensor, Tensor]]
@@ -60,3 +62,11 @@ def test_sum_over_the_teachers_objects(
     teacher[:, 2], student[:, 2] = math.log(3), 0.0
     found = ClassQFL(ClassQFLConfig(), row_spec, row_spec)(rows_side(student), rows_side(teacher), no_targets)
     assert float(found) == pytest.approx(4 * 0.25 * math.log(2) / 3.0, abs=1e-12)
+
+
+def test_powers_below_one_are_refused_for_their_slope_at_equality() -> None:
+    with pytest.raises(RequestError, match=r"beta: input should be greater than or equal to 1"):
+        validate(ClassQFLConfig, {"beta": 0.5}, "test")
+    s = torch.zeros(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(quality_focal(s, torch.zeros(3)).sum(), s)
+    assert gradient.tolist() == [0.0, 0.0, 0.0]

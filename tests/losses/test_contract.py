@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import SoftTargets, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.predictions import Channels, GridPredictions, Rows
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import validate
 from kd_vision.losses import LOSSES, load_loss
@@ -75,16 +75,9 @@ def changed(side: Channels, change: Callable[[Tensor], Tensor]) -> Channels:
 
 def on_grid(side: Channels, grid: GridPredictions) -> Channels:
     """The same side with another grid, and all that is computed from it."""
-    rows = replace(
-        side.rows,
-        logits=grid.logits,
-        boxes_xyxy=grid.boxes_xyxy,
-        centres_xy=grid.points_xy[None],
-        box_bins=grid.box_bins,
-        strides=grid.strides,
-    )
     answer, grade = replace(side.answer, grid=grid), replace(side.grade, grid=grid)
-    return replace(side, grid=grid, answer=answer, rows=rows, grade=grade)
+    rows = Rows(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
+    return replace(side, grid=grid, answer=answer, rows=lambda: rows, grade=grade)
 
 
 def grid_of(side: Channels) -> GridPredictions:
@@ -276,9 +269,15 @@ def test_classes_must_agree_by_name(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     swapped = replace(specs[1], classes=("car", "person", "bus"))
     assert kind.mismatches(kind.Config(), specs[0], swapped) == [
-        "needs the same classes in the same order; teacher has car, person, bus, student car, bus, person; "
+        "needs the same classes in the same order; teacher has 'car', 'person', 'bus', student 'car', 'bus', 'person'; "
         "map the teacher's with 'labels'"
     ]
+
+
+@every_loss
+def test_no_level_at_all_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="levels: tuple should have at least 1 item"):
+        validate(load_loss(name).Config, {"levels": []}, "test")
 
 
 @every_loss_on_predictions
@@ -290,7 +289,7 @@ def test_a_teacher_is_not_heard_on_classes_it_never_learned(
     kind = load_loss(name)
     assert kind.remarks(kind.Config(), specs[0], specs[1]) == []
     assert kind.remarks(kind.Config(), specs[0], unlearned) == [
-        "the teacher never learned bus: it teaches nothing about them"
+        "the teacher never learned 'bus': it teaches nothing about them"
     ]
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
@@ -381,5 +380,5 @@ def test_losses_on_maps_say_that_they_do_not_spare_classes_the_teacher_never_lea
     kind = load_loss(name)
     assert kind.remarks(kind.Config(), *specs) == []
     assert kind.remarks(kind.Config(), specs[0], replace(specs[1], silent=frozenset({"bus"}))) == [
-        "acts on whole maps, also where objects of classes lie that the teacher never learned (bus)"
+        "acts on whole maps, also where objects of classes lie that the teacher never learned ('bus')"
     ]

@@ -87,5 +87,15 @@ def test_points_in_boxes_take_labels_and_confident_points_elsewhere_only_the_sof
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
     single = replace(row_spec, classes=("car",))
     assert Hinton.mismatches(HintonConfig(), single, single) == [
-        "needs two classes or more (a softmax over one class is always 1); use class_bce instead"
+        "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
     ]
+
+
+def test_a_batch_without_anything_to_learn_is_no_mistake(
+    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+) -> None:
+    """No box, and a teacher that is sure of nothing: rightly 0, so the guard has to wait."""
+    quiet = rows_side(torch.full((7, 3), -4.0, dtype=torch.float64))
+    loss = Hinton(HintonConfig(), row_spec, row_spec)
+    assert float(loss(rows_side(torch.zeros(7, 3, dtype=torch.float64)), quiet, no_targets)) == 0.0
+    assert loss.may_vanish

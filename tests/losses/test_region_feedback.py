@@ -28,7 +28,7 @@ def student_of(logits: Tensor, background: Tensor | None = None) -> Channels:
     """Rows of one image with boxes of 8 x 8, one every 8 px."""
     left = 8.0 * torch.arange(logits.shape[1], dtype=torch.float64)
     boxes = torch.stack([left, torch.zeros_like(left), left + 8, torch.full_like(left, 8.0)], dim=-1)[None]
-    return Channels(rows=Rows(logits, boxes, (boxes[..., :2] + 4).float(), background))
+    return Channels(rows=lambda: Rows(logits, boxes, (boxes[..., :2] + 4).float(), background))
 
 
 def test_the_surest_boxes_are_shown_and_graded(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
@@ -114,8 +114,8 @@ def test_a_share_of_the_boxes_is_drawn_at_random(
     for seed in range(3):
         torch.manual_seed(seed)
         loss(student, replace(teacher, grade=grade), no_targets)
-    best = student.rows.logits.amax(dim=-1)[0].topk(5).indices
-    top = student.rows.boxes_xyxy[0, best]
+    rows = student.rows()
+    top = rows.boxes_xyxy[0, rows.logits.amax(dim=-1)[0].topk(5).indices]
     drawn = set()
     for boxes in seen:
         assert torch.equal(boxes[0, :5], top)
@@ -130,10 +130,11 @@ def test_a_box_mended_to_nothing_is_not_regressed_to(
     """Both boxes of row 0 are a thousandth of a pixel wide, where the slope of overlap is a thousandfold."""
     student = student_of(torch.zeros(1, 2, 2, dtype=torch.float64))
     assert student.rows is not None
-    boxes = student.rows.boxes_xyxy.clone()
+    rows = student.rows()
+    boxes = rows.boxes_xyxy.clone()
     boxes[0, 0, 2] = boxes[0, 0, 0] + 1e-3
     boxes.requires_grad_()
-    student = Channels(rows=replace(student.rows, boxes_xyxy=boxes))
+    student = Channels(rows=lambda: replace(rows, boxes_xyxy=boxes))
     moved = Channels(grade=lambda seen: Regions(torch.full((1, 2, 2), 0.9), seen + torch.tensor([5e-4, 0, 5e-4, 0])))
     found = RegionFeedback(RegionFeedbackConfig(), *pair)(student, moved, no_targets)
     (gradient,) = torch.autograd.grad(found, boxes)

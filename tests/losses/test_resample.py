@@ -247,3 +247,16 @@ def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_lookin
     by_row, by_nearest = ((points - student.points_xy).norm(dim=-1) for points in (corners.points_xy, looked_up))
     assert torch.allclose(by_row, by_nearest)
     assert torch.allclose(by_row, student.strides / 2**0.5)
+
+
+@pytest.mark.parametrize("name", ["class_bce", "box_iou"])
+def test_a_student_with_anchors_needs_a_grid_of_the_same_size(
+    name: str, specs: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
+) -> None:
+    """A teacher that is shown a larger image has more points; its best anchor would be told to all of the student's."""
+    spec = replace(specs[0], classes=("car",), level_strides={"P3": 8, "P4": 16}, level_anchors={"P3": 3, "P4": 3})
+    loss = load_loss(name)(load_loss(name).Config(), spec, spec)
+    student, teacher = Channels(grid=grid(64, 8, 16, anchors=3)), Channels(grid=grid(64, 4, 8, anchors=3))
+    assert float(loss(student, student, no_targets)) == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(RequestError, match=r"the student has 3 anchors at a point, and the teacher's grid is of anoth"):
+        loss(student, teacher, no_targets)

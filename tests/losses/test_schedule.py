@@ -32,3 +32,15 @@ def test_a_window_must_open_before_it_closes() -> None:
         Schedule(kind="window", start=0.5, stop=0.5)
     with pytest.raises(ValueError, match="start and stop belong to the kind window; given cosine"):
         Schedule(kind="cosine", start=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"kind": "cosine", "fraction": 0.5}, "fraction belongs to the kind warm_up; given cosine"),
+        ({"kind": "constant", "final": 0.5}, "final belongs to the kind cosine; given constant"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(given: dict[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Schedule.model_validate(given)

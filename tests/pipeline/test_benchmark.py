@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
 from kd_vision.core.run_directory import RunDirectory
+from kd_vision.detectors import family_module
 from kd_vision.pipeline.benchmark import benchmark, gflops
 from kd_vision.pipeline.build import build_stream, build_student, training_data
 
@@ -67,8 +69,12 @@ def test_unlabelled_images_come_beside_the_same_labelled_ones(write_config: Call
 def test_a_benchmark_needs_a_teacher_and_different_seeds(write_config: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="teacher: is missing; a benchmark compares with and without one"):
         benchmark(write_config(teacher=False), [0], tmp_path)
-    with pytest.raises(RequestError, match="give different seeds"):
-        benchmark(write_config(), [0, 0], tmp_path)
+    for seeds in ([0, 0], [-1]):
+        with pytest.raises(RequestError, match="give different seeds from 0 up"):
+            benchmark(write_config(), seeds, tmp_path)
+    with pytest.raises(RequestError, match=r"teacher\.name: 'plain' is the name of a student here; give another"):
+        benchmark(write_config(), [0], tmp_path, overrides=["teacher.name=plain"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml"]
 
 
 def test_operations_are_those_of_the_published_model() -> None:
@@ -81,3 +87,38 @@ def test_operations_are_those_of_the_published_model() -> None:
 def test_the_student_is_built_for_the_classes_of_the_data(write_config: Callable[..., Path]) -> None:
     detector = build_student(load_config(write_config()), ("a", "b", "c"))
     assert detector.spec.classes == ("a", "b", "c")
+
+
+def test_finished_runs_on_other_labels_do_not_count(
+    write_config: Callable[..., Path], tmp_path: Path, squares: Path
+) -> None:
+    out, data = tmp_path / "bench", tmp_path / "data"
+    shutil.copytree(squares.parent, data)
+    changes = [f"data={data / squares.name}", "train.epochs=1"]
+    benchmark(write_config(), [0], out, overrides=changes, with_latency=False)
+    labels = json.loads((data / "annotations" / "train.json").read_text())
+    labels["annotations"][0]["bbox"][2] -= 1
+    (data / "annotations" / "train.json").write_text(json.dumps(labels))
+    with pytest.raises(RequestError, match="holds a finished run of another config: the training data have changed"):
+        benchmark(write_config(), [0], out, overrides=changes, with_latency=False)
+
+
+def test_a_teacher_of_other_classes_and_an_ensemble_with_weights_are_reported(
+    write_config: Callable[..., Path], tmp_path: Path, teacher_file: Path
+) -> None:
+    """The first teaches features alone, so it has no arm; the second has members' weights and no file."""
+    torch.manual_seed(5)
+    kind = family_module("ultralytics", "teacher")
+    kind.build(kind.UltralyticsConfig(model="yolov8n"), ("a", "b", "c"), "student").save(tmp_path / "other.pt", {})
+    member = {"weights": str(teacher_file)}
+    teachers = [
+        {"name": "maps", "weights": str(tmp_path / "other.pt")},
+        {"name": "both", "family": "ensemble", "members": [member, member], "weights": [2, 1]},
+    ]
+    terms = [{"loss": "feature_pkd", "teacher": "maps"}, {"loss": "soft_boxes", "teacher": "both"}]
+    config = write_config(teacher=False, train="epochs: 1")
+    asked = {"teacher": teachers, "distill": terms, "allow_weak_teacher": True}
+    config.write_text(config.read_text() + "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items()))
+    result = benchmark(config, [0], tmp_path / "bench", with_latency=False)
+    assert [arm.name for arm in result.data.arms] == ["both", "plain", "distilled"]
+    assert result.data.arms[0].file_bytes is None

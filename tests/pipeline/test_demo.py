@@ -41,6 +41,12 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_demo_killed_while_it_drew_its_first_scenes_goes_on(tmp_path: Path) -> None:
+    (tmp_path / ".scenes.x1y2").mkdir()
+    with pytest.raises(GateError, match="is not better than the untrained student's"):
+        demo(tmp_path, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, quiet=True)
+
+
 @pytest.mark.stress
 def test_the_whole_story_ends_with_a_better_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0

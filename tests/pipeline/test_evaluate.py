@@ -82,3 +82,22 @@ def test_kinds_that_are_no_model_are_refused(tmp_path: Path, squares: Path) -> N
     }.items():
         with pytest.raises(RequestError, match=text):
             evaluate(tmp_path / name, squares)
+
+
+def test_a_teacher_of_a_config_is_measured_at_its_own_size(
+    write_config: Callable[..., Path], squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config()
+    assert evaluate(config, squares).image_size == 64
+    with pytest.raises(RequestError, match="its own config says at which image_size a teacher looks"):
+        evaluate(config, squares, image_size=96)
+    assert main(["predict", str(config), str(squares.parent / "val")]) == 2
+    assert "only `kd-vision evaluate` takes it" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "numbers.json").mkdir()
+    assert main(["evaluate", str(run), "--data", str(squares), "--json", str(tmp_path / "numbers.json")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(": Is a directory")

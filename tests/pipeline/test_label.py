@@ -296,7 +296,10 @@ def test_an_ensemble_is_shown_what_its_largest_member_wants_and_its_silence_is_s
         {"weights": str(teacher_file), "labels": {"blue": "drop"}, "image_size": 128},
     ]
     config = write_config(teacher=False)
-    asked = {"teacher": {"family": "ensemble", "members": members}, "distill": [{"loss": "soft_boxes"}]}
+    asked = {
+        "teacher": {"family": "ensemble", "members": members, "weights": [2, 1]},
+        "distill": [{"loss": "soft_boxes"}],
+    }
     config.write_text(config.read_text() + "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items()))
     result = label(config, tmp_path / "store", splits=["val"], options=QUICK)
     assert result.store.manifest.options["image_size"] == 128

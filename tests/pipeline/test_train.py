@@ -358,3 +358,68 @@ def test_two_processes_train_the_same_student(write_config: Callable[..., Path],
     assert (tmp_path / "run" / "student.pt").is_file()
     rows = [row for row in RunDirectory(tmp_path / "run").read_log() if row["split"] == "val"]
     assert len(rows) == 2
+
+
+def test_a_break_waits_until_no_gathered_gradient_would_be_lost(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked at the first batch of three that make an update; taken after the third."""
+    config = load_config(write_config(train="accumulate: 3"))
+    whole = train(config, tmp_path / "whole")
+    step = Trainer._step
+
+    def broken(self: Trainer, batch: object) -> None:
+        self._break_asked = self._break_asked or self.progress.step == 0
+        step(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "broken")
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert [row["step"] for row in RunDirectory(tmp_path / "broken").read_log()] == [1, 2, 3]
+    resumed = train(config, tmp_path / "broken", resume=True)
+    one, other = weights_of(whole.student), weights_of(resumed.student)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_run_may_be_faster_and_say_more(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(teacher=False)
+    train(config, tmp_path / "run", overrides=["train.epochs=1"])
+    changes = ["train.epochs=1", "train.workers=1", "train.cache=none", "train.log_every=5", "train.checkpoint_every=2"]
+    assert train(config, tmp_path / "run", resume=True, overrides=changes).fit.steps == 3
+
+
+def test_a_run_killed_before_its_last_file_is_not_taken_for_finished(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: RunDirectory) -> None:
+        raise Killed
+
+    monkeypatch.setattr(RunDirectory, "write_csv", killed)
+    with pytest.raises(Killed):
+        train(write_config(teacher=False), tmp_path / "run", overrides=["train.epochs=1"])
+    assert (tmp_path / "run" / "fit.json").is_file()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_student_knows_the_size_it_was_trained_at_wherever_it_lies(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    from ultralytics import YOLO
+
+    result = train(write_config(teacher=False), tmp_path / "run", overrides=["train.epochs=1"])
+    alone = tmp_path / "elsewhere.pt"
+    alone.write_bytes(result.student.read_bytes())
+    (tmp_path / "config.yaml").write_text("somebody: else\n")
+    assert load_model(alone).image_size == 64
+    assert YOLO(alone).overrides["imgsz"] == 64
+    assert load_model(alone, 96).image_size == 96
+    for size in (0, -64, 100):
+        with pytest.raises(RequestError, match=f"--image-size: {size} is not a multiple of 32, which yolov8n needs"):
+            load_model(alone, size)
+
+
+def test_a_share_of_unlabelled_images_that_rounds_to_none_is_refused(write_config: Callable[..., Path]) -> None:
+    config = load_config(write_config(train="unlabelled_ratio: 0.1"))
+    with pytest.raises(RequestError, match=r"train\.unlabelled_ratio: 0\.1 of a batch of 4 is no whole image"):
+        build_stream(config, *training_data(config), 3)

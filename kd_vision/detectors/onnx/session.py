@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, first_line
 from kd_vision.detectors.onnx.metadata import said_size
 
 _INPUT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
@@ -115,16 +115,10 @@ class OnnxGraph:
             height, width = shown.shape[-2:]
             size = said_size(self.metadata) or "the side it was exported for"
             raise RequestError(
-                f"{self.path}: onnxruntime cannot run it on images of {height}x{width} ({_first_line(error)}); give "
+                f"{self.path}: onnxruntime cannot run it on images of {height}x{width} ({first_line(error)}); give "
                 f"image_size: {size}"
             ) from error
         return answers
-
-
-def _first_line(error: Exception) -> str:
-    """What onnxruntime says; it has a class of its own for each cause, none of them public."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
 
 
 def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -145,7 +139,7 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise RequestError(f"{path}: onnxruntime cannot open it ({_first_line(error)}); export it again") from error
+        raise RequestError(f"{path}: onnxruntime cannot open it ({first_line(error)}); export it again") from error
 
 
 def _plain_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -51,7 +51,9 @@ def build(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str
         RequestError: the file is missing, unreadable or of another model, or a download fails.
     """
     loaded = load(config, classes, where)
-    return _adapted(loaded.net, loaded.layout)
+    detector = _adapted(loaded.net, loaded.layout)
+    detector.trained_size = loaded.size
+    return detector
 
 
 def rebuild(architecture: Mapping[str, Any]) -> TorchvisionDetector:

@@ -33,6 +33,7 @@ from kd_vision.core.predictions import (
     Rows,
 )
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.base import freeze
 from kd_vision.detectors.dense import grade_by_grid, rows_of
 from kd_vision.detectors.postprocess import suppress
 from kd_vision.detectors.torchvision.common import (
@@ -155,15 +156,14 @@ class OneStageDetector(TorchvisionDetector):
             {ONE_TO_MANY: 1.0},
             decide=partial(self._decide, ran) if wants_boxes else None,
             answer=partial(self._answer, ran) if wants_boxes else None,
-            rows=self._rows(ran) if wants_regions else None,
+            rows=partial(self._rows, ran) if wants_regions else None,
             grade=(lambda boxes: grade_by_grid(grid(), boxes)) if wants_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`; the boxes are cut off at the border, as the family's are."""
-        twin = copy.deepcopy(self).float().cpu().eval()
-        for parameter in twin.parameters():
-            parameter.requires_grad_(False)
+        twin = copy.deepcopy(self).float().cpu()
+        freeze(twin)
         return _Dense(twin)
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:

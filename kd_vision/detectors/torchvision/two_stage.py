@@ -32,6 +32,7 @@ from kd_vision.core.predictions import (
     Rows,
 )
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.detectors.base import freeze
 from kd_vision.detectors.postprocess import to_detections
 from kd_vision.detectors.torchvision.common import (
     TorchvisionDetector,
@@ -109,7 +110,7 @@ class FasterRcnnDetector(TorchvisionDetector):
             ran.maps if "features" in channels else {},
             decide=partial(self._decide, ran) if wants_boxes else None,
             answer=partial(self._answer, ran) if wants_boxes else None,
-            rows=self._best_rows(ran) if wants_regions else None,
+            rows=partial(self._best_rows, ran) if wants_regions else None,
             grade=partial(self._grade, ran) if wants_regions else None,
         )
 
@@ -119,9 +120,8 @@ class FasterRcnnDetector(TorchvisionDetector):
         A row is a proposal together with a class: the box that is regressed for the class, its probability, and 0
         for all other classes; so A is N * K. NMS among the proposals is inside, that among the rows is not.
         """
-        twin = copy.deepcopy(self).float().cpu().eval()
-        for parameter in twin.parameters():
-            parameter.requires_grad_(False)
+        twin = copy.deepcopy(self).float().cpu()
+        freeze(twin)
         return _Dense(twin)
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, first_line
 from kd_vision.detectors.torchvision.config import Parts, TorchvisionConfig, parts_of
 from kd_vision.detectors.torchvision.models import Layout, construct
 
@@ -28,10 +28,11 @@ _WITHOUT_EPSILON = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A network ready for its adapter, and what it is made of."""
+    """A network ready for its adapter, what it is made of, and the input side that its file was trained at."""
 
     net: Any
     layout: Layout
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,13 @@ class _File:
         state: tensors by the family's names.
         layout: what our files say of the model; None: a plain state dict.
         source: for messages.
+        size: input side of training, where the file says so.
     """
 
     state: dict[str, Tensor]
     layout: Layout | None
     source: str
+    size: int | None = None
 
 
 def load(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str) -> Loaded:
@@ -58,7 +61,7 @@ def load(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str)
         raise RequestError(
             f"{where}.proposals: {loaded.layout.model} has no second stage to look at them; leave it out"
         )
-    return Loaded(loaded.net, replace(loaded.layout, proposals=config.proposals))
+    return replace(loaded, layout=replace(loaded.layout, proposals=config.proposals))
 
 
 def _loaded(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str) -> Loaded:
@@ -99,7 +102,7 @@ def _from_file(file: _File, config: TorchvisionConfig, classes: tuple[str, ...] 
         layout = replace(layout, classes=classes)
     net = construct(layout)
     _transfer(state, net, file.source, classes is None, where)
-    return Loaded(net, layout)
+    return Loaded(net, layout, file.size)
 
 
 def _model_of(file: _File, config: TorchvisionConfig, where: str) -> str:
@@ -249,7 +252,7 @@ def _download(weights: Any, what: str, where: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise RequestError(
-            f"{where}.pretrained: {what} cannot be downloaded ({_first_line(error)}); fetch {weights.url} yourself and "
+            f"{where}.pretrained: {what} cannot be downloaded ({first_line(error)}); fetch {weights.url} yourself and "
             f"give the file as 'weights', or use pretrained: none"
         ) from error
     return dict(state)
@@ -270,7 +273,7 @@ def _read(path: Path, trust: bool, where: str) -> _File:
                 f"{where}.weights: {path} needs classes outside the allow-list; loading it would run its "
                 f"code; set trust: true if you know who made it"
             ) from error
-        raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file ({_first_line(error)})") from error
+        raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file ({first_line(error)})") from error
     state = _state_in(content)
     if state is None:
         raise RequestError(f"{where}.weights: {path} holds no state dict of a model of this family")
@@ -279,7 +282,8 @@ def _read(path: Path, trust: bool, where: str) -> _File:
         return _File(state, None, str(path))
     if not isinstance(note, Mapping) or note.get("family") != "torchvision":
         raise RequestError(f"{where}.weights: {path} is of another family; give its 'family' too")
-    return _File(state, Layout.from_mapping(note), str(path))
+    size = str(note.get("image_size"))
+    return _File(state, Layout.from_mapping(note), str(path), int(size) if size.isdigit() else None)
 
 
 def _state_in(content: Any) -> dict[str, Tensor] | None:
@@ -290,7 +294,3 @@ def _state_in(content: Any) -> dict[str, Tensor] | None:
         if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
             return dict(inner)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -54,7 +54,9 @@ def build(config: UltralyticsConfig, classes: tuple[str, ...] | None, where: str
         RequestError: the model is unknown, the file is missing, unreadable, or not a detector.
     """
     loaded = load(config, classes, where)
-    return _adapter(loaded.net)(loaded.net, loaded.classes, loaded.name)
+    detector = _adapter(loaded.net)(loaded.net, loaded.classes, loaded.name)
+    detector.trained_size = loaded.size
+    return detector
 
 
 def rebuild(architecture: Mapping[str, Any]) -> FamilyDetector:

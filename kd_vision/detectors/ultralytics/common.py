@@ -22,7 +22,7 @@ from ultralytics.nn import tasks
 from kd_vision.core.batch import Targets
 from kd_vision.core.run_directory import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector, fast_layout, plain_layout
+from kd_vision.detectors.base import Detector, fast_layout, freeze, plain_layout
 
 
 class FamilyDetector(Detector):
@@ -71,6 +71,8 @@ class FamilyDetector(Detector):
         """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
         net = self._frozen_copy()
         net.args = {**vars(net.args), "model": self.spec.name, "task": "detect"}
+        if "image_size" in metadata:  # at which YOLO(path) looks too
+            net.args["imgsz"] = int(metadata["image_size"])
         content = {
             "model": net,
             "ema": None,
@@ -86,9 +88,8 @@ class FamilyDetector(Detector):
 
     def _frozen_copy(self) -> tasks.DetectionModel:
         """Return the network on the CPU in evaluation mode, without gradients."""
-        net = plain_layout(copy.deepcopy(self.net)).float().cpu().eval()
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
+        net = plain_layout(copy.deepcopy(self.net)).float().cpu()
+        freeze(net)
         return net
 
 

@@ -52,6 +52,7 @@ def _scaled_models() -> list[str]:
     found = []
     for name in known_models():
         base, dash, variant = name.partition("-")
-        if base != "rtdetr":  # each of its sizes has a file of its own
+        # RT-DETR, v3 and some of v9 and v10 have a file for each size.
+        if base[-1].isdigit() and base != "yolov3":
             found += [f"{base}{scale}{dash}{variant}" for scale in "nsmlx"]
     return sorted({*found, *known_models()})

@@ -101,7 +101,7 @@ class UltralyticsDetector(FamilyDetector):
             self._branch_weights(),
             decide=partial(self._detections, predictions) if wants_boxes else None,
             answer=partial(self._answer, predictions) if wants_boxes else None,
-            rows=self._rows(predictions["one2many"]) if wants_regions else None,
+            rows=(lambda: self._rows(predictions["one2many"])) if wants_regions else None,
             grade=(lambda boxes: grade_by_grid(self._inference_grid(predictions), boxes)) if wants_regions else None,
         )
 
@@ -149,7 +149,7 @@ class UltralyticsDetector(FamilyDetector):
         points, strides = self._points(raw["feats"])
         sides = raw["boxes"].permute(0, 2, 1).float()
         boxes = self._decoded(sides, points, strides)
-        bins = sides.reshape(*sides.shape[:-1], 4, -1) if self.head.reg_max > 1 else None
+        bins = self._bins(sides) if self.head.reg_max > 1 else None
         return GridPredictions(raw["scores"].permute(0, 2, 1), boxes, points, strides, bins)
 
     def _rows(self, raw: Mapping[str, Any]) -> Rows:
@@ -163,17 +163,21 @@ class UltralyticsDetector(FamilyDetector):
             raw["scores"].permute(0, 2, 1),
             boxes,
             points[None],
-            box_bins=sides.reshape(*sides.shape[:-1], 4, -1) if has_bins else None,
+            box_bins=self._bins(sides) if has_bins else None,
             strides=strides if has_bins else None,
             decode=lambda image, row: self._decoded(sides[image, row].float(), points[row], strides[row]),
         )
+
+    def _bins(self, sides: Tensor) -> Tensor:
+        """Return (..., 4, R) of (..., 4 R), whose first axes may be empty."""
+        return sides.reshape(*sides.shape[:-1], 4, self.head.reg_max)
 
     def _decoded(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
         """Turn what the head says of a point's four sides, (..., A, 4) or (..., A, 4 R), into boxes, (..., A, 4)."""
         if self.head.reg_max > 1:
             values = torch.arange(self.head.reg_max, dtype=sides.dtype, device=sides.device)
             with torch.autocast(sides.device.type, enabled=False):  # half precision would move edges by pixels
-                sides = sides.reshape(*sides.shape[:-1], 4, -1).softmax(-1) @ values
+                sides = self._bins(sides).softmax(-1) @ values
         sides = sides * strides[..., None]
         return torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
 

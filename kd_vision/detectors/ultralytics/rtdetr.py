@@ -140,7 +140,7 @@ class RtdetrDetector(FamilyDetector):
             dict(zip(self.spec.level_strides, maps, strict=True)) if "features" in channels else {},
             decide=partial(_decide, queries) if wants_boxes else None,
             answer=partial(self._answer, queries) if wants_boxes else None,
-            rows=queries.rows(queries.final) if wants_regions else None,
+            rows=(lambda: queries.rows(queries.final)) if wants_regions else None,
             grade=partial(_grade, queries) if wants_regions else None,
         )
 
@@ -294,7 +294,8 @@ def _costs(matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, probs: Tens
     scores = logits.float().sigmoid()
     positive = matcher.alpha * (1 - scores) ** matcher.gamma * -(scores + _EPSILON).log()
     negative = (1 - matcher.alpha) * scores**matcher.gamma * -(1 - scores + _EPSILON).log()
-    by_class = (positive - negative) @ probs.transpose(1, 2)
+    with torch.autocast(logits.device.type, enabled=False):  # half precision would decide near ties anew
+        by_class = (positive - negative) @ probs.float().transpose(1, 2)
     mine, theirs = boxes.float()[..., :, None, :], wanted[:, None]
     distance = (mine - theirs).abs().sum(dim=-1)
     apart = 1 - bbox_iou(mine, theirs, xywh=True, GIoU=True).squeeze(-1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, first_line
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 
 _REFUSED = ("weights_only", "unsupported global", "references types outside")
@@ -27,11 +27,13 @@ class Loaded:
         net: of the family.
         classes: names in label order.
         name: architecture, for messages and reports.
+        size: input side that it was trained at, where a file says so.
     """
 
     net: tasks.DetectionModel
     classes: tuple[str, ...]
     name: str
+    size: int | None = None
 
 
 def load(config: UltralyticsConfig, classes: tuple[str, ...] | None, where: str) -> Loaded:
@@ -86,13 +88,14 @@ def _read_weights(path: Path, trust: bool, where: str) -> tasks.DetectionModel |
                 f"{where}.weights: {path} needs classes outside the allow-list; loading it would run its "
                 f"code; set trust: true if you know who made it"
             ) from error
-        raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file ({_first_line(error)})") from error
+        raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file ({first_line(error)})") from error
     if isinstance(content, Mapping):
         for key in ("ema", "model"):
             if isinstance(content.get(key), nn.Module):
                 net = _only_detectors(content[key].float(), str(path), where)
                 ours = content.get("kd_vision") or {}
                 net.yaml.setdefault("yaml_file", f"{ours.get('name', path.stem)}.yaml")
+                net.args = {"imgsz": ours.get("image_size") or (content.get("train_args") or {}).get("imgsz")}
                 return net
         state = content.get("state_dict", content)
         if state and all(isinstance(value, Tensor) for value in state.values()):
@@ -110,7 +113,7 @@ def _from_checkpoint(
     own_channels = int(net.yaml.get("channels", 3))
     channels = config.input_channels or own_channels
     if (classes is None or classes == own) and config.model is None and channels == own_channels:
-        return Loaded(net, own, name)
+        return Loaded(net, own, name, _whole_number(net.args["imgsz"]))
     wanted = own if classes is None else classes
     if config.model is not None:
         fresh = _from_yaml(config.model, len(wanted), channels, where)
@@ -118,6 +121,10 @@ def _from_checkpoint(
         fresh = construct(copy.deepcopy(net.yaml), channels, len(wanted))
     _transfer(net.state_dict(), fresh, config.weights, where, whole=classes is None)
     return Loaded(fresh, wanted, name)
+
+
+def _whole_number(given: Any) -> int | None:
+    return int(given) if str(given).isdigit() else None  # the family's may be two
 
 
 def _from_state_dict(
@@ -160,7 +167,3 @@ def _only_detectors(net: Any, name: str, where: str) -> tasks.DetectionModel:
     if isinstance(head, Detect) and head.cv2 is None:
         raise RequestError(f"{where}: {name} was fused for inference; give the unfused checkpoint")
     return net
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

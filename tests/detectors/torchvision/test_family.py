@@ -179,7 +179,7 @@ def test_spec_says_what_the_channels_hold(name: str, make: Make) -> None:
         assert grid.logits.shape == (1, sum(rows), 3)
         assert grid.strides.unique_consecutive(return_counts=True)[1].tolist() == rows
     assert output.rows is not None
-    assert output.rows.logits.shape[2] == 3
+    assert output.rows().logits.shape[2] == 3
 
 
 @pytest.mark.parametrize("name", MODELS)

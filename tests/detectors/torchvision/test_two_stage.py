@@ -12,6 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
 
 from kd_vision.core.batch import SoftTargets
 from kd_vision.core.predictions import BACKGROUND, NO_PART
+from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.torchvision import FasterRcnnDetector, TorchvisionDetector
 from kd_vision.detectors.torchvision.proposals import ProposalRule, keep_best, pool_levels, propose
 
@@ -196,7 +197,7 @@ def test_grading_by_a_head_whose_answer_is_known(make: Make, images: torch.Tenso
 
 def test_rows_of_the_student_are_its_best_proposals_with_gradient(make: Make, images: torch.Tensor) -> None:
     detector = make(NAME)
-    rows = detector(images, channels=frozenset({"regions"})).rows
+    rows = detector(images, channels=frozenset({"regions"})).rows()
     assert rows is not None
     assert rows.background is not None
     assert rows.logits.shape == (2, 100, 3)
@@ -212,3 +213,15 @@ def test_levels_of_a_mobile_pyramid_have_names_of_their_own(make: Make) -> None:
     spec = make("fasterrcnn_mobilenet_v3_small_fpn").spec
     assert dict(spec.level_strides) == {"P5a": 32, "P5": 32, "P6": 64}
     assert spec.provides == {"features", "regions", "detections"}
+
+
+def test_a_teacher_of_regions_shows_no_boxes_of_its_own(make: Make, images: torch.Tensor) -> None:
+    """What it would show takes proposals, NMS and a second stage, and nobody reads it."""
+    detector = make(NAME)
+    calls: list[object] = []
+    detector.net.roi_heads.box_head.register_forward_hook(lambda *_: calls.append(1))
+    output = FrozenTeacher(detector)(images, frozenset({"regions"}))
+    assert (output.rows, output.decide, output.answer, calls) == (None, None, None, [])
+    assert output.grade is not None
+    output.grade(torch.tensor([[[4.0, 4, 40, 40]]]).expand(len(images), -1, -1))
+    assert calls == [1]
