@@ -88,12 +88,12 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def awake_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that saves an awake detector of a given architecture for the squares."""
+def awake_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves an awake detector of a given architecture, for the squares by default."""
 
-    def save(name: str) -> Path:
+    def save(name: str, classes: tuple[str, ...] = ("red", "blue")) -> Path:
         path = tmp_path_factory.mktemp("awake") / f"{name}.pt"
-        awake(name, ("red", "blue"), seed=2).save(path, {})
+        awake(name, classes, seed=2).save(path, {})
         return path
 
     return save

@@ -14,7 +14,6 @@ import torch
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.detectors import family_module
 from kd_vision.pipeline.benchmark import benchmark, gflops
 from kd_vision.pipeline.build import build_stream, build_student, training_data
 
@@ -104,15 +103,12 @@ def test_finished_runs_on_other_labels_do_not_count(
 
 
 def test_a_teacher_of_other_classes_and_an_ensemble_with_weights_are_reported(
-    write_config: Callable[..., Path], tmp_path: Path, teacher_file: Path
+    write_config: Callable[..., Path], tmp_path: Path, teacher_file: Path, awake_file: Callable[..., Path]
 ) -> None:
     """The first teaches features alone, so it has no arm; the second has members' weights and no file."""
-    torch.manual_seed(5)
-    kind = family_module("ultralytics", "teacher")
-    kind.build(kind.UltralyticsConfig(model="yolov8n"), ("a", "b", "c"), "student").save(tmp_path / "other.pt", {})
     member = {"weights": str(teacher_file)}
     teachers = [
-        {"name": "maps", "weights": str(tmp_path / "other.pt")},
+        {"name": "maps", "weights": str(awake_file("yolov8n", ("a", "b", "c")))},
         {"name": "both", "family": "ensemble", "members": [member, member], "weights": [2, 1]},
     ]
     terms = [{"loss": "feature_pkd", "teacher": "maps"}, {"loss": "soft_boxes", "teacher": "both"}]
