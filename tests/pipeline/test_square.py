@@ -50,13 +50,7 @@ TERMS: dict[str, list[dict[str, Any]]] = {
     "regions": [{"loss": "region_feedback", "box_gain": 0.0}],
 }
 SCHOOLED = "schooled"
-SCHOOLED_TERMS = {
-    "detections": [{"loss": "soft_boxes"}],
-    "features": [{"loss": "feature_pkd"}],
-    "grid": [{"loss": "class_bce"}, {"loss": "box_iou"}],
-    "regions": [{"loss": "region_feedback"}],
-}
-"""Of a teacher that knows the cells, with the settings that users get."""
+"""A teacher that knows the cells; its terms have the settings that users get."""
 AWAKE = ("cls_logits.bias", "enc_score_head.bias", "dec_score_head")
 # Where all boxes are about as sure, many tie at the threshold of NMS, and the file may keep another one.
 HARDLY_TRAINED = ParityLimits(confident_matched_share=0.99, pixels_p99=1.0)
@@ -76,7 +70,7 @@ def pairs() -> list[Any]:
                 marks = [] if always else [pytest.mark.stress]
                 if channel == "detections" or teacher in STUDENTS:
                     found.append(pytest.param(channel, teacher, student, marks=marks))
-    schooled = ((channel, SCHOOLED, student) for channel in SCHOOLED_TERMS for student in STUDENTS)
+    schooled = ((channel, SCHOOLED, student) for channel in TERMS for student in STUDENTS)
     return found + [pytest.param(*case, marks=pytest.mark.stress) for case in schooled]
 
 
@@ -211,7 +205,9 @@ def test_a_teacher_teaches_a_student(
     # The branches of an end-to-end head would change weight from one epoch to the other.
     monkeypatch.setattr(UltralyticsDetector, "set_progress", lambda self, done: None)
     monkeypatch.setattr(export_module, "ParityEvidence", partial(ParityEvidence, limits=HARDLY_TRAINED))
-    terms = (SCHOOLED_TERMS if teacher == SCHOOLED else TERMS)[channel]
+    terms = TERMS[channel]
+    if teacher == SCHOOLED:
+        terms = [{"loss": term["loss"]} for term in terms]
     bias = -3.0 if student == "end_to_end" else -1.0  # without NMS, the boxes of a livelier head tie in a file
     # Two untrained softmax heads say much the same of a region, so the student starts with another opinion.
     background = 2.0 if channel == "regions" else 0.0
