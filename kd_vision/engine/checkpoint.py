@@ -119,6 +119,6 @@ def restore(
     average.updates = content["average_updates"]
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["rng"])
-    if content["device_rng"] is not None and torch.cuda.is_available():
+    if content.get("device_rng") is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["device_rng"])
     return Progress(**content["progress"])
