@@ -76,7 +76,7 @@ class TrainConfig(StrictModel):
     checkpoint_every: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _best_needs_validation(self) -> TrainConfig:
+    def _waits_for_validation(self) -> TrainConfig:
         if self.keep == "best" and self.validate_every == 0:
             raise ValueError("keep: best needs validation; set validate_every to 1 or more, or keep to last")
         if self.patience and self.validate_every == 0:

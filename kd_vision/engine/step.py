@@ -108,8 +108,7 @@ class TrainingStep(nn.Module):
         cannot do with frozen values.
         """
         batch = held.batch
-        asked = self.distiller.asks(held.active).values() if self.distiller else ()
-        channels: frozenset[Channel] = frozenset().union(*asked)
+        channels: frozenset[Channel] = self.distiller.requires(held.active) if self.distiller else frozenset()
         if with_features:
             channels = channels | {"features"}
         own = to_channels(batch.images, self.student.spec.input_channels)

@@ -34,12 +34,10 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.register_buffer("auto_weights", torch.zeros(len(losses), dtype=torch.float32))
         self._teacher_of = {name: (teachers or {}).get(name, ONLY_TEACHER) for name in losses}
-        self._requires = frozenset(channel for loss in losses.values() for channel in loss.requires)
 
-    @property
-    def requires(self) -> frozenset[Channel]:
-        """Channels that the student must give."""
-        return self._requires
+    def requires(self, active: frozenset[str] | None = None) -> frozenset[Channel]:
+        """Channels that the student must give, for the terms that are active; None: all are."""
+        return frozenset().union(*self.asks(active).values())
 
     def teacher_of(self, name: str) -> str:
         """Whom a term learns from."""
