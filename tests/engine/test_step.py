@@ -184,3 +184,11 @@ def test_moving_along_the_term_brings_the_student_to_the_teacher() -> None:
         torch.nn.utils.clip_grad_norm_(run.parameters(), 1.0)
         optimizer.step()
     assert values[-1] < values[0]
+
+
+def test_the_student_is_asked_for_what_open_terms_need() -> None:
+    student = detector()
+    asked = distiller(student, detector(seed=1), class_qfl=1.0, feature_mse=1.0)
+    assert asked.requires() == {"grid", "features"}
+    assert asked.requires(frozenset({"class_qfl"})) == {"grid"}
+    assert asked.requires(frozenset()) == frozenset()
