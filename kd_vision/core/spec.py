@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channel
 
 
@@ -53,3 +54,13 @@ class DetectorSpec:
             return None
         near = max(round(size / multiple), 1) * multiple
         return f"{key}: {size} is not a multiple of {multiple}, which {self.name} needs; use {near}"
+
+    def refuse_wrong_size(self, size: int, key: str) -> None:
+        """Raise what `wrong_size` says, if anything.
+
+        Raises:
+            RequestError: the size does not fit.
+        """
+        wrong = self.wrong_size(size, key)
+        if wrong:
+            raise RequestError(wrong)

@@ -159,18 +159,17 @@ def build_source(
     cut = options.image_size or given
     if cut is not None:
         refuse_idle_tiles(options, cut, where, fixed_size(source))
-    return FrozenTeacher(shown, labels, options.image_size or _settled_view(shown, given, where))
+    view = options.image_size or _settled_view(shown, given, where)
+    if view is not None:
+        shown.spec.refuse_wrong_size(view, f"{where}.image_size")
+    return FrozenTeacher(shown, labels, view)
 
 
 def _settled_view(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
     try:
-        view = settle_view(shown, given) or given
+        return settle_view(shown, given) or given
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
-    wrong = None if view is None else shown.spec.wrong_size(view, f"{where}.image_size")
-    if wrong:
-        raise RequestError(wrong)
-    return view
 
 
 def refuse_idle_tiles(options: TeacherOptions, view: int, where: str, only: int | None = None) -> None:
@@ -219,7 +218,4 @@ def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, wher
             f"{where}.image_size: the file takes images of {only}x{only} pixels alone, given {size}; leave it out, or "
             f"add tiles: {{size: {only}}}"
         )
-    wrong = None if size is None else shown.spec.wrong_size(size, f"{where}.image_size")
-    if wrong:
-        raise RequestError(wrong)
     return shown

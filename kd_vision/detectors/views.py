@@ -88,9 +88,7 @@ class Tiled(PixelSource):
             raise RequestError(f"{where}.size: is missing; give the side of a tile in pixels, e.g. 640")
         if only is not None and size != only:
             raise RequestError(f"{where}.size: the file takes images of {only}x{only} pixels alone, given {size}")
-        wrong = source.spec.wrong_size(size, f"{where}.size")
-        if wrong:
-            raise RequestError(wrong)
+        source.spec.refuse_wrong_size(size, f"{where}.size")
         return cls(source, size, config.overlap, config.whole)
 
     def to(self, device: torch.device | str) -> Tiled:

@@ -45,9 +45,7 @@ def build_student(config: RunConfig, classes: tuple[str, ...]) -> Detector:
     """Build the student with a head for the classes of the data set."""
     student: Any = config.student
     detector: Detector = family_module(student.family, "student").build(student, classes, "student")
-    wrong = detector.spec.wrong_size(config.image_size, f"{config.source}: image_size")
-    if wrong:
-        raise RequestError(wrong)
+    detector.spec.refuse_wrong_size(config.image_size, f"{config.source}: image_size")
     return detector
 
 

@@ -89,9 +89,7 @@ def predict_split(
     Raises:
         RequestError: the input side does not fit the model.
     """
-    wrong = predictor.spec.wrong_size(image_size, "image size")
-    if wrong:
-        raise RequestError(wrong)
+    predictor.spec.refuse_wrong_size(image_size, "image size")
     batches = eval_batches(truth, image_size, options.batch_size, predictor.spec.input_channels)
     total = len(truth.images)
     with ProgressBar(f"predict {truth.name}", quiet=quiet) as bar:

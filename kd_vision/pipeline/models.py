@@ -71,9 +71,7 @@ def load_model(
     if image_size is not None:
         loaded = replace(loaded, image_size=image_size)
     key = f"{path}: image size" if image_size is None else "--image-size"
-    wrong = loaded.predictor.spec.wrong_size(loaded.image_size, key)
-    if wrong:
-        raise RequestError(wrong)
+    loaded.predictor.spec.refuse_wrong_size(loaded.image_size, key)
     return loaded
 
 
