@@ -18,7 +18,16 @@ from kd_vision.core.predictions import Channel, Detections, DetectorOutput, Pred
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.postprocess import to_original
 
-__all__ = ["Detector", "PixelPredictor", "PredictOptions", "Predictor", "fast_layout", "freeze", "plain_layout"]
+__all__ = [
+    "Detector",
+    "PixelPredictor",
+    "PredictOptions",
+    "Predictor",
+    "fast_layout",
+    "freeze",
+    "plain_layout",
+    "said_side",
+]
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -132,6 +141,11 @@ class Detector(nn.Module, ABC):
 
         Heads whose own loss changes over training use it; others ignore it.
         """
+
+
+def said_side(said: object) -> int | None:
+    """Return the input side that a `.pt` file's note gives, a number or its digits; None: it gives none, or two."""
+    return int(str(said)) if str(said).isdigit() else None
 
 
 def freeze(module: nn.Module) -> None:

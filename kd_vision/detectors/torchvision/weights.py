@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor
 
 from kd_vision.core.errors import RequestError, first_line
+from kd_vision.detectors.base import said_side
 from kd_vision.detectors.torchvision.config import Parts, TorchvisionConfig, parts_of
 from kd_vision.detectors.torchvision.models import Layout, construct
 
@@ -282,8 +283,7 @@ def _read(path: Path, trust: bool, where: str) -> _File:
         return _File(state, None, str(path))
     if not isinstance(note, Mapping) or note.get("family") != "torchvision":
         raise RequestError(f"{where}.weights: {path} is of another family; give its 'family' too")
-    size = str(note.get("image_size"))
-    return _File(state, Layout.from_mapping(note), str(path), int(size) if size.isdigit() else None)
+    return _File(state, Layout.from_mapping(note), str(path), said_side(note.get("image_size")))
 
 
 def _state_in(content: Any) -> dict[str, Tensor] | None:

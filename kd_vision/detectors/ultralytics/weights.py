@@ -14,6 +14,7 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
 
 from kd_vision.core.errors import RequestError, first_line
+from kd_vision.detectors.base import said_side
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 
 _REFUSED = ("weights_only", "unsupported global", "references types outside")
@@ -113,7 +114,7 @@ def _from_checkpoint(
     own_channels = int(net.yaml.get("channels", 3))
     channels = config.input_channels or own_channels
     if (classes is None or classes == own) and config.model is None and channels == own_channels:
-        return Loaded(net, own, name, _whole_number(net.args["imgsz"]))
+        return Loaded(net, own, name, said_side(net.args["imgsz"]))
     wanted = own if classes is None else classes
     if config.model is not None:
         fresh = _from_yaml(config.model, len(wanted), channels, where)
@@ -121,10 +122,6 @@ def _from_checkpoint(
         fresh = construct(copy.deepcopy(net.yaml), channels, len(wanted))
     _transfer(net.state_dict(), fresh, config.weights, where, whole=classes is None)
     return Loaded(fresh, wanted, name)
-
-
-def _whole_number(given: Any) -> int | None:
-    return int(given) if str(given).isdigit() else None  # the family's may be two
 
 
 def _from_state_dict(
