@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kd_vision.cli.options import add_trust
+from kd_vision.cli.options import add_device, add_trust
 
 _EPILOG = """\
 MODEL is a run directory, a .ckpt, a .pt, an .onnx or a COCO results .json; all are measured alike. A config .yaml
@@ -39,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="pycocotools",
         help="faster: faster-coco-eval (default: pycocotools)",
     )
+    add_device(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         EvaluateConfig(backend=options.backend),
         options.trust,
         quiet=False,
+        device=options.device,
     )
     title = f"{options.model} on {options.split}, {result.metrics.n_images} images at {result.image_size} px"
     Console().print(console_metrics(result.metrics, title))

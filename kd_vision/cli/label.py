@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_vision.cli.options import add_config
+from kd_vision.cli.options import add_config, add_device
 
 if TYPE_CHECKING:
     from kd_vision.pipeline.label import DatasetRequest
@@ -67,7 +67,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", default="auto", metavar="N", help="processes that load images (default: cores less one)"
     )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add_device(group)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

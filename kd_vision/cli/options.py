@@ -20,6 +20,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """--device."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """--trust."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kd_vision.cli.options import add_trust
+from kd_vision.cli.options import add_device, add_trust
 
 _EPILOG = """\
 Writes into --out: a copy of every image (or of the video) with the boxes drawn, and predictions.json,
@@ -39,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="predictions.json only, no drawn copies")
     parser.add_argument("--image-size", type=int, metavar="N", help="input side in pixels (default: as trained)")
+    add_device(parser)
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         image_size=args.image_size,
         trust=args.trust,
         quiet=False,
+        device=args.device,
     )
     console = Console(highlight=False, soft_wrap=True)
     found = ", ".join(f"{count} {name}" for name, count in result.boxes.items() if count) or "nothing"

@@ -17,7 +17,7 @@ from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.evaluation.coco import evaluate_detections, load_backend, to_coco_results
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.evaluation.runner import predict_all
-from kd_vision.pipeline.models import best_device, load_model
+from kd_vision.pipeline.models import chosen_device, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ def evaluate(
     options: EvaluateConfig = EvaluateConfig(),
     trust: bool = False,
     quiet: bool = True,
+    device: str | None = None,
 ) -> EvaluationResult:
     """Measure a model with COCO's own tooling.
 
@@ -60,13 +61,15 @@ def evaluate(
         options: backend and batch size.
         trust: allow a pickle outside the allow-list.
         quiet: no progress bar.
+        device: where a torch model runs; None: a GPU where there is one.
 
     Raises:
         RequestError: model, data and split do not fit.
     """
+    where = chosen_device(device)
     load_backend(options.backend)
     truth = load_split(load_descriptor(Path(data)), split)
-    loaded = load_model(Path(model), image_size, trust, best_device(), truth)
+    loaded = load_model(Path(model), image_size, trust, where, truth)
     check_classes(loaded.predictor, truth, str(model))
     found = predict_split(loaded.predictor, truth, loaded.image_size, options, quiet)
     metrics = evaluate_detections(truth, found, options.backend)

@@ -31,12 +31,11 @@ from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
 from kd_vision.pipeline.build import descriptor_of, teacher_fingerprint, worker_count
-from kd_vision.pipeline.models import best_device
+from kd_vision.pipeline.models import best_device, wrong_device
 
 UNLABELLED = "unlabelled"
 MAX_BOXES = 100
 """Stored per image; a live teacher may say more of a mosaic of several."""
-_DEVICES = ("cpu", "cuda", "cuda:1", "mps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +70,11 @@ class LabelOptions:
         for name in ("max_boxes", "top_k", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 found.append(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
-        return found + _wrong_device(self.device)
+        return found + wrong_device(self.device)
 
     def predict_options(self) -> PredictOptions:
         """What the teacher is asked with."""
         return PredictOptions(self.score, self.nms_iou, self.max_boxes)
-
-
-def _wrong_device(name: str | None) -> list[str]:
-    if name is None:
-        return []
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        kind = ""
-    if kind not in _DEVICES:
-        return [f"--device: '{name}' is no device; possible: {', '.join(_DEVICES)}"]
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        return [f"--device: '{name}' is not here ({str(error).strip().splitlines()[0]}); leave it out, or give cpu"]
-    return []
 
 
 @dataclass(frozen=True, slots=True)

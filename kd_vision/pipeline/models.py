@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kd_vision.config.load import load_config
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, first_line
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors import FAMILIES, family_module, family_of
 from kd_vision.detectors.base import Detector, Predictor
@@ -19,6 +19,7 @@ from kd_vision.pipeline.build import build_teachers
 
 _DEFAULT_SIZE = 640
 _SMALL_SIZE = 32  # a predictions file looks at no pixel
+_DEVICES = ("cpu", "cuda", "cuda:1", "mps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,34 @@ class LoadedModel:
 def best_device() -> str:
     """Where a model answers fastest on this machine."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def wrong_device(name: str | None) -> list[str]:
+    """Say in one line what is wrong with the device asked for; None asks for the best one."""
+    if name is None:
+        return []
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in _DEVICES:
+        return [f"--device: '{name}' is no device; possible: {', '.join(_DEVICES)}"]
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        return [f"--device: '{name}' is not here ({first_line(error)}); leave it out, or give cpu"]
+    return []
+
+
+def chosen_device(name: str | None) -> str:
+    """The device asked for, else the best one.
+
+    Raises:
+        RequestError: there is no such device on this machine.
+    """
+    if problems := wrong_device(name):
+        raise RequestError(*problems)
+    return name or best_device()
 
 
 def load_model(

@@ -22,7 +22,7 @@ from kd_vision.data.loader import letterbox_image
 from kd_vision.data.sources import Frame, FrameWriter, Source, open_source
 from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.detectors.drawing import draw_detections
-from kd_vision.pipeline.models import best_device, load_model
+from kd_vision.pipeline.models import chosen_device, load_model
 
 _BATCH = 4
 
@@ -53,6 +53,7 @@ def run_predict(
     image_size: int | None = None,
     trust: bool = False,
     quiet: bool = True,
+    device: str | None = None,
 ) -> PredictResult:
     """Find boxes on an image, a folder of images or a video.
 
@@ -69,13 +70,14 @@ def run_predict(
         image_size: input side; None: as trained or exported.
         trust: allow a pickle outside the allow-list.
         quiet: no progress bar.
+        device: where a torch model runs; None: a GPU where there is one.
 
     Raises:
         RequestError: model or source is missing or of an unknown kind, an image cannot be read.
     """
     out = Path(out)
     _refuse_wrong_request(out, score)
-    loaded = load_model(Path(model), image_size, trust, best_device())
+    loaded = load_model(Path(model), image_size, trust, chosen_device(device))
     spec = loaded.predictor.spec
     pictures = open_source(Path(source), spec.input_channels)
     with ExitStack() as stack:

@@ -101,3 +101,19 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(
     (tmp_path / "numbers.json").mkdir()
     assert main(["evaluate", str(run), "--data", str(squares), "--json", str(tmp_path / "numbers.json")]) == 1
     assert capsys.readouterr().err.splitlines()[-1].endswith(": Is a directory")
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers, drawn = tmp_path / "numbers.json", tmp_path / "drawn"
+    asked = ["--data", str(squares), "--json", str(numbers)]
+    assert main(["evaluate", str(run), *asked, "--device", "gpu"]) == 2
+    assert "--device: 'gpu' is no device; possible: cpu, cuda, cuda:1, mps" in capsys.readouterr().err
+    pictures = str(squares.parent / "val")
+    assert main(["predict", str(run), pictures, "--out", str(drawn), "--device", "cuda:77"]) == 2
+    assert "--device: 'cuda:77' is not here (" in capsys.readouterr().err
+    assert not numbers.exists()
+    assert not drawn.exists()
+    assert main(["evaluate", str(run), *asked, "--device", "cpu"]) == 0
+    assert json.loads(numbers.read_text())["AP"] >= 0
