@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from kd_vision.config.schema import RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
+from kd_vision.config.schema import SAID_BEFOREHAND, RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.predictions import Channel
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
@@ -25,6 +25,7 @@ from kd_vision.losses.combiner import KNOWLEDGE, ONLY_TEACHER
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
 BOXES_RECIPE = "boxes"
+_PIXEL_OPTIONS = ("image_size", "tiles", "tta")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -148,9 +149,12 @@ def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig
             found.extend(error.problems)
             continue
         name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
-        stored = source_family(source) == "predictions"
+        stored = source_family(source) in SAID_BEFOREHAND
+        if stored:
+            unheard = [name for name in _PIXEL_OPTIONS if getattr(options, name) is not None]
+            found.extend(f"{where}: {key}.{name}: nothing is shown to it; leave it out" for name in unheard)
         if stored and options.name not in (None, KNOWLEDGE):
-            found.append(f"{where}: {key}.name: a file of predictions is called '{KNOWLEDGE}'; leave it out")
+            found.append(f"{where}: {key}.name: what looks at no pixels is called '{KNOWLEDGE}'; leave it out")
         name = KNOWLEDGE if stored else name  # it comes with the batch, as a store does
         if name in teachers or (name == KNOWLEDGE and not stored) or not name.isidentifier():
             found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")

@@ -16,6 +16,9 @@ from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.combiner import ONLY_TEACHER
 
+SAID_BEFOREHAND = ("predictions", "labels")
+"""Families that look at no pixels: their boxes are attached to the data, as stored knowledge is."""
+
 
 class EvaluateConfig(StrictModel):
     """Which splits judge.
@@ -77,8 +80,13 @@ class TeacherConfig:
 
     @property
     def reads_pixels(self) -> bool:
-        """False for a file of predictions, which can only say what it said beforehand."""
-        return source_family(self.source) != "predictions"
+        """False for a file of predictions and for labels, which can only say what they said beforehand."""
+        return source_family(self.source) not in SAID_BEFOREHAND
+
+    @property
+    def is_labels(self) -> bool:
+        """True where the training labels themselves teach."""
+        return source_family(self.source) == "labels"
 
     @property
     def is_student(self) -> bool:

@@ -63,6 +63,12 @@ FAMILIES: dict[str, FamilyEntry] = {
         frozenset({"teacher", "student"}),
         "RetinaNet, FCOS, SSD, SSDLite, Faster R-CNN on ResNets and MobileNets",
     ),
+    "labels": FamilyEntry(
+        "kd_vision.detectors.labels",
+        "LabelsConfig",
+        frozenset({"teacher"}),
+        "the training labels themselves: a control that knows nothing more",
+    ),
     "self": FamilyEntry(
         "kd_vision.detectors.own",
         "SelfConfig",

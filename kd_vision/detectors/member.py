@@ -22,6 +22,7 @@ from kd_vision.detectors.views import Augmented, Tiled, TilesConfig, TtaConfig
 ENSEMBLE = "ensemble"
 _ALONE = {
     "predictions": "it answers by image id and looks at no pixels; give it as the teacher itself, or as 'knowledge'",
+    "labels": "it is what the data set says already; give it as the only teacher",
     "self": "it is the student of the run itself; give it as a second teacher",
 }
 

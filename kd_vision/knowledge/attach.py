@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from kd_vision.core.errors import RequestError, shortened
 from kd_vision.core.labels import LabelMap
 from kd_vision.core.predictions import Detections
@@ -64,6 +66,27 @@ class JsonKnowledge:
                 f"{record.path}: is not among the images of '{self._split}', of which {self.path} speaks"
             )
         return self._found[record.path]
+
+
+class OwnLabels:
+    """The labels of the images themselves, said with a score of 1; crowds are nobody's word, as in training.
+
+    Args:
+        classes: of the data.
+    """
+
+    silent: tuple[str, ...] = ()
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+
+    def of(self, record: ImageRecord) -> Detections:
+        """See `Knowledge.of`."""
+        if not record.labelled:
+            raise RequestError(f"{record.path}: has no labels that could teach")
+        alone = ~record.crowd
+        boxes = record.boxes_xyxy[alone]
+        return Detections(boxes, np.ones(len(boxes), np.float32), record.labels[alone])
 
 
 def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = None) -> DetectionData:

@@ -13,15 +13,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_vision.config.load import load_config
-from kd_vision.config.schema import RunConfig, changed_keys
+from kd_vision.config.schema import RunConfig, TeacherConfig, TermConfig, changed_keys
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.predictions import Detections
 from kd_vision.core.run_directory import RunDirectory, read_json
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
+from kd_vision.detectors.labels import LabelsConfig
+from kd_vision.detectors.member import TeacherOptions
 from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
+from kd_vision.losses import load_loss
+from kd_vision.losses.combiner import KNOWLEDGE
 from kd_vision.pipeline.build import (
     build_teachers,
     data_hashes,
@@ -51,7 +55,9 @@ from kd_vision.report.examples import pick_examples, write_examples
 from kd_vision.report.write import write_benchmark_report
 
 _EXAMPLES = 6
-_OWN_ARMS = ("plain", "distilled")
+_TWINS = ("plain", "distilled")
+_CONTROL = "control"
+_OWN_ARMS = (*_TWINS, _CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ def benchmark(
     overrides: Sequence[str] = (),
     quiet: bool = True,
     with_latency: bool = True,
+    control: bool = False,
 ) -> BenchmarkResult:
     """Train the plain twin and the distilled student for every seed; measure both and the teacher.
 
@@ -91,6 +98,7 @@ def benchmark(
         overrides: ``key=value`` strings, where `config` is a path.
         quiet: no progress bars.
         with_latency: export each arm and time it.
+        control: train a third twin, which is taught by its own labels: see `control_config`.
 
     Raises:
         RequestError: the config has no teacher, or the directory holds other runs.
@@ -118,7 +126,7 @@ def benchmark(
     classes = load_split(descriptor_of(config), "train").classes
     view = teacher_view(config, build_teachers(config, classes))
     for seed in seeds:
-        for name in _OWN_ARMS:
+        for name in _OWN_ARMS if control else _TWINS:
             _run_arm(config, name, seed, root, quiet, view)
     return assemble(config, seeds, root, quiet, with_latency)
 
@@ -179,10 +187,32 @@ def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool, v
 
 
 def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
-    if name == "plain":
-        settings = config.train.model_copy(update={"seed": seed, "unlabelled_ratio": 0.0})
-        return replace(config, teachers=(), knowledge=None, terms=(), recipe=None, train=settings)
-    return replace(config, train=config.train.model_copy(update={"seed": seed}))
+    config = replace(config, train=config.train.model_copy(update={"seed": seed}))
+    if name == _CONTROL:
+        return control_config(config)
+    if name == "distilled":
+        return config
+    settings = config.train.model_copy(update={"unlabelled_ratio": 0.0})
+    return replace(config, teachers=(), knowledge=None, terms=(), recipe=None, train=settings)
+
+
+def control_config(config: RunConfig) -> RunConfig:
+    """Return the run with its teacher exchanged for the student's own labels.
+
+    They come through `soft_boxes` with the config's own settings of it, else its default ones with the `balance` of
+    the config's losses. What this twin gains over plain training is the losses' own, whoever teaches.
+    """
+    own = [term.config for term in config.terms if term.loss == "soft_boxes"]
+    balance = max((float(getattr(term.config, "balance", 0.0)) for term in config.terms), default=0.0)
+    settings = own[0] if own else load_loss("soft_boxes").Config.model_validate({"balance": balance})
+    return replace(
+        config,
+        teachers=(TeacherConfig(KNOWLEDGE, LabelsConfig(), TeacherOptions()),),
+        knowledge=None,
+        terms=(TermConfig("soft_boxes", "soft_boxes", settings, KNOWLEDGE),),
+        recipe=None,
+        train=config.train.model_copy(update={"unlabelled_ratio": 0.0}),
+    )
 
 
 def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
@@ -202,7 +232,7 @@ def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
 def _student_arms(root: Path) -> list[str]:
     """Plain, distilled, then whatever else was put beside them in the same form."""
     others = sorted(p.name for p in root.iterdir() if any(p.glob("seed*/metrics.json")))
-    return [*_OWN_ARMS, *(name for name in others if name not in _OWN_ARMS)]
+    return [*_TWINS, *(name for name in others if name not in _TWINS)]
 
 
 def _unmeasured(config: RunConfig) -> str:
@@ -240,9 +270,13 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
     first = root / name / f"seed{seeds[0]}"
     loaded = load_model(first / "student.pt", config.image_size)
     assert loaded.detector is not None
-    roles: Mapping[str, Role] = {"plain": "plain", "distilled": "distilled"}
+    roles: Mapping[str, Role] = {"plain": "plain", "distilled": "distilled", _CONTROL: "control"}
     terms = ", ".join(f"{term.name} x{term.config.weight}" for term in config.terms)
-    texts = {"plain": "the same student, seed and steps without a teacher", "distilled": f"learns by {terms}"}
+    texts = {
+        "plain": "the same student, seed and steps without a teacher",
+        "distilled": f"learns by {terms}",
+        _CONTROL: "no teacher: its own labels through soft_boxes, rare classes lifted as in distilled",
+    }
     described = first / "description.txt"
     text = described.read_text(encoding="utf-8").strip() if described.is_file() else texts.get(name, name)
     student = first / "student.pt"

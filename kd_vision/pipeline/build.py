@@ -21,7 +21,7 @@ from kd_vision.detectors import family_module
 from kd_vision.detectors.base import Detector
 from kd_vision.detectors.member import build_source
 from kd_vision.detectors.teacher import FrozenTeacher
-from kd_vision.knowledge.attach import Knowledge, attach
+from kd_vision.knowledge.attach import Knowledge, OwnLabels, attach
 from kd_vision.knowledge.fingerprint import fingerprint
 from kd_vision.knowledge.store import Store, open_knowledge, read_json_knowledge, refuse_other_teacher
 from kd_vision.losses import load_loss
@@ -99,7 +99,7 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
             f"`kd-vision label` and teacher: {{family: ensemble, ...}}"
         )
     if files:
-        return _predictions_of(config, files[0])
+        return _labels_of(config, files[0]) if files[0].is_labels else _predictions_of(config, files[0])
     if config.knowledge is None:
         return None
     store = open_knowledge(config.knowledge)
@@ -108,6 +108,16 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
         name, other = next(iter(live.items()))
         refuse_other_teacher(store, other, f"{config.source}: {name}")
     return store
+
+
+def _labels_of(config: RunConfig, teacher: TeacherConfig) -> Knowledge:
+    """Take the labels for knowledge of the labelled images; there is nothing they could say of the others."""
+    if config.train.unlabelled_ratio > 0 or config.train.labelled_share == 0:
+        raise RequestError(
+            f"{config.source}: {teacher.name}: labels say nothing of images without any; set train.unlabelled_ratio to "
+            f"0, and train.labelled_share above 0"
+        )
+    return OwnLabels(load_split(descriptor_of(config), "train").classes)
 
 
 def _predictions_of(config: RunConfig, teacher: TeacherConfig) -> Knowledge:

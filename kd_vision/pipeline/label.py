@@ -262,7 +262,7 @@ def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
         raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
     asked = named[name] if name is not None else config.teachers[0]
     if asked.is_student or not asked.reads_pixels:
-        why = "is the student itself, which knows nothing yet" if asked.is_student else "is a file, and stored already"
+        why = "is the student itself, which knows nothing yet" if asked.is_student else "looks at no pixels"
         raise RequestError(f"{config.source}: {asked.name}: {why}; name a model")
     return asked
 

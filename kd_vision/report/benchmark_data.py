@@ -16,7 +16,7 @@ from kd_vision.report.files import read_json_object
 
 BENCHMARK_FILE = "benchmark.json"
 
-Role = Literal["teacher", "plain", "distilled", "other"]
+Role = Literal["teacher", "plain", "distilled", "control", "other"]
 Corners = tuple[float, float, float, float]
 Fact = str | int | float | bool | None
 
@@ -189,7 +189,8 @@ class BenchmarkData(StrictModel):
         """
         distilled = self.with_role("distilled")
         over_plain = [Comparison(after, before) for after in distilled for before in self.with_role("plain")]
-        over_other = [Comparison(after, before) for after in distilled[:1] for before in self.with_role("other")]
+        others = (*self.with_role("control"), *self.with_role("other"))
+        over_other = [Comparison(after, before) for after in distilled[:1] for before in others]
         return (*over_plain, *over_other)
 
 

@@ -68,6 +68,16 @@ def describe_comparison(pair: Comparison) -> str:
     return f"{text}; {_improved(improved, spread.count)}." if spread.count > 1 else f"{text}."
 
 
+def _of_the_teacher(pair: Comparison) -> str:
+    """Say what a gain over the control means; empty for any other pair."""
+    spread = summarise(gains(pair, _ap).values())
+    if pair.before.role != "control" or spread is None:
+        return ""
+    if spread.mean <= 0:
+        return " The control had no teacher: nothing of the gain is the teacher's."
+    return " The control had no teacher: this part of the gain is the teacher's, the rest is the losses' own."
+
+
 def _details(data: BenchmarkData, pair: Comparison, gain: float) -> list[str]:
     before, after = arm_spread(pair.before, _ap), arm_spread(pair.after, _ap)
     lines = []
@@ -75,7 +85,8 @@ def _details(data: BenchmarkData, pair: Comparison, gain: float) -> list[str]:
         where = f"{data.data.name} {data.data.split}, {data.data.n_images} images"
         lines.append(f"AP {points(before.mean)} before, {points(after.mean)} after ({where}).")
         lines += _gap(data, before.mean, after.mean)
-    lines += [describe_comparison(other) for other in data.comparisons() if other != pair]
+    others = [other for other in data.comparisons() if other != pair]
+    lines += [describe_comparison(other) + _of_the_teacher(other) for other in others]
     if abs(gain) < _SMALL_GAIN and data.data.n_images < _FEW_IMAGES:
         lines.append(f"A difference below one point on {data.data.n_images} images can be chance: use more seeds.")
     return [line for line in lines if line]

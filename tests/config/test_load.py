@@ -164,3 +164,16 @@ def test_overrides_reach_into_losses_that_are_only_named(tmp_path: Path) -> None
 def test_patience_needs_something_to_wait_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="patience waits for validation; set validate_every to 1 or more"):
         load_config(write(tmp_path, BASE + "train: {patience: 5, validate_every: 0, keep: last}\n"))
+
+
+def test_what_looks_at_no_pixels_takes_no_view(tmp_path: Path) -> None:
+    labels = load_config(write(tmp_path, BASE + "teacher: {family: labels}\n"))
+    assert (labels.recipe, [term.teacher for term in labels.terms]) == ("boxes", ["knowledge"])
+    with pytest.raises(RequestError) as caught:
+        load_config(write(tmp_path, BASE + "teacher: {family: labels, name: me, image_size: 640, tta: {flip: true}}\n"))
+    where = tmp_path / "c.yaml"
+    assert list(caught.value.problems) == [
+        f"{where}: teacher.image_size: nothing is shown to it; leave it out",
+        f"{where}: teacher.tta: nothing is shown to it; leave it out",
+        f"{where}: teacher.name: what looks at no pixels is called 'knowledge'; leave it out",
+    ]

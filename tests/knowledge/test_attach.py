@@ -13,7 +13,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.labels import build_label_map
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData
-from kd_vision.knowledge.attach import attach
+from kd_vision.knowledge.attach import OwnLabels, attach
 from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.knowledge.store import read_json_knowledge
 
@@ -115,3 +115,17 @@ def test_a_results_file_knows_all_its_classes(tmp_path: Path, images: Make) -> N
     path = tmp_path / "said.json"
     path.write_text("[]")
     assert read_json_knowledge(path, images(1)).silent == ()
+
+
+def test_labels_are_said_with_certainty_and_crowds_are_not(images: Make) -> None:
+    data = images(1)
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 40, 30]], np.float32)
+    crowd = np.array([False, True])
+    image = replace(data.images[0], boxes_xyxy=boxes, labels=np.array([2, 0]), crowd=crowd, labelled=True)
+    (record,) = attach(replace(data, images=(image,)), OwnLabels(data.classes)).images
+    assert record.knowledge is not None
+    assert record.knowledge.boxes_xyxy.tolist() == [[0, 0, 10, 10]]
+    assert record.knowledge.scores.tolist() == [1]
+    assert record.knowledge.labels.tolist() == [2]
+    with pytest.raises(RequestError, match=r"\.png: has no labels that could teach$"):
+        attach(replace(data, images=(replace(image, labelled=False),)), OwnLabels(data.classes))

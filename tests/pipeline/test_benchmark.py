@@ -14,8 +14,9 @@ import torch
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.pipeline.benchmark import benchmark, gflops
+from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
 from kd_vision.pipeline.build import build_stream, build_student, training_data
+from kd_vision.pipeline.train import train
 
 
 def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
@@ -118,3 +119,39 @@ def test_a_teacher_of_other_classes_and_an_ensemble_with_weights_are_reported(
     result = benchmark(config, [0], tmp_path / "bench", with_latency=False)
     assert [arm.name for arm in result.data.arms] == ["both", "plain", "distilled"]
     assert result.data.arms[0].file_bytes is None
+
+
+def test_the_control_is_a_twin_taught_by_its_own_labels(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    config = write_config(train="epochs: 1, unlabelled_ratio: 1")
+    result = benchmark(config, [0], out, with_latency=False, control=True)
+    assert [(arm.name, arm.role) for arm in result.data.arms[1:]] == [
+        ("plain", "plain"), ("distilled", "distilled"), ("control", "control"),
+    ]  # fmt: skip
+    plain = next(RunDirectory(out / "plain" / "seed0").read_log())
+    control = next(RunDirectory(out / "control" / "seed0").read_log())
+    for name in ("box", "cls", "dfl"):
+        assert control[f"loss/task/{name}"] == plain[f"loss/task/{name}"]
+    assert control["loss/kd/soft_boxes"] > 0
+    assert json.loads((out / "control" / "seed0" / "teacher.json").read_text())["knowledge"]["AP"] == pytest.approx(1)
+
+
+def test_the_control_has_the_balance_or_the_settings_of_the_distilled_run(write_config: Callable[..., Path]) -> None:
+    dense = load_config(write_config(distill="[{loss: class_qfl, balance: 0.25}, {loss: box_iou, balance: 0.75}]"))
+    (term,) = control_config(dense).terms
+    assert (term.loss, term.teacher, term.config.weight) == ("soft_boxes", "knowledge", 1.0)
+    assert term.config.model_dump()["balance"] == 0.75
+    boxes = load_config(write_config(distill="[{loss: soft_boxes, weight: 0.5, box_gain: 3}]"))
+    assert control_config(boxes).terms[0].config == boxes.terms[0].config
+
+
+def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(teacher=False, train="unlabelled_ratio: 1")
+    config.write_text(config.read_text() + "teacher: {family: labels}\n")
+    with pytest.raises(RequestError) as caught:
+        train(config, tmp_path / "run")
+    assert str(caught.value) == (
+        f"{config}: knowledge: labels say nothing of images without any; set train.unlabelled_ratio to 0, and "
+        f"train.labelled_share above 0"
+    )
+    assert not (tmp_path / "run").exists()

@@ -81,10 +81,12 @@ def benchmark() -> Callable[..., BenchmarkData]:
 
     def build(plain: list[float], distilled: list[float], **changes: Any) -> BenchmarkData:
         classes = changes.pop("classes", CLASSES)
-        other = changes.pop("other", None)
+        other, control = changes.pop("other", None), changes.pop("control", None)
         latency = Latency(median=12.34, p90=14.0, runs=50, threads=2)
         teacher = make_arm("teacher", "teacher", [0.614], classes, model="yolov8s", parameters=11_136_761, gflops=28.6)
         arms = [teacher, make_arm("plain", "plain", plain, classes)]
+        if control is not None:
+            arms.append(make_arm("control", "control", control, classes))
         if other is not None:
             arms.append(make_arm("built-in", "other", other, classes))
         facts: dict[str, Any] = {"gflops": 8.7, "file_bytes": 6_250_000, "onnx_latency_ms": latency}

@@ -78,3 +78,17 @@ def test_nothing_to_compare(benchmark: Build) -> None:
     verdict = judge_benchmark(alone)
     assert verdict.kind == "none"
     assert verdict.headline == "There is no pair of a plain and a distilled run with the same seed."
+
+
+@pytest.mark.parametrize(
+    ("control", "sentence"),
+    [
+        (0.50, "this part of the gain is the teacher's, the rest is the losses' own."),
+        (0.53, "nothing of the gain is the teacher's."),
+    ],
+)
+def test_what_the_control_means_is_said(benchmark: Build, control: float, sentence: str) -> None:
+    details = judge_benchmark(benchmark([0.46], [0.52], control=[control])).details
+    (said,) = [line for line in details if line.startswith("distilled against control: ")]
+    assert ("+2.0 AP points" if control == 0.50 else "−1.0 AP points") in said
+    assert said.endswith(f". The control had no teacher: {sentence}")
