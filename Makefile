@@ -23,15 +23,16 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch's wheels are gigabytes: a torn download goes on where it stopped, and a second try keeps what came whole.
-INSTALL := $(BIN)/python -m pip install --quiet --retries 10 --resume-retries 20 -e '.[dev]'
+# torch's wheels are gigabytes: a torn download goes on where it stopped (pip 25.1 or later), and a second try keeps
+# what came whole.
+INSTALL := $(BIN)/python -m pip install --quiet --retries 10 -e '.[dev]'
 
 # A pip of its own age cannot read newer wheels, so it is brought up to date first.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kd_vision needs Python 3.10 or later; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(INSTALL) || (sleep 20; $(INSTALL)) || (sleep 60; $(INSTALL))
+	$(INSTALL) --resume-retries 20 || (sleep 20; $(INSTALL) --resume-retries 20) || (sleep 60; $(INSTALL))
 	touch $@
 
 clean:

@@ -22,7 +22,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse._ActionsContainer) -> None:
     """--device."""
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--device", metavar="NAME", help="for torch models: cpu, cuda, cuda:1 (default: a GPU, if any)")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,9 @@ class StrictModel(BaseModel):
     """Base of every typed config: unknown keys are errors, values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change nothing of what comes out (threads, say): two configs are the same without them."""
 
 
 def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:

@@ -212,6 +212,12 @@ def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, wher
     if options.tiles is not None:
         shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
     if options.tta is not None:
+        has_sizes = settle_view(source, None) is not None and fixed_size(source) is None
+        if has_sizes and set(options.tta.scales) != {1.0}:
+            raise RequestError(
+                f"{where}.tta.scales: members of the ensemble look at sizes of their own, to which every look would "
+                f"be brought again; give 'tta' to the members"
+            )
         shown = Augmented.of(shown, options.tta, f"{where}.tta")
     size, only = options.image_size, fixed_size(shown)
     if size is not None and only is not None and size != only:

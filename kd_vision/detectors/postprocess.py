@@ -90,6 +90,17 @@ def merge_overlaps(found: Detections, iou: float) -> Detections:
     return found.take(keep.numpy())
 
 
+def visible(found: Detections, height: int, width: int) -> Detections:
+    """Keep the boxes of which some area lies on the image: a flat one overlaps nothing and would fit any anchor.
+
+    Args:
+        found: boxes in pixels of the image.
+        height, width: of the image.
+    """
+    inside = found.boxes_xyxy.clip(0, np.array([width, height, width, height], np.float32))
+    return found.take(np.all(inside[:, 2:] > inside[:, :2], axis=1))
+
+
 def as_soft_boxes(found: Detections, labels: LabelMap | None, iou: float) -> Detections:
     """Return the boxes of one image as a student learns them: in its words, every object once.
 

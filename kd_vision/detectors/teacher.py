@@ -28,7 +28,7 @@ from kd_vision.core.predictions import (
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, PixelPredictor, freeze
 from kd_vision.detectors.pixels import settle
-from kd_vision.detectors.postprocess import as_soft_boxes, merge_overlaps
+from kd_vision.detectors.postprocess import as_soft_boxes, merge_overlaps, visible
 
 TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
 """What counts as said: below, a box is rather a guess, and costs the student time."""
@@ -127,7 +127,9 @@ class FrozenTeacher:
     ) -> DetectorOutput:
         soft = None
         if "detections" in channels and decide is not None:
-            found = [as_soft_boxes(one, self.labels, self.options.nms_iou) for one in decide(self.options)]
+            height, width = images.shape[-2:]
+            seen = [visible(one, height, width) for one in decide(self.options)]
+            found = [as_soft_boxes(one, self.labels, self.options.nms_iou) for one in seen]
             soft = to_soft_targets(found, len(self.spec.classes)).to(images.device).scaled(factor)
         return replace(
             output,

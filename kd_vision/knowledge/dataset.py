@@ -56,7 +56,7 @@ class WrittenDataset:
         descriptor: YAML file that `kd-vision train` takes.
         images: in the split `train`.
         labels: boxes that became labels.
-        doubtful: boxes that became places of doubt.
+        doubtful: boxes that became crowds: places of doubt, and sure boxes of ignored classes.
     """
 
     descriptor: Path
@@ -130,7 +130,7 @@ def _labelled(image: ImageRecord, sureness: Sureness) -> ImageRecord:
     said = image.knowledge if image.knowledge is not None else Detections.empty()
     vague = said.ignore if said.ignore is not None else np.zeros(len(said), np.bool_)
     crowd = vague | (said.scores < sureness.label)
-    keep = ~crowd
+    keep = ~crowd | (vague & (said.scores >= sureness.label))
     if sureness.keep_doubtful:
         keep |= said.scores >= sureness.doubt
     boxes = said.boxes_xyxy[keep]

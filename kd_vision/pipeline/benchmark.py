@@ -40,7 +40,7 @@ from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
 from kd_vision.pipeline.models import best_device, load_model
-from kd_vision.pipeline.train import train
+from kd_vision.pipeline.train import measure_run, origin_of, train
 from kd_vision.report.benchmark_data import (
     Arm,
     ArmRun,
@@ -128,13 +128,21 @@ def benchmark(
     for seed in seeds:
         for name in _OWN_ARMS if control else _TWINS:
             _run_arm(config, name, seed, root, quiet, view)
-    return assemble(config, seeds, root, quiet, with_latency)
+    return assemble(config, seeds, root, quiet, with_latency, control)
 
 
 def assemble(
-    config: RunConfig, seeds: Sequence[int], root: Path, quiet: bool = True, with_latency: bool = True
+    config: RunConfig,
+    seeds: Sequence[int],
+    root: Path,
+    quiet: bool = True,
+    with_latency: bool = True,
+    control: bool = False,
 ) -> BenchmarkResult:
-    """Measure the finished runs below `root` and write ``benchmark.json`` and the reports."""
+    """Gather the finished runs of `seeds` below `root` and write ``benchmark.json`` and the reports.
+
+    A control that was trained before is left out unless it is asked for, when it is checked like its twins.
+    """
     descriptor = descriptor_of(config)
     split = final_split(config, descriptor)
     truth = load_split(descriptor, split)
@@ -148,15 +156,16 @@ def assemble(
         taught[name] = predict_split(teacher, truth, side, config.evaluate, quiet)
         metrics = evaluate_detections(truth, taught[name], config.evaluate.backend)
         arms.append(_teacher_arm(name, teacher.to("cpu"), side, metrics, _teacher_file(config, name)))
-    for name in _student_arms(root):
-        arms.append(_student_arm(config, name, seeds, root, with_latency))
-        taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
+    for name, own_seeds in _student_arms(root, seeds, control).items():
+        arms.append(_student_arm(config, name, own_seeds, root, with_latency))
+        if own_seeds[0] == seeds[0]:
+            taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
     picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
     data = BenchmarkData(
         title=_title(arms, _unmeasured(config)),
         data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
         image_size=config.image_size,
-        steps=_steps(root / "distilled" / f"seed{seeds[0]}"),
+        steps=_steps(root, arms),
         seeds=tuple(seeds),
         arms=tuple(arms),
         examples=write_examples(root, truth, picks, taught),
@@ -179,10 +188,12 @@ def _data_name(descriptor: Path) -> str:
 def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool, view: int | None) -> None:
     directory = RunDirectory(root / name / f"seed{seed}")
     own = _arm_config(config, name, seed)
-    if directory.metrics.is_file():
-        _refuse_other_run(directory, own)
-        return
     resume = directory.last_checkpoint.is_file()
+    if directory.metrics.is_file() or resume:
+        _refuse_other_run(directory, own, view)
+    if directory.metrics.is_file():
+        _measure_anew(directory, own)
+        return
     train(own, directory.root, resume, quiet=quiet, title=f"{name}, seed {seed}", view=view)
 
 
@@ -199,12 +210,17 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
 def control_config(config: RunConfig) -> RunConfig:
     """Return the run with its teacher exchanged for the student's own labels.
 
-    They come through `soft_boxes` with the config's own settings of it, else its default ones with the `balance` of
-    the config's losses. What this twin gains over plain training is the losses' own, whoever teaches.
+    They come through one `soft_boxes`: with the settings of the config's first one where it has any, the weights of
+    several added, and the largest `balance` of all its losses. What this twin gains over plain training needs nobody
+    who knows more than the labels.
     """
     own = [term.config for term in config.terms if term.loss == "soft_boxes"]
-    balance = max((float(getattr(term.config, "balance", 0.0)) for term in config.terms), default=0.0)
-    settings = own[0] if own else load_loss("soft_boxes").Config.model_validate({"balance": balance})
+    settings = own[0] if own else load_loss("soft_boxes").Config()
+    weights = [part.weight for part in own if part.weight != "auto"]
+    changes = {"balance": max((float(getattr(term.config, "balance", 0.0)) for term in config.terms), default=0.0)}
+    if own and len(weights) == len(own):
+        changes["weight"] = sum(weights)
+    settings = settings.model_copy(update=changes)
     return replace(
         config,
         teachers=(TeacherConfig(KNOWLEDGE, LabelsConfig(), TeacherOptions()),),
@@ -215,24 +231,37 @@ def control_config(config: RunConfig) -> RunConfig:
     )
 
 
-def _refuse_other_run(directory: RunDirectory, config: RunConfig) -> None:
-    """A finished run counts only if it was made by this very config."""
+def _measure_anew(directory: RunDirectory, config: RunConfig) -> None:
+    """Measure a finished run again where the images or labels that it was measured on have changed."""
+    truth = load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
+    known = read_json(directory.fit)
+    if (known.get("split"), known.get("measured_on")) != (truth.name, truth.content_hash()):
+        measure_run(config, directory, best_device())
+
+
+def _refuse_other_run(directory: RunDirectory, config: RunConfig, view: int | None) -> None:
+    """A run that is there counts only if it was made by this very config, from the same files."""
     changed = changed_keys(load_config(directory.config, files_exist=False), config)
     made_with = read_json(directory.environment).get("hashes", {})
     if made_with.get("teacher") and made_with["teacher"] != teacher_hash(config):
         changed.append("the teacher's file has changed")
     if made_with.get("data") and made_with["data"] != data_hashes(*training_data(config)):
         changed.append("the training data have changed")
+    origin = origin_of(config, view)
+    if made_with.get("student", origin["student"]) != origin["student"]:
+        changed.append("the weights that the student starts from have changed")
+    if made_with.get("view", view) != view:
+        changed.append(f"its images were made at {made_with['view'] or config.image_size} px, are {view} px now")
     if changed:
-        raise RequestError(
-            f"{directory.root}: holds a finished run of another config: {'; '.join(changed)}; give another --out"
-        )
+        raise RequestError(f"{directory.root}: holds a run of another config: {'; '.join(changed)}; give another --out")
 
 
-def _student_arms(root: Path) -> list[str]:
-    """Plain, distilled, then whatever else was put beside them in the same form."""
-    others = sorted(p.name for p in root.iterdir() if any(p.glob("seed*/metrics.json")))
-    return [*_TWINS, *(name for name in others if name not in _TWINS)]
+def _student_arms(root: Path, seeds: Sequence[int], control: bool) -> dict[str, list[int]]:
+    """Plain, distilled, then whatever else was put beside them in the same form; each with its seeds among `seeds`."""
+    others = sorted(p.name for p in root.iterdir() if p.name not in _OWN_ARMS)
+    names = [*_TWINS, *([_CONTROL] if control else []), *others]
+    found = {name: [seed for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()] for name in names}
+    return {name: own for name, own in found.items() if own}
 
 
 def _unmeasured(config: RunConfig) -> str:
@@ -271,11 +300,10 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
     loaded = load_model(first / "student.pt", config.image_size)
     assert loaded.detector is not None
     roles: Mapping[str, Role] = {"plain": "plain", "distilled": "distilled", _CONTROL: "control"}
-    terms = ", ".join(f"{term.name} x{term.config.weight}" for term in config.terms)
     texts = {
         "plain": "the same student, seed and steps without a teacher",
-        "distilled": f"learns by {terms}",
-        _CONTROL: "no teacher: its own labels through soft_boxes, rare classes lifted as in distilled",
+        "distilled": f"learns by {_terms_of(config)}",
+        _CONTROL: f"no teacher: its own labels through {_terms_of(control_config(config))}",
     }
     described = first / "description.txt"
     text = described.read_text(encoding="utf-8").strip() if described.is_file() else texts.get(name, name)
@@ -289,15 +317,18 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
         gflops=gflops(loaded.detector, config.image_size),
         file_bytes=student.stat().st_size,
         onnx_latency_ms=_latency(student, config) if with_latency else None,
-        runs=tuple(
-            _arm_run(root, name, seed) for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()
-        ),
+        runs=tuple(_arm_run(root, name, seed) for seed in seeds),
     )
+
+
+def _terms_of(config: RunConfig) -> str:
+    terms = [(term.name, term.config.weight, getattr(term.config, "balance", 0.0)) for term in config.terms]
+    return ", ".join(f"{name} x{weight}" + (f" (balance {b:g})" if b else "") for name, weight, b in terms)
 
 
 def _arm_run(root: Path, name: str, seed: int) -> ArmRun:
     directory = RunDirectory(root / name / f"seed{seed}")
-    fit = read_json(directory.root / "fit.json")
+    fit = read_json(directory.fit)
     curve = [row for row in directory.read_log() if row.get("split") == "val"]
     return ArmRun(
         seed=seed,
@@ -309,8 +340,11 @@ def _arm_run(root: Path, name: str, seed: int) -> ArmRun:
     )
 
 
-def _steps(directory: Path) -> int:
-    return int(read_json(directory / "fit.json")["steps"])
+def _steps(root: Path, arms: Sequence[Arm]) -> int | None:
+    """Batches of every student; None where arms differ (``patience`` ends some earlier)."""
+    runs = [run.directory for arm in arms if arm.role != "teacher" for run in arm.runs]
+    counts = {int(read_json(RunDirectory(root / run).fit)["steps"]) for run in runs if run is not None}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet: bool) -> dict[int, Detections]:

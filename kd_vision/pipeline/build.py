@@ -224,6 +224,9 @@ def _refuse_unheard_boxes(config: RunConfig, parts: RunParts) -> None:
         RequestError: naming the term.
     """
     floors = {name: teacher.options.score_threshold for name, teacher in parts.teachers.items()}
+    for asked_of in config.teachers:  # an ensemble never says what it does not hear
+        heard_from = getattr(asked_of.source, "min_score", 0.0)
+        floors[asked_of.name] = max(floors.get(asked_of.name, 0.0), heard_from)
     if isinstance(parts.knowledge, Store):
         floors[KNOWLEDGE] = float(str(parts.knowledge.manifest.options.get("score_threshold", 0.0)))
     for position, term in enumerate(config.terms):

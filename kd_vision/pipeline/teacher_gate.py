@@ -82,6 +82,11 @@ def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:
     """
     if score.teacher is None or score.student is None or config.allow_weak_teacher:
         return
+    if score.teacher.ap is None:
+        raise GateError(
+            f"{config.source}: {score.name}: '{score.split}' holds no box to measure a teacher by; give another "
+            f"evaluate.split, or set allow_weak_teacher: true"
+        )
     knows, has = score.teacher.ap or 0.0, score.student.ap or 0.0
     if knows > has:
         return

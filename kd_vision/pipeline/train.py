@@ -16,7 +16,7 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, changed_keys
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import GateError, RequestError
-from kd_vision.core.run_directory import RunDirectory, write_json, write_text
+from kd_vision.core.run_directory import RunDirectory, read_json, write_json, write_text
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import read_checkpoint
@@ -25,6 +25,7 @@ from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
 from kd_vision.evaluation.coco import load_backend
 from kd_vision.evaluation.metrics import Metrics
+from kd_vision.knowledge.fingerprint import fingerprint
 from kd_vision.pipeline.build import (
     RunParts,
     build_parts,
@@ -115,6 +116,7 @@ def train(
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
     identity = _identity(config, student, data_hashes(labelled, unlabelled))
+    origin = origin_of(config, side)
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
@@ -122,7 +124,7 @@ def train(
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
-            _describe(config, directory, identity)
+            _describe(config, directory, identity | origin)
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit)
 
@@ -141,17 +143,27 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
         detector.load_state_dict(read_checkpoint(directory.best_checkpoint)["average"])
     if trainer.fabric.is_global_zero:
         detector.save(directory.student, {"run": directory.root.name, "image_size": str(config.image_size)})
+        _summary(directory, fit)
+        directory.write_csv()
     trainer.fabric.barrier()
+    metrics = measure_run(config, directory, str(trainer.fabric.device), trainer.fabric.is_global_zero)
+    return TrainResult(directory.root, directory.student, metrics, final_split(config, descriptor_of(config)), fit)
+
+
+def measure_run(config: RunConfig, directory: RunDirectory, device: str, write: bool = True) -> Metrics:
+    """Measure a run's student on the final split; write ``metrics.json``, on what it was measured, and the report."""
     descriptor = descriptor_of(config)
     split = final_split(config, descriptor)
-    loaded = load_model(directory.student, config.image_size, device=str(trainer.fabric.device))
-    metrics = measure(loaded.predictor, load_split(descriptor, split), config.image_size, config.evaluate)
-    if trainer.fabric.is_global_zero:
-        _summary(directory, fit, split)
-        directory.write_csv()
+    truth = load_split(descriptor, split)
+    loaded = load_model(directory.student, config.image_size, device=device)
+    metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
+    if write:
+        directory.metrics.unlink(missing_ok=True)
+        fit = read_json(directory.fit)
+        write_json(directory.fit, fit | {"split": split, "measured_on": truth.content_hash()})
         write_json(directory.metrics, metrics.to_json())  # whoever finds it takes the run for finished
         write_run_report(directory.root)
-    return TrainResult(directory.root, directory.student, metrics, split, fit)
+    return metrics
 
 
 def _gate_teachers(
@@ -176,10 +188,10 @@ def _gate_teachers(
         raise GateError(refusal)
 
 
-def _summary(directory: RunDirectory, fit: FitResult, split: str) -> None:
-    content = {"split": split, "steps": fit.steps, "seconds": fit.seconds}
+def _summary(directory: RunDirectory, fit: FitResult) -> None:
+    content: dict[str, float | None] = {"steps": fit.steps, "seconds": fit.seconds}
     content |= {"images_per_second": fit.images_per_second, "best_val_ap": fit.best_ap}
-    write_json(directory.root / "fit.json", content)
+    write_json(directory.fit, content)
 
 
 def _validator(config: RunConfig) -> Callable[[Detector], dict[str, float | None]] | None:
@@ -194,11 +206,17 @@ def _validator(config: RunConfig) -> Callable[[Detector], dict[str, float | None
     return validate
 
 
-def _describe(config: RunConfig, directory: RunDirectory, identity: dict[str, Any]) -> None:
+def origin_of(config: RunConfig, view: int | None) -> dict[str, Any]:
+    """What twins must share beside their data: the weights they start from and the side of the samples' view."""
+    return {"student": fingerprint(config.student), "view": view}
+
+
+def _describe(config: RunConfig, directory: RunDirectory, facts: dict[str, Any]) -> None:
+    directory.log.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
     write_text(directory.config, yaml.safe_dump(config.to_mapping(), sort_keys=False))
     environment: dict[str, Any] = describe_environment()
-    facts = {key: identity[key] for key in ("data", "teacher")}
-    write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": facts})
+    hashes = {key: facts[key] for key in ("data", "teacher", "student", "view")}
+    write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": hashes})
 
 
 def _identity(config: RunConfig, student: Detector, data: list[str]) -> dict[str, Any]:
@@ -218,7 +236,7 @@ def _refuse_overwrite(directory: RunDirectory, config: RunConfig, resume: bool) 
     has_checkpoint = directory.last_checkpoint.is_file()
     if resume and not has_checkpoint:
         raise RequestError(f"{directory.last_checkpoint}: no checkpoint to resume from; start without --resume")
-    if not resume and has_checkpoint:
+    if not resume and (has_checkpoint or directory.metrics.is_file()):
         raise RequestError(
             f"{directory.root}: holds a run already; add --resume to go on with it, or give another --out"
         )

@@ -22,7 +22,7 @@ Fact = str | int | float | bool | None
 
 
 class CurvePoint(StrictModel):
-    """AP on the validation split after `step` optimiser steps; None where it is not defined."""
+    """AP on the validation split after `step` batches; None where it is not defined."""
 
     step: int = Field(ge=0)
     ap: Fraction | None = Field(validation_alias=AliasChoices("AP", "ap"), serialization_alias="AP")
@@ -140,7 +140,7 @@ class BenchmarkData(StrictModel):
         title: head of the report.
         data: the split that was evaluated.
         image_size: side of the network's input in pixels.
-        steps: optimiser steps of every student.
+        steps: batches that every student saw; None: not all saw as many.
         seeds: of the students.
         arms: in the order of the columns.
         examples: images for the side-by-side view.

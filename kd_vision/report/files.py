@@ -17,7 +17,7 @@ VAL = "val"
 
 @dataclass(frozen=True)
 class Series:
-    """A logged number over optimiser steps."""
+    """A logged number over batches."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]

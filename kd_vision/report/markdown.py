@@ -61,7 +61,7 @@ def benchmark_facts(data: BenchmarkData) -> list[tuple[str, str]]:
         ("created", data.created),
         ("data", f"{data.data.name} {data.data.split}, {data.data.n_images} images"),
         ("image size", f"{data.image_size} pixels"),
-        ("optimiser steps", "not stated" if data.steps is None else str(data.steps)),
+        ("batches of training", "not stated" if data.steps is None else str(data.steps)),
         ("seeds", ", ".join(map(str, data.seeds)) or "none"),
     ]
     facts += [(name, "none" if value is None else str(value)) for name, value in data.hardware.items()]

@@ -68,14 +68,19 @@ def describe_comparison(pair: Comparison) -> str:
     return f"{text}; {_improved(improved, spread.count)}." if spread.count > 1 else f"{text}."
 
 
-def _of_the_teacher(pair: Comparison) -> str:
-    """Say what a gain over the control means; empty for any other pair."""
-    spread = summarise(gains(pair, _ap).values())
-    if pair.before.role != "control" or spread is None:
+def _of_the_teacher(gain: float, pair: Comparison) -> str:
+    """Say what the control means for a gain over the plain twin; empty for any other pair, or without a gain."""
+    differences = gains(pair, _ap)
+    spread = summarise(differences.values())
+    if pair.before.role != "control" or spread is None or gain <= 0:
         return ""
     if spread.mean <= 0:
-        return " The control had no teacher: nothing of the gain is the teacher's."
-    return " The control had no teacher: this part of the gain is the teacher's, the rest is the losses' own."
+        return " The control had no teacher: nothing of the gain is shown to be the teacher's."
+    if min(differences.values()) <= 0:
+        return " The control had no teacher: whether part of the gain is the teacher's is too close to call."
+    if spread.mean >= gain:
+        return " The control had no teacher and gained nothing: the whole gain is the teacher's."
+    return " The control had no teacher: this part of the gain is the teacher's."
 
 
 def _details(data: BenchmarkData, pair: Comparison, gain: float) -> list[str]:
@@ -86,7 +91,7 @@ def _details(data: BenchmarkData, pair: Comparison, gain: float) -> list[str]:
         lines.append(f"AP {points(before.mean)} before, {points(after.mean)} after ({where}).")
         lines += _gap(data, before.mean, after.mean)
     others = [other for other in data.comparisons() if other != pair]
-    lines += [describe_comparison(other) + _of_the_teacher(other) for other in others]
+    lines += [describe_comparison(other) + _of_the_teacher(gain, other) for other in others]
     if abs(gain) < _SMALL_GAIN and data.data.n_images < _FEW_IMAGES:
         lines.append(f"A difference below one point on {data.data.n_images} images can be chance: use more seeds.")
     return [line for line in lines if line]

@@ -179,3 +179,14 @@ def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path)
     larger = TeacherOptions.model_validate({"tiles": {"size": 64}, "tta": {"scales": [1.0, 1.5]}})
     refuse_idle_tiles(larger, 64, "teacher")  # the larger look is cut
     refuse_idle_tiles(TeacherOptions(), 64, "teacher")
+
+
+def test_looks_at_other_sizes_are_the_members_own_where_they_have_sizes(teacher_file: Path) -> None:
+    free = {"weights": str(teacher_file)}
+    content = {"family": "ensemble", "members": [{**free, "image_size": 128}, free], "tta": {"scales": [0.5, 1.0]}}
+    assert refused_build(content, None) == (
+        "teacher.tta.scales: members of the ensemble look at sizes of their own, to which every look would be brought "
+        "again; give 'tta' to the members"
+    )
+    assert isinstance(built({**content, "members": [free, free]}).source, Augmented)
+    assert isinstance(built({**content, "tta": {"flip": True}}).source, Augmented)

@@ -120,7 +120,7 @@ def test_a_row_with_two_opinions_is_taught_once_and_no_box_of_a_crowded_image_is
     given: dict[str, str] | None,
 ) -> None:
     teacher = FrozenTeacher(Hesitant(), None if given is None else labels(given))
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 1024, 1024), frozenset({"detections"})).soft
     assert soft is not None
     assert len(soft) == 251
     assert soft.scores[:2].tolist() == pytest.approx([0.5, 0.3])
@@ -137,3 +137,18 @@ def test_the_spec_names_the_classes_whose_boxes_teach_nothing() -> None:
     assert FrozenTeacher(Corner(), labels()).spec.ignored == frozenset()
     marked = FrozenTeacher(Corner(), labels({"bicycle": "ignore", "motorcycle": "bike", "*": "ignore"}))
     assert marked.spec.ignored == {"bicycle", "dog"}
+
+
+class Careless(Corner):
+    """Says a box, one without width, one off the image, one that sticks out of it."""
+
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        boxes = np.array([[0, 0, 9, 9], [5, 5, 5, 20], [70, 0, 90, 20], [60, 60, 80, 80]], np.float32)
+        return [Detections(boxes, np.full(4, 0.5, np.float32), np.zeros(4, np.int64))]
+
+
+def test_boxes_without_area_on_the_image_are_never_taught() -> None:
+    """Overlapping nothing, they would be paired with every anchor by matchers that give each box its best ones."""
+    soft = FrozenTeacher(Careless())(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    assert soft is not None
+    assert soft.boxes_xyxy.tolist() == [[0, 0, 9, 9], [60, 60, 80, 80]]

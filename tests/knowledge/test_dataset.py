@@ -42,14 +42,16 @@ def written(
 
 def test_sure_boxes_become_labels_of_the_datas_classes(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
     made = written(told, tmp_path / "set", Sureness(0.5))
-    assert (made.images, made.labels, made.doubtful) == (2, 2, 0)
+    assert (made.images, made.labels, made.doubtful) == (2, 2, 1)
     train = load_split(load_descriptor(made.descriptor), "train")
     assert (train.classes, train.category_ids) == (OURS, (7, 9))
     assert [image.path for image in train.images] == [image.path for image in told[1].images]
-    assert train.images[0].labels.tolist() == [1, 0]
-    np.testing.assert_allclose(train.images[0].boxes_xyxy, [[0, 0, 10, 10], [20, 0, 30, 15]], atol=0.01)
-    np.testing.assert_allclose(train.images[0].areas, [100, 150], atol=0.2)
-    assert not train.images[0].crowd.any()
+    image = train.images[0]
+    kept = ~image.crowd
+    assert image.labels[kept].tolist() == [1, 0]
+    np.testing.assert_allclose(image.boxes_xyxy[kept], [[0, 0, 10, 10], [20, 0, 30, 15]], atol=0.01)
+    np.testing.assert_allclose(image.areas[kept], [100, 150], atol=0.2)
+    np.testing.assert_allclose(image.boxes_xyxy[image.crowd], [[10, 0, 20, 10]], atol=0.01)
     assert len(train.images[1].labels) == 0
     assert not (tmp_path / "set" / "images").exists()
 

@@ -3,10 +3,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.validation import StrictModel
+from kd_vision.detectors.onnx import OnnxConfig
 from kd_vision.knowledge.fingerprint import file_sha256, fingerprint
 
 
@@ -58,3 +62,32 @@ def test_files_are_hashed_whole(tmp_path: Path) -> None:
     assert file_sha256(path) == hashlib.sha256(content).hexdigest()
     with pytest.raises(RequestError, match=r"gone: cannot be read \(No such file or directory\)"):
         fingerprint({"weights": tmp_path / "gone"})
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
+    """`torch.onnx.export` keeps them in a file of their own; a teacher trained anew has the same graph."""
+
+    def saved(folder: Path, value: float) -> str:
+        folder.mkdir()
+        weights = numpy_helper.from_array(np.full(600, value, np.float32), "w")
+        graph = helper.make_graph([], "g", [], [], initializer=[weights])
+        onnx.save(helper.make_model(graph), folder / "t.onnx", save_as_external_data=True, location="t.data")
+        return fingerprint({"weights": folder / "t.onnx"})
+
+    first = saved(tmp_path / "a", 1.0)
+    assert saved(tmp_path / "b", 1.0) == first
+    assert saved(tmp_path / "c", 2.0) != first
+    assert (tmp_path / "a" / "t.onnx").read_bytes() == (tmp_path / "c" / "t.onnx").read_bytes()
+
+
+def test_what_changes_no_answer_and_unfinished_files_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "t.onnx").write_bytes(b"torn")
+    one, four = (OnnxConfig(weights=tmp_path / "t.onnx", threads=count) for count in (1, 4))
+    assert fingerprint(one) == fingerprint(four)
+    assert fingerprint(one) != fingerprint(OnnxConfig(weights=tmp_path / "t.onnx", layout="yolox"))
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "shard").write_text("x")
+    before = fingerprint(folder)
+    (folder / "next.part").write_text("y")
+    assert fingerprint(folder) == before

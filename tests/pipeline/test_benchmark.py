@@ -37,7 +37,7 @@ def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
     again = benchmark(config, [0, 1], out, overrides=["train.epochs=1"], with_latency=False)
     assert (out / "plain" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert again.data.arms[2].runs[1].metrics == result.data.arms[2].runs[1].metrics
-    with pytest.raises(RequestError, match=r"holds a finished run of another config: train.epochs was 1, is 2"):
+    with pytest.raises(RequestError, match=r"holds a run of another config: train.epochs was 1, is 2"):
         benchmark(config, [0], out, overrides=["train.epochs=2"], with_latency=False)
 
 
@@ -99,7 +99,7 @@ def test_finished_runs_on_other_labels_do_not_count(
     labels = json.loads((data / "annotations" / "train.json").read_text())
     labels["annotations"][0]["bbox"][2] -= 1
     (data / "annotations" / "train.json").write_text(json.dumps(labels))
-    with pytest.raises(RequestError, match="holds a finished run of another config: the training data have changed"):
+    with pytest.raises(RequestError, match="holds a run of another config: the training data have changed"):
         benchmark(write_config(), [0], out, overrides=changes, with_latency=False)
 
 
@@ -143,6 +143,11 @@ def test_the_control_has_the_balance_or_the_settings_of_the_distilled_run(write_
     assert term.config.model_dump()["balance"] == 0.75
     boxes = load_config(write_config(distill="[{loss: soft_boxes, weight: 0.5, box_gain: 3}]"))
     assert control_config(boxes).terms[0].config == boxes.terms[0].config
+    several = (
+        "[{loss: soft_boxes, weight: 0.5}, {loss: soft_boxes, name: b, weight: 2}, {loss: class_qfl, balance: 0.5}]"
+    )
+    (term,) = control_config(load_config(write_config(distill=several))).terms
+    assert (term.config.weight, term.config.model_dump()["balance"]) == (2.5, 0.5)
 
 
 def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -155,3 +160,46 @@ def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., P
         f"train.labelled_share above 0"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_measured_on_the_split_that_is_reported(
+    write_config: Callable[..., Path], tmp_path: Path, squares: Path
+) -> None:
+    out, data = tmp_path / "bench", tmp_path / "data"
+    shutil.copytree(squares.parent, data)
+    changes = [f"data={data / squares.name}", "train.epochs=1", "evaluate.final_split=null"]
+    before = benchmark(write_config(), [0], out, overrides=changes, with_latency=False)
+    kept = (out / "plain" / "seed0" / "student.pt").stat().st_mtime_ns
+    labels = json.loads((data / "annotations" / "val.json").read_text())
+    gone = labels["images"].pop()["id"]
+    labels["annotations"] = [one for one in labels["annotations"] if one["image_id"] != gone]
+    (data / "annotations" / "val.json").write_text(json.dumps(labels))
+    after = benchmark(write_config(), [0, 1], out, overrides=changes, with_latency=False)
+    for arm in after.data.arms:
+        assert [run.metrics.n_images for run in arm.runs] == [len(labels["images"])] * len(arm.runs)
+    assert before.data.arms[1].runs[0].metrics.n_images == len(labels["images"]) + 1
+    assert (out / "plain" / "seed0" / "student.pt").stat().st_mtime_ns == kept
+
+
+def test_twins_of_other_pixels_or_another_start_do_not_count(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """A broken benchmark left the plain twin alone; then the teacher's view, and the starting weights, changed."""
+    config = load_config(write_config(train="epochs: 1"))
+    directory = RunDirectory(tmp_path / "bench" / "plain" / "seed0")
+    benchmark(config, [0], tmp_path / "bench", with_latency=False)
+    shutil.rmtree(tmp_path / "bench" / "distilled")
+    with pytest.raises(RequestError, match="its images were made at 64 px, are 128 px now"):
+        benchmark(write_config(train="epochs: 1"), [0], tmp_path / "bench", overrides=["teacher.image_size=128"])
+    note = json.loads(directory.environment.read_text())
+    note["hashes"]["student"] = "another"
+    directory.environment.write_text(json.dumps(note))
+    directory.metrics.unlink()  # a half-finished one as well
+    with pytest.raises(RequestError, match="the weights that the student starts from have changed"):
+        benchmark(config, [0], tmp_path / "bench", with_latency=False)
+
+
+def test_a_control_counts_only_where_it_is_asked_for(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(train="epochs: 1")
+    benchmark(config, [0], tmp_path / "bench", with_latency=False, control=True)
+    other = benchmark(config, [1], tmp_path / "bench", with_latency=False)
+    assert [arm.name for arm in other.data.arms] == ["teacher", "plain", "distilled"]
+    assert [[run.seed for run in arm.runs] for arm in other.data.arms[1:]] == [[1], [1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def test_a_run_is_not_overwritten_and_a_foreign_checkpoint_is_refused(
         train(config, tmp_path / "run")
     with pytest.raises(RequestError, match=r"is a run of another config: train\.epochs was 1, is 2"):
         train(config, tmp_path / "run", resume=True, overrides=["train.epochs=2"])
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # to save room; it is a finished run all the same
+    with pytest.raises(RequestError, match="holds a run already"):
+        train(config, tmp_path / "run")
+    for name in ("metrics.json", "student.pt"):
+        (tmp_path / "run" / name).unlink()
+    train(config, tmp_path / "run", overrides=["train.epochs=1"])  # killed before its first checkpoint: anew
+    steps = [row["step"] for row in RunDirectory(tmp_path / "run").read_log() if "loss/total" in row]
+    assert steps == [1, 2, 3]
 
 
 def test_a_teacher_no_better_than_its_student_ends_the_work(write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -138,6 +147,8 @@ def test_the_gate_compares_with_the_student_before_training(write_config: Callab
     for teacher, student in ((bad, good), (good, good), (scores(0.0), scores(None))):
         with pytest.raises(GateError, match="give a teacher trained for this data"):
             refuse_weak_teacher(config, TeacherScore("teacher", "val", teacher, student))
+    with pytest.raises(GateError, match=r"teacher: 'val' holds no box to measure a teacher by; give another evaluate"):
+        refuse_weak_teacher(config, TeacherScore("teacher", "val", scores(None), scores(None)))
 
 
 def test_the_gate_moves_no_bit_of_the_student(write_config: Callable[..., Path]) -> None:
@@ -423,3 +434,15 @@ def test_a_share_of_unlabelled_images_that_rounds_to_none_is_refused(write_confi
     config = load_config(write_config(train="unlabelled_ratio: 0.1"))
     with pytest.raises(RequestError, match=r"train\.unlabelled_ratio: 0\.1 of a batch of 4 is no whole image"):
         build_stream(config, *training_data(config), 3)
+
+
+def test_what_an_ensemble_never_says_cannot_be_asked_for(
+    write_config: Callable[..., Path], tmp_path: Path, teacher_file: Path
+) -> None:
+    member = {"weights": str(teacher_file)}
+    teacher = {"name": "both", "family": "ensemble", "members": [member, member], "min_score": 0.4}
+    config = write_config(teacher=False)
+    distill = [{"loss": "soft_boxes", "doubt": 0.1, "accept": 0.5}]
+    config.write_text(config.read_text() + f"teacher: {json.dumps(teacher)}\ndistill: {json.dumps(distill)}\n")
+    with pytest.raises(RequestError, match=r"distill.0.doubt: 0.1 is below 0.4, the least score that 'both' speaks of"):
+        train(config, tmp_path / "run")

@@ -81,14 +81,20 @@ def test_nothing_to_compare(benchmark: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("control", "sentence"),
+    ("distilled", "control", "sentence"),
     [
-        (0.50, "this part of the gain is the teacher's, the rest is the losses' own."),
-        (0.53, "nothing of the gain is the teacher's."),
+        ([0.52, 0.52], [0.50, 0.48], " The control had no teacher: this part of the gain is the teacher's."),
+        ([0.52, 0.52], [0.45, 0.46],
+         " The control had no teacher and gained nothing: the whole gain is the teacher's."),
+        ([0.52, 0.52], [0.53, 0.53], " The control had no teacher: nothing of the gain is shown to be the teacher's."),
+        ([0.52, 0.52], [0.53, 0.50],
+         " The control had no teacher: whether part of the gain is the teacher's is too close to call."),
+        ([0.44, 0.45], [0.40, 0.40], ""),
     ],
-)
-def test_what_the_control_means_is_said(benchmark: Build, control: float, sentence: str) -> None:
-    details = judge_benchmark(benchmark([0.46], [0.52], control=[control])).details
+)  # fmt: skip
+def test_what_the_control_means_is_said(
+    benchmark: Build, distilled: list[float], control: list[float], sentence: str
+) -> None:
+    details = judge_benchmark(benchmark([0.46, 0.46], distilled, control=control)).details
     (said,) = [line for line in details if line.startswith("distilled against control: ")]
-    assert ("+2.0 AP points" if control == 0.50 else "−1.0 AP points") in said
-    assert said.endswith(f". The control had no teacher: {sentence}")
+    assert said.endswith(f" improved.{sentence}")

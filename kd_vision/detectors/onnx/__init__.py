@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,8 @@ class OnnxConfig(StrictModel):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     threads: int = 0
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"threads"})
 
     @field_validator("std")
     @classmethod

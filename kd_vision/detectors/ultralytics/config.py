@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 from ultralytics.nn import tasks
@@ -28,6 +28,8 @@ class UltralyticsConfig(StrictModel):
     weights: Path | None = None
     trust: bool = False
     input_channels: Literal[1, 3, 4] | None = None
+
+    without_effect: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     @field_validator("model")
     @classmethod
