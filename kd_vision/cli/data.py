@@ -95,9 +95,11 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _subparser(commands, "synth", "draw synthetic aerial scenes", _SYNTH)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="new or empty folder; earlier scenes in it are replaced"
+    )
     for split, count in (("train", 200), ("val", 100), ("test", 100), ("unlabelled", 400)):
-        text = f"number of {split} images (default {count})"
+        text = f"number of {split} images; 0: none (default {count})"
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default 0)")
     parser.add_argument("--image-size", type=int, default=320, help="side in pixels (default 320)")
@@ -171,7 +173,7 @@ def _run_synth(args: argparse.Namespace) -> int:
     from kd_vision.core.console import ProgressBar
     from kd_vision.data.synthetic import write_scenes
 
-    splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) > 0}
+    splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) != 0}
     console = Console()
     size = (args.image_size, args.difficulty)
     with ProgressBar("drawing scenes") as bar:

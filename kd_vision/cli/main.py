@@ -25,6 +25,15 @@ Exit status: 0 done; 1 the work failed; 2 the request is wrong; 3 a gate failed.
 """
 
 
+_SAME = "; the same command goes on where it was"
+_GOES_ON = {
+    "train": "; a run that wrote a checkpoint goes on with --resume",
+    "label": _SAME,
+    "benchmark": _SAME,
+    "demo": _SAME,
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all subcommands; nothing heavy is imported."""
     parser = argparse.ArgumentParser(
@@ -35,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kd-vision {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"kd_vision.cli.{name}").add_parser(subparsers)
     return parser
@@ -58,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"kd-vision: {error.filename}: {error.strerror}\n")
         return KDVisionError.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("kd-vision: stopped; a training run goes on with --resume\n")
+        sys.stderr.write(f"kd-vision: stopped{_GOES_ON.get(options.command, '')}\n")
         return 130
 
 

@@ -91,7 +91,7 @@ def resolve_path(text: str, relative_to: Path) -> Path:
     unset = re.search(r"\$\{?(\w+)\}?", expanded)
     if unset:
         raise RequestError(
-            f"{text}: the variable {unset.group(1)} is not set; set it, e.g. `export {unset.group(1)}=/path/to/data`"
+            f"{text}: the variable {unset.group(1)} is not set; set it, e.g. `export {unset.group(1)}=/a/folder`"
         )
     path = Path(expanded)
     return path if path.is_absolute() else (relative_to / path).resolve()

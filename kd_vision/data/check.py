@@ -54,7 +54,7 @@ class _Seen:
 def check_data(descriptor: DataDescriptor, on_image: Callable[[int, int], None] | None = None) -> list[Defect]:
     """Return every defect, errors and warnings, in the order of the splits.
 
-    Kinds: unreadable, malformed, orphan, missing, corrupt, size-mismatch, unknown-category,
+    Kinds: empty, unreadable, malformed, orphan, missing, corrupt, size-mismatch, unknown-category,
     zero-area, out-of-frame, duplicated, leak, unlabelled-overlap, near-duplicate. Warnings are
     near-duplicates (also of neighbouring frames) and boxes that leave the frame by a pixel or less.
 
@@ -87,6 +87,7 @@ def _parts(descriptor: DataDescriptor, defects: list[Defect]) -> Iterator[tuple[
             raw = read_raw_split(descriptor, split)
             defects += raw.defects
             defects += _without_image(descriptor, split)
+            defects += _nothing_in(raw, split, descriptor.resolve(source.annotations or source.images))
             yield split, raw
         except RequestError as error:
             place = descriptor.resolve(source.annotations or source.images)
@@ -100,6 +101,15 @@ def _parts(descriptor: DataDescriptor, defects: list[Defect]) -> Iterator[tuple[
             return
         images = [RawImage(0, path, path.relative_to(folder).as_posix(), None, path, 0) for path in paths]
         yield _UNLABELLED, RawSplit(images, {})
+
+
+def _nothing_in(raw: RawSplit, split: str, place: Path) -> list[Defect]:
+    """Say that a split is empty: nothing can be measured, or learned, on it."""
+    if not raw.images:
+        return [Defect("empty", place, 0, f"split '{split}' holds no images")]
+    if not any(image.boxes for image in raw.images):
+        return [Defect("empty", place, 0, f"split '{split}' holds no box", level="warning")]
+    return []
 
 
 def _unreadable(place: Path, problem: str) -> Defect:

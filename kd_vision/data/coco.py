@@ -42,6 +42,10 @@ def read_coco_file(path: Path) -> CocoFile:
         raise RequestError(f"{path}: annotation file cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path}: is not UTF-8 text; give a COCO JSON file") from None
+    if not text.strip():
+        raise RequestError(f"{path}: is empty; give a COCO detection file")
+    if text.lstrip()[0] == "[":
+        raise RequestError(f"{path}: is a list; give a COCO detection file, an object with {', '.join(_LISTS)}")
     try:
         entries = dict(_top_level(text))
     except json.JSONDecodeError as error:

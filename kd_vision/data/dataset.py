@@ -118,7 +118,7 @@ def read_raw_split(descriptor: DataDescriptor, split: str) -> RawSplit:
         names = ", ".join(descriptor.splits) or "none"
         near = suggest(split, descriptor.splits)
         hint = near if "did you mean" in near else ""
-        raise RequestError(f"unknown split '{split}'{hint}; possible: {names}")
+        raise RequestError(f"unknown split '{split}'{hint} (possible: {names})")
     return _READERS[descriptor.format](descriptor, split)
 
 

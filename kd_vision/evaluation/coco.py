@@ -109,7 +109,7 @@ def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
         path: JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``. An entry may
             have ``"class_probs"`` as well: a number for each class of `data`, in label order, or by category id
             (``{"17": 0.2}``, the others 0). They need not sum to 1.
-        data: the images and categories that entries may name.
+        data: the images and categories that entries may name; a ``"file_name"`` in an entry must be the image's.
 
     Returns:
         Detections by image id, best score first; every image of `data` has an entry.
@@ -133,7 +133,7 @@ class _Known:
 
     def __init__(self, data: DetectionData) -> None:
         self._name = data.name
-        self._images = {image.image_id for image in data.images}
+        self._images = {image.image_id: image.path.name for image in data.images}
         self._categories = set(data.category_ids)
         self._ids_by_name = dict(zip(data.classes, data.category_ids, strict=True))
 
@@ -146,6 +146,7 @@ class _Known:
             return f"{', '.join(missing)} missing; each entry has {', '.join(_RESULT_KEYS)}"
         return (
             self._unknown(entry)
+            or self._other_image(entry)
             or _wrong_numbers(entry["bbox"], entry["score"])
             or self._wrong_probs(entry.get("class_probs"))
         )
@@ -157,6 +158,13 @@ class _Known:
         if not _is_integer(category) or category not in self._categories:
             return f"category_id {category!r} is not in '{self._name}'{self._meant_category(category)}"
         return ""
+
+    def _other_image(self, entry: Mapping[str, Any]) -> str:
+        """Some writers, our `predict` among them, name the file too: a number alone may mean another image here."""
+        said, ours = entry.get("file_name"), self._images[entry["image_id"]]
+        if not isinstance(said, str) or Path(said).name == ours:
+            return ""
+        return f"speaks of {said}, image_id {entry['image_id']} of '{self._name}' is {ours}; give the split it is of"
 
     def _meant_image(self, given: object) -> str:
         is_text = isinstance(given, str) and given.isdigit() and int(given) in self._images

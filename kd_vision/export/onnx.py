@@ -310,6 +310,12 @@ def _preprocessing(spec: DetectorSpec, config: OnnxExportConfig) -> dict[str, ob
     }
 
 
+_UNSURE = (
+    "the model is sure of nothing on these images (no score of 0.25 or more); of boxes that hardly differ in score, "
+    "NMS keeps now one, now another: train it first"
+)
+
+
 def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions) -> ParityProof:
     """Let the gate compare; the detector is put back into the mode it was in.
 
@@ -329,7 +335,8 @@ def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, option
             f"parity: the ONNX file does not find the same boxes as {detector.spec.name} "
             f"({proof.images} images: {proof.source}); no file was written"
         )
-        raise GateError("\n".join((summary, *proof.reasons)))
+        unsure = "" if proof.confident_boxes else _UNSURE
+        raise GateError("\n".join((summary, *proof.reasons, unsure)).rstrip())
     return proof
 
 

@@ -121,7 +121,11 @@ class StoreWriter:
     def _refuse_other(self, there: Manifest, wanted: Manifest) -> None:
         changed = []
         if there.teacher.fingerprint != wanted.teacher.fingerprint:
-            changed.append(f"by another teacher ({there.teacher.description}, now {wanted.teacher.description})")
+            was, now = there.teacher, wanted.teacher
+            changed.append(
+                f"by another teacher ({was.description}, content {was.fingerprint[:12]}; now {now.description}, "
+                f"{now.fingerprint[:12]})"
+            )
         if there.classes != wanted.classes:
             changed.append(f"with the classes {', '.join(there.classes)}")
         old, new = (

@@ -308,6 +308,10 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
     described = first / "description.txt"
     text = described.read_text(encoding="utf-8").strip() if described.is_file() else texts.get(name, name)
     student = first / "student.pt"
+    latency = _latency(student, config) if with_latency else None
+    if isinstance(latency, GateError):
+        text += f"; no latency, as its export failed the parity gate: {str(latency).splitlines()[-1]}"
+        latency = None
     return Arm(
         name=name,
         role=roles.get(name, "other"),
@@ -316,7 +320,7 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
         parameters=loaded.detector.spec.parameters,
         gflops=gflops(loaded.detector, config.image_size),
         file_bytes=student.stat().st_size,
-        onnx_latency_ms=_latency(student, config) if with_latency else None,
+        onnx_latency_ms=latency,
         runs=tuple(_arm_run(root, name, seed) for seed in seeds),
     )
 
@@ -352,13 +356,13 @@ def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet
     return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, quiet)
 
 
-def _latency(student: Path, config: RunConfig) -> Latency | None:
-    """Export next to the student and time the file; None where the parity gate refuses it."""
+def _latency(student: Path, config: RunConfig) -> Latency | GateError:
+    """Export next to the student and time the file; the parity gate's refusal where it refuses."""
     out = student.with_suffix(".onnx")
     try:
         exported = run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
-    except GateError:
-        return None  # an arm that finds nothing proves nothing; its AP says the rest
+    except GateError as refusal:
+        return refusal  # an arm that finds nothing proves nothing; its AP says the rest
     timed = exported.latency
     assert timed is not None  # one image at a time
     return Latency(median=timed.median_ms, p90=timed.p90_ms, runs=timed.runs, threads=timed.threads)

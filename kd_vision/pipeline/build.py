@@ -329,6 +329,13 @@ def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | Non
     """Read the labelled training split, and the unlabelled images where the config uses them."""
     descriptor = descriptor_of(config)
     labelled, rest = shared_out(load_split(descriptor, "train"), config.train.labelled_share)
+    if not len(labelled) and not len(rest):
+        raise RequestError(f"{config.data}: split 'train' holds no images; see `kd-vision data check`")
+    if len(labelled) and not any(len(image.labels) for image in labelled.images):
+        raise RequestError(
+            f"{config.data}: split 'train' holds no box to learn from; see `kd-vision data check`, or set "
+            f"train.labelled_share: 0 to learn from a teacher alone"
+        )
     if config.train.unlabelled_ratio == 0 and len(labelled):
         return labelled, None
     if not config.is_taught:

@@ -151,7 +151,7 @@ def _teachers(config: RunConfig, parts: RunParts, labelled: DetectionData) -> li
             found.append(Finding(topic, "gate", str(error)))
             continue
         if score.teacher is None or score.student is None:
-            found.append(Finding(topic, "warning", f"cannot be measured ({score.split}): no labels of its classes"))
+            found.append(Finding(topic, "warning", f"cannot be measured on '{score.split}'"))
         else:
             found.append(Finding(topic, "ok", _compare(score.teacher, score.student, score.split)))
     return found

@@ -89,3 +89,23 @@ def test_an_unknown_split_and_a_wrong_model_name_say_what_is_possible(
     assert "vall" in first
     assert "val" in first.split("vall")[1]
     assert second.endswith("config.yaml: student.model: unknown model 'yolo8n'; did you mean 'yolov8n'?")
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["data", "check", "x.yaml"], "kd-vision: stopped\n"),
+        (["label", "x.yaml", "--split", "train", "--out", "s"],
+         "kd-vision: stopped; the same command goes on where it was\n"),
+        (["train", "x.yaml"], "kd-vision: stopped; a run that wrote a checkpoint goes on with --resume\n"),
+    ],
+)  # fmt: skip
+def test_a_break_says_how_to_go_on(
+    command: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kd_vision.cli.{command[0]}.run", stopped)
+    assert main(command) == 130
+    assert capsys.readouterr().err == text

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kd_vision.cli import data as data_command
+from kd_vision.cli.main import main
 from kd_vision.data.check import check_data
 from kd_vision.data.descriptor import DataDescriptor, load_descriptor
 
@@ -216,3 +217,19 @@ def test_synth_command_writes_a_sound_set(tmp_path: Path, capsys: pytest.Capture
     assert call("synth", "--out", str(out), *counts) == 0
     assert "4scenes" in "".join(capsys.readouterr().out.split())
     assert check_data(load_descriptor(out / "data.yaml")) == []
+
+
+def test_splits_with_nothing_in_them_are_named(coco_set: CocoSet) -> None:
+    coco_set.files["train"]["annotations"] = []
+    coco_set.files["val"] |= {"images": [], "annotations": []}
+    found = check_data(coco_set.write())
+    assert [(defect.kind, defect.level, defect.message) for defect in found] == [
+        ("empty", "warning", "split 'train' holds no box"),
+        ("empty", "error", "split 'val' holds no images"),
+    ]
+
+
+def test_a_negative_number_of_scenes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "synth", "--out", str(tmp_path / "s"), "--train", "-4", "--val", "0"]) == 2
+    assert "-4 scenes for split 'train'; give 1 to" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()

@@ -106,7 +106,7 @@ def test_missing_image_file_is_told_before_training(coco_set: CocoSet) -> None:
 
 def test_unknown_split_lists_those_possible(coco_set: CocoSet) -> None:
     descriptor = coco_set.write()
-    with pytest.raises(RequestError, match=r"^unknown split 'vla'; did you mean 'val'\?; possible: train, val$"):
+    with pytest.raises(RequestError, match=r"^unknown split 'vla'; did you mean 'val'\? \(possible: train, val\)$"):
         load_split(descriptor, "vla")
 
 
@@ -115,7 +115,8 @@ def test_unknown_split_lists_those_possible(coco_set: CocoSet) -> None:
     [
         ('{"images": [],\n "annotations": [}', r"train.json:2: is not JSON"),
         ('{"images": []}', "has no list annotations and no list categories"),
-        ("[]", "is not JSON .expected '{'"),
+        ("[]", "train.json: is a list; give a COCO detection file, an object with images, annotations, categories"),
+        (" ", "train.json: is empty; give a COCO detection file"),
     ],
 )
 def test_broken_coco_file_is_named_with_its_line(coco_set: CocoSet, text: str, message: str) -> None:

@@ -209,6 +209,20 @@ def test_every_wrong_entry_of_a_result_file_is_named(scene: DetectionData, tmp_p
     )
 
 
+def test_boxes_of_another_image_with_the_same_number_are_refused(scene: DetectionData, tmp_path: Path) -> None:
+    name = scene.images[0].path.name
+    entry = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{**entry, "file_name": f"a/{name}"}]))
+    assert len(read_coco_results(path, scene)[10]) == 1
+    path.write_text(json.dumps([entry, {**entry, "file_name": "other.jpg"}]))
+    with pytest.raises(RequestError) as caught:
+        read_coco_results(path, scene)
+    assert str(caught.value) == (
+        f"{path}: entry 2: speaks of other.jpg, image_id 10 of 'val' is {name}; give the split it is of"
+    )
+
+
 def test_class_probabilities_are_read_in_either_form(scene: DetectionData, tmp_path: Path) -> None:
     entry = {"image_id": 10, "category_id": 17, "bbox": [1, 2, 3, 4], "score": 0.5}
     path = tmp_path / "results.json"

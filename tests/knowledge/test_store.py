@@ -112,7 +112,8 @@ def test_finished_shards_are_kept_and_spoilt_ones_are_written_again(kit: Any, tm
         ),
         (
             {"teacher": TeacherNote(fingerprint="0" * 64, description="yolo11x")},
-            "was begun by another teacher (yolov8s teacher.pt, now yolo11x); use another --out",
+            "was begun by another teacher (yolov8s teacher.pt, content ffffffffffff; now yolo11x, 000000000000); "
+            "use another --out",
         ),
         ({"classes": ("cat",)}, "was begun with the classes car, van, bus, person, dog; use another --out"),
         ({"shard_size": 8}, "was begun with shard_size 4, now 8; use another --out"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kd_vision.config.load import load_config
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
 from kd_vision.pipeline.build import build_stream, build_student, training_data
@@ -203,3 +203,24 @@ def test_a_control_counts_only_where_it_is_asked_for(write_config: Callable[...,
     other = benchmark(config, [1], tmp_path / "bench", with_latency=False)
     assert [arm.name for arm in other.data.arms] == ["teacher", "plain", "distilled"]
     assert [[run.seed for run in arm.runs] for arm in other.data.arms[1:]] == [[1], [1]]
+
+
+def test_an_arm_without_latency_says_why(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """One epoch on six images: the student is sure of nothing, and the gate cannot tell its boxes apart."""
+    result = benchmark(write_config(teacher=True), [0], tmp_path / "bench", overrides=["train.epochs=1"])
+    for arm in result.data.arms[1:]:
+        refused = "no latency, as its export failed the parity gate: " in arm.description
+        assert refused == (arm.onnx_latency_ms is None)
+
+
+def test_the_gates_refusal_is_handed_on(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise GateError("parity: not the same boxes\ntrain it first")
+
+    monkeypatch.setattr("kd_vision.pipeline.benchmark.run_export", refuse)
+    result = benchmark(write_config(), [0], tmp_path / "bench", overrides=["train.epochs=1"])
+    plain = next(arm for arm in result.data.arms if arm.name == "plain")
+    assert plain.onnx_latency_ms is None
+    assert plain.description.endswith("; no latency, as its export failed the parity gate: train it first")

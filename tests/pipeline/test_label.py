@@ -192,7 +192,7 @@ def test_the_command_says_what_it_stored(
     [
         ({}, "which images? give either --images FOLDER or --split NAME"),
         ({"images": "x", "splits": ["train"]}, "which images? give either --images FOLDER or --split NAME"),
-        ({"splits": ["trian"]}, "unknown split 'trian'; did you mean 'train'?; possible: train, val"),
+        ({"splits": ["trian"]}, "unknown split 'trian'; did you mean 'train'? (possible: train, val)"),
         ({"splits": ["train"], "teacher": "big"}, "has no teacher 'big'"),
         (
             {"splits": ["train"], "options": LabelOptions(score=0, top_k=0)},

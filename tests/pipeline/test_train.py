@@ -144,7 +144,8 @@ def test_the_gate_compares_with_the_student_before_training(write_config: Callab
     config = load_config(write_config(), ["allow_weak_teacher=false"])
     good, bad = scores(0.4), scores(0.1)
     refuse_weak_teacher(config, TeacherScore("teacher", "val", good, bad))
-    for teacher, student in ((bad, good), (good, good), (scores(0.0), scores(None))):
+    lucky = scores(0.0001)
+    for teacher, student in ((bad, good), (good, good), (scores(0.0), scores(None)), (lucky, scores(0.0))):
         with pytest.raises(GateError, match="give a teacher trained for this data"):
             refuse_weak_teacher(config, TeacherScore("teacher", "val", teacher, student))
     with pytest.raises(GateError, match=r"teacher: 'val' holds no box to measure a teacher by; give another evaluate"):
@@ -445,4 +446,28 @@ def test_what_an_ensemble_never_says_cannot_be_asked_for(
     distill = [{"loss": "soft_boxes", "doubt": 0.1, "accept": 0.5}]
     config.write_text(config.read_text() + f"teacher: {json.dumps(teacher)}\ndistill: {json.dumps(distill)}\n")
     with pytest.raises(RequestError, match=r"distill.0.doubt: 0.1 is below 0.4, the least score that 'both' speaks of"):
+        train(config, tmp_path / "run")
+
+
+def test_splits_with_nothing_to_learn_from_are_refused(
+    write_config: Callable[..., Path], tmp_path: Path, squares: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(squares.parent, data)
+    labels = json.loads((data / "annotations" / "train.json").read_text())
+    for emptied, message in (
+        ({"annotations": []}, f"{data / squares.name}: split 'train' holds no box to learn from"),
+        ({"annotations": [], "images": []}, f"{data / squares.name}: split 'train' holds no images"),
+    ):
+        (data / "annotations" / "train.json").write_text(json.dumps(labels | emptied))
+        with pytest.raises(RequestError) as caught:
+            train(write_config(teacher=False), tmp_path / "run", overrides=[f"data={data / squares.name}"])
+        assert str(caught.value).startswith(message)
+
+
+def test_a_file_of_another_family_is_told_its_family(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "t.onnx").write_bytes(b"")
+    config = write_config(teacher=False)
+    config.write_text(config.read_text() + f"teacher: {{weights: {tmp_path / 't.onnx'}}}\n")
+    with pytest.raises(RequestError, match=r"t.onnx is no .pt file; as a teacher it is of another family: onnx"):
         train(config, tmp_path / "run")

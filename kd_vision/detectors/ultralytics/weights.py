@@ -79,6 +79,9 @@ def _read_weights(path: Path, trust: bool, where: str) -> tasks.DetectionModel |
         raise RequestError(f"{where}.weights: {path} does not exist; give a .pt file")
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise RequestError(f"{where}.weights: safe loading needs torch 2.6 or later; update torch, or set trust: true")
+    if path.suffix in (".onnx", ".json"):
+        family = {".onnx": "onnx", ".json": "predictions"}[path.suffix]
+        raise RequestError(f"{where}.weights: {path} is no .pt file; as a teacher it is of another family: {family}")
     if not trust and not zipfile.is_zipfile(path):
         raise RequestError(f"{where}.weights: {path} cannot be read as a .pt file (no archive written by torch.save)")
     try:
