@@ -21,7 +21,7 @@ The usual order of work:
   kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml     teacher, plain twin, distilled: before / after
   kd-vision export    runs/NAME --out student.onnx --data datasets/bccd.yaml
 
-Exit status: 0 done; 1 the work failed; 2 the request is wrong; 3 a gate failed.
+Exit status: 0 done; 1 the work failed; 2 the request is wrong; 3 a gate failed; 130 stopped.
 """
 
 

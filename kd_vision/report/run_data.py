@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kd_vision.core.errors import RequestError
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.report.files import VAL, History, read_history, read_json_object
@@ -24,7 +26,7 @@ class RunData:
         headline: its result in one sentence.
         history: what was logged.
         metrics: the final numbers; None while the run is not finished.
-        environment: names and values of `environment.json`, flat.
+        environment: who was taught by whom and measured on what, then names and values of `environment.json`, flat.
         config: text of `config.yaml`, empty where there is none.
     """
 
@@ -50,18 +52,44 @@ def read_run(directory: Path) -> RunData:
     metrics = None
     if metrics_file.is_file():
         metrics = Metrics.from_json(read_json_object(metrics_file), str(metrics_file))
-    environment = read_json_object(environment_file) if environment_file.is_file() else {}
+    environment = _if_there(environment_file)
+    fit, teachers = (_if_there(directory / name) for name in ("fit.json", "teacher.json"))
+    text = config_file.read_text(encoding="utf-8") if config_file.is_file() else ""
+    config = yaml.safe_load(text) or {}
+    place = " ".join(str(part) for part in (Path(str(config.get("data", ""))).stem, fit.get("split")) if part)
     return RunData(
         title=f"Run {directory.resolve().name}",
-        headline=_headline(history, metrics),
+        headline=_headline(history, metrics, place),
         history=history,
         metrics=metrics,
-        environment=tuple(_flat(environment)),
-        config=config_file.read_text(encoding="utf-8") if config_file.is_file() else "",
+        environment=(*_parties(config, teachers), *_flat(environment)),
+        config=text,
     )
 
 
-def _headline(history: History, metrics: Metrics | None) -> str:
+def _if_there(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _parties(config: Mapping[str, Any], teachers: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say who learns, from whom, and what the gate measured of the teachers."""
+    student = config.get("student", {})
+    yield "student", str(student.get("model") or Path(str(student.get("weights", "not stated"))).name)
+    sources = config.get("teacher") or []
+    named = [_source(each) for each in (sources if isinstance(sources, list) else [sources])]
+    if config.get("knowledge"):
+        named.append("stored knowledge")
+    yield "taught by", ", ".join(named) or "nobody: plain training"
+    for name, said in teachers.items():
+        yield f"{name} before training", f"AP {points(said.get('AP'))} on '{said.get('split')}'"
+
+
+def _source(teacher: Mapping[str, Any]) -> str:
+    family, file = teacher.get("family", "ultralytics"), teacher.get("weights")
+    return f"{family} {Path(file).parent.name}/{Path(file).name}" if isinstance(file, str) else str(family)
+
+
+def _headline(history: History, metrics: Metrics | None, place: str) -> str:
     curve = history.series(VAL, "AP")
     best = ""
     if len(curve):
@@ -69,7 +97,8 @@ def _headline(history: History, metrics: Metrics | None) -> str:
         best = f"best validation AP {points(curve.values[top])} at step {curve.steps[top]}"
     if metrics is None:
         return f"The run is not finished; {best or 'nothing was validated yet'}."
-    final = f"AP {points(metrics.ap)}, AP50 {points(metrics.ap50)} on {metrics.n_images} images"
+    images = f"{metrics.n_images} images of {place}" if place else f"{metrics.n_images} images"
+    final = f"AP {points(metrics.ap)}, AP50 {points(metrics.ap50)} on {images}"
     return f"{final}; {best}." if best else f"{final}."
 
 

@@ -132,7 +132,12 @@ def run_directory(tmp_path: Path) -> Path:
     """A complete run directory of `train`."""
     directory = tmp_path / "run"
     write_log(directory, 0)
-    (directory / "config.yaml").write_text("image_size: 256\nstudent: {model: <yolov8n>}\n")
+    teacher = "teacher: {family: ultralytics, weights: /runs/big/student.pt}\n"
+    (directory / "config.yaml").write_text(
+        f"data: /d/bccd.yaml\nimage_size: 256\nstudent: {{model: <yolov8n>}}\n{teacher}"
+    )
+    (directory / "fit.json").write_text(json.dumps({"split": "test"}))
+    (directory / "teacher.json").write_text(json.dumps({"teacher": {"split": "val", **make_metrics(0.61).to_json()}}))
     (directory / "environment.json").write_text(json.dumps({"versions": {"torch": "2.15"}, "seed": 0}))
     (directory / "metrics.json").write_text(json.dumps(make_metrics(0.46).to_json()))
     return directory

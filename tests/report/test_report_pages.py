@@ -151,7 +151,7 @@ def test_run_page(run_directory: Path) -> None:
     markdown, page = write_run_report(run_directory)
     check_stands_alone(page)
     text = page.read_text(encoding="utf-8")
-    headline = "AP 46.0, AP50 66.0 on 72 images; best validation AP 46.0 at step 325."
+    headline = "AP 46.0, AP50 66.0 on 72 images of bccd test; best validation AP 46.0 at step 325."
     for words in (
         headline,
         "Training loss",
@@ -160,7 +160,9 @@ def test_run_page(run_directory: Path) -> None:
         "{model: &lt;yolov8n&gt;}",
     ):
         assert words in text, words
-    assert f"**{headline}**" in markdown.read_text(encoding="utf-8")
+    text = markdown.read_text(encoding="utf-8")
+    assert f"**{headline}**" in text
+    assert "- taught by: ultralytics big/student.pt\n- teacher before training: AP 61.0 on 'val'\n" in text
     assert "| AR, 100 boxes | 56.0 |" in markdown.read_text(encoding="utf-8")
 
 
