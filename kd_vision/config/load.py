@@ -44,7 +44,10 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bo
     """
     path = Path(path)
     found: list[str] = []
-    content = _with_paths(load_mapping(path), path.resolve().parent, str(path), found)
+    written = load_mapping(path)
+    if "splits" in written and "student" not in written:
+        raise RequestError(f"{path}: is a data descriptor; give a config, which names it: 'data: {path.name}'")
+    content = _with_paths(written, path.resolve().parent, str(path), found)
     if isinstance(content.get("knowledge"), str):  # so that an override can reach into it
         content["knowledge"] = {"store": content["knowledge"]}
     changes = [_parse_override(text) for text in overrides]

@@ -14,6 +14,7 @@ from kd_vision.report.tables import arm_spread, gains, points, signed
 Kind = Literal["gain", "unclear", "loss", "none"]
 
 _SMALL_GAIN = 0.01
+_NOTHING = 0.01
 _FEW_IMAGES = 500
 
 
@@ -43,8 +44,12 @@ def judge_benchmark(data: BenchmarkData) -> Verdict:
     improved = sum(value > 0 for value in differences.values())
     facts = f"{signed(spread.mean)} AP points ({_runs(differences)})"
     pair = plain[0]
-    if spread.mean <= 0:
-        kind: Kind = "loss"
+    means = [one.mean for one in (arm_spread(arm, _ap) for arm in (pair.before, pair.after)) if one is not None]
+    if max(means, default=0.0) < _NOTHING:
+        kind: Kind = "none"
+        headline = "Neither student learned anything yet (AP below one point): train longer, then compare."
+    elif spread.mean <= 0:
+        kind = "loss"
         headline = f"Distillation did not help: {facts}; {_improved(improved, spread.count)}."
     elif improved < spread.count:
         kind = "unclear"

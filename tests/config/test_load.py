@@ -177,3 +177,10 @@ def test_what_looks_at_no_pixels_takes_no_view(tmp_path: Path) -> None:
         f"{where}: teacher.tta: nothing is shown to it; leave it out",
         f"{where}: teacher.name: what looks at no pixels is called 'knowledge'; leave it out",
     ]
+
+
+def test_a_data_descriptor_in_the_place_of_a_config_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "format: coco\nroot: .\nsplits: {train: {images: images}}\n")
+    with pytest.raises(RequestError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: is a data descriptor; give a config, which names it: 'data: {path.name}'"

@@ -34,9 +34,9 @@ def make_metrics(ap: float, classes: tuple[str, ...] = CLASSES) -> Metrics:
     return Metrics(
         ap=ap,
         ap50=ap + 0.2,
-        ap75=ap - 0.1,
+        ap75=max(ap - 0.1, 0.0),
         ap_small=None,
-        ap_medium=ap - 0.05,
+        ap_medium=max(ap - 0.05, 0.0),
         ap_large=ap + 0.05,
         ar1=ap / 2,
         ar10=ap,

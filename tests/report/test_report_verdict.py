@@ -98,3 +98,10 @@ def test_what_the_control_means_is_said(
     details = judge_benchmark(benchmark([0.46, 0.46], distilled, control=control)).details
     (said,) = [line for line in details if line.startswith("distilled against control: ")]
     assert said.endswith(f" improved.{sentence}")
+
+
+def test_students_that_learned_nothing_prove_nothing(benchmark: Build) -> None:
+    verdict = judge_benchmark(benchmark([0.0, 0.002], [0.001, 0.003]))
+    assert (verdict.kind, verdict.headline) == (
+        "none", "Neither student learned anything yet (AP below one point): train longer, then compare.",
+    )  # fmt: skip
