@@ -43,7 +43,8 @@ def read(folder: Path) -> dict[str, dict[str, float]]:
     found = {}
     for file in sorted(folder.glob("seed*/metrics.json")):
         content = read_json(file)
-        classes = {name: 100 * values["ap"] for name, values in content["per_class"].items()}
+        measured = {name: values["ap"] for name, values in content["per_class"].items()}
+        classes = {name: 100 * ap for name, ap in measured.items() if ap is not None}  # None: not in the split
         found[file.parent.name] = {"AP": 100 * content["AP"], "AP50": 100 * content["AP50"], **classes}
     return found
 
