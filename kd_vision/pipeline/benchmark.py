@@ -105,6 +105,17 @@ def benchmark(
     """
     if not isinstance(config, RunConfig):
         config = load_config(Path(config), overrides)
+    _refuse_wrong_request(config, seeds)
+    root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
+    classes = load_split(descriptor_of(config), "train").classes
+    view = teacher_view(config, build_teachers(config, classes))
+    for seed in seeds:
+        for name in _OWN_ARMS if control else _TWINS:
+            _run_arm(config, name, seed, root, quiet, view)
+    return assemble(config, seeds, root, quiet, with_latency, control)
+
+
+def _refuse_wrong_request(config: RunConfig, seeds: Sequence[int]) -> None:
     if not config.is_taught:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
     if config.train.labelled_share == 0:
@@ -122,13 +133,6 @@ def benchmark(
         )
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise RequestError(f"--seeds: give different seeds from 0 up, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
-    root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
-    classes = load_split(descriptor_of(config), "train").classes
-    view = teacher_view(config, build_teachers(config, classes))
-    for seed in seeds:
-        for name in _OWN_ARMS if control else _TWINS:
-            _run_arm(config, name, seed, root, quiet, view)
-    return assemble(config, seeds, root, quiet, with_latency, control)
 
 
 def assemble(

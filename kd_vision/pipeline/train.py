@@ -116,7 +116,6 @@ def train(
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
     identity = _identity(config, student, data_hashes(labelled, unlabelled))
-    origin = origin_of(config, side)
     with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
         validate = _validator(config)
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
@@ -124,7 +123,7 @@ def train(
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
-            _describe(config, directory, identity | origin)
+            _describe(config, directory, identity | origin_of(config, side))
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit)
 
