@@ -255,7 +255,8 @@ def _refuse_other_run(directory: RunDirectory, config: RunConfig, view: int | No
     if made_with.get("student", origin["student"]) != origin["student"]:
         changed.append("the weights that the student starts from have changed")
     if made_with.get("view", view) != view:
-        changed.append(f"its images were made at {made_with['view'] or config.image_size} px, are {view} px now")
+        was, now = (side or config.image_size for side in (made_with["view"], view))
+        changed.append(f"its images were made at {was} px, are made at {now} px now")
     if changed:
         raise RequestError(f"{directory.root}: holds a run of another config: {'; '.join(changed)}; give another --out")
 

@@ -187,7 +187,7 @@ def test_twins_of_other_pixels_or_another_start_do_not_count(write_config: Calla
     directory = RunDirectory(tmp_path / "bench" / "plain" / "seed0")
     benchmark(config, [0], tmp_path / "bench", with_latency=False)
     shutil.rmtree(tmp_path / "bench" / "distilled")
-    with pytest.raises(RequestError, match="its images were made at 64 px, are 128 px now"):
+    with pytest.raises(RequestError, match="its images were made at 64 px, are made at 128 px now"):
         benchmark(write_config(train="epochs: 1"), [0], tmp_path / "bench", overrides=["teacher.image_size=128"])
     note = json.loads(directory.environment.read_text())
     note["hashes"]["student"] = "another"
