@@ -138,7 +138,7 @@ def _validation_curves(data: BenchmarkData) -> Plot | None:
             axes.fill_between(steps, low, high, color=colours[arm.name], alpha=0.16, linewidth=0)
             style = _DASHES[number % len(_DASHES)] if arm.role != "distilled" else "-"
             axes.plot(steps, mean, style, color=colours[arm.name], label=arm.name)
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("batch")
         axes.set_ylabel("AP, points")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -283,7 +283,7 @@ def _lines(
             axes.yaxis.set_minor_formatter("")
         elif lowest >= 0:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("batch")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
