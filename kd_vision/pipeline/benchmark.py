@@ -205,8 +205,11 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
     config = replace(config, train=config.train.model_copy(update={"seed": seed}))
     if name == _CONTROL:
         return control_config(config)
-    if name == "distilled":
-        return config
+    return config if name == "distilled" else _untaught(config)
+
+
+def _untaught(config: RunConfig) -> RunConfig:
+    """Return the run without teacher, and without the images that only a teacher can speak of."""
     settings = config.train.model_copy(update={"unlabelled_ratio": 0.0})
     return replace(config, teachers=(), knowledge=None, terms=(), recipe=None, train=settings)
 
@@ -226,12 +229,9 @@ def control_config(config: RunConfig) -> RunConfig:
         changes["weight"] = sum(weights)
     settings = settings.model_copy(update=changes)
     return replace(
-        config,
+        _untaught(config),
         teachers=(TeacherConfig(KNOWLEDGE, LabelsConfig(), TeacherOptions()),),
-        knowledge=None,
         terms=(TermConfig("soft_boxes", "soft_boxes", settings, KNOWLEDGE),),
-        recipe=None,
-        train=config.train.model_copy(update={"unlabelled_ratio": 0.0}),
     )
 
 

@@ -95,7 +95,7 @@ def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:
             f"{config.source}: {score.name}: '{score.split}' holds no box to measure a teacher by; give another "
             f"evaluate.split, or set allow_weak_teacher: true"
         )
-    knows, has = score.teacher.ap or 0.0, score.student.ap or 0.0
+    knows, has = score.teacher.ap, score.student.ap or 0.0
     if knows >= has + _MARGIN:
         return
     raise GateError(

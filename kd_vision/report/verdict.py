@@ -24,7 +24,7 @@ class Verdict:
 
     Attributes:
         kind: `gain`: the mean is up and so is every seed; `unclear`: the mean is up, some seeds are
-            not; `loss`: the mean is not up; `none`: nothing to compare.
+            not; `loss`: the mean is not up; `none`: nothing to compare, or nothing learned.
         headline: one sentence.
         details: further sentences.
     """
