@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kd_vision.core.version import __version__
+
 if TYPE_CHECKING:
     from kd_vision.config.load import load_config
     from kd_vision.pipeline.benchmark import benchmark
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from kd_vision.pipeline.predict import run_predict as predict
     from kd_vision.pipeline.train import train
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "benchmark", "check", "evaluate", "export", "load_config", "predict", "train"]
 
 _HOMES = {

@@ -28,14 +28,16 @@ from ultralytics import YOLO
 
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
-from kd_vision.core.run_directory import RunDirectory, write_json
+from kd_vision.core.files import write_json
+from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
 from kd_vision.knowledge.config import KnowledgeConfig
-from kd_vision.pipeline.build import build_parts, build_stream
+from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.data import build_stream
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.label import LabelOptions, label
 

@@ -31,17 +31,19 @@ from ultralytics import YOLO
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.run_directory import RunDirectory, write_json
+from kd_vision.core.files import write_json
+from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.convert import convert
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
-from kd_vision.data.synthetic import write_scenes
-from kd_vision.engine.memory import keep_freed_memory
+from kd_vision.engine.allocator import keep_freed_memory
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
-from kd_vision.pipeline.build import build_parts, build_stream, build_student
+from kd_vision.pipeline.build import build_parts, build_student
+from kd_vision.pipeline.data import build_stream
 from kd_vision.pipeline.environment import hardware, versions
+from kd_vision.scenes import write_scenes
 
 _SYNTHETIC = """\
 data: scenes/data.yaml

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from kd_vision.core.run_directory import read_json
+from kd_vision.core.files import read_json
 
 
 def main() -> None:

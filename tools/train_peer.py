@@ -24,7 +24,8 @@ from kd_vision.data.convert import convert
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.engine.trainer import seed_everything
-from kd_vision.pipeline.build import build_student, descriptor_of, final_split
+from kd_vision.pipeline.build import build_student
+from kd_vision.pipeline.data import descriptor_of, final_split
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.models import load_model
 

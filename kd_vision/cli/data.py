@@ -171,7 +171,7 @@ def _run_synth(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.core.console import ProgressBar
-    from kd_vision.data.synthetic import write_scenes
+    from kd_vision.scenes import write_scenes
 
     splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) != 0}
     console = Console()

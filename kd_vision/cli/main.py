@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from kd_vision import __version__
 from kd_vision.core.errors import KDVisionError
+from kd_vision.core.version import __version__
 
 COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
 

@@ -16,11 +16,11 @@ from kd_vision.core.predictions import Channel
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
 from kd_vision.core.validation import problems
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
-from kd_vision.detectors.member import parse_source
 from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses import load_loss
 from kd_vision.losses.base import LossConfig
-from kd_vision.losses.combiner import KNOWLEDGE, ONLY_TEACHER
+from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER
+from kd_vision.teachers.build import parse_source
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"

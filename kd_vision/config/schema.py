@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field
 
 from kd_vision.core.validation import StrictModel
 from kd_vision.data.transforms import AugmentConfig
-from kd_vision.detectors.member import TeacherOptions
 from kd_vision.engine.config import TrainConfig
 from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses.base import LossConfig
-from kd_vision.losses.combiner import ONLY_TEACHER
+from kd_vision.losses.distiller import ONLY_TEACHER
+from kd_vision.teachers.build import TeacherOptions
 
 SAID_BEFOREHAND = ("predictions", "labels")
 """Families that look at no pixels: their boxes are attached to the data, as stored knowledge is."""

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import class_order, read_raw_split, unknown_category
 from kd_vision.data.descriptor import DataDescriptor
-from kd_vision.data.images import list_images, read_image
-from kd_vision.data.listing import unlabelled_images
+from kd_vision.data.file_lists import unlabelled_images
+from kd_vision.data.formats.voc import annotation_folder
+from kd_vision.data.formats.yolo import label_folder
 from kd_vision.data.records import Defect, Level, RawBox, RawImage, RawSplit
-from kd_vision.data.voc import annotation_folder
-from kd_vision.data.yolo import label_folder
+from kd_vision.runtime.images import list_images, read_image
 
 __all__ = ["Defect", "check_data"]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from kd_vision.core.errors import RequestError, shortened, suggest
-from kd_vision.data.coco import read_coco_split
 from kd_vision.data.descriptor import DataDescriptor
-from kd_vision.data.images import image_size
-from kd_vision.data.listing import unlabelled_images
+from kd_vision.data.file_lists import unlabelled_images
+from kd_vision.data.formats.coco import read_coco_split
+from kd_vision.data.formats.voc import read_voc_split
+from kd_vision.data.formats.yolo import read_yolo_split
 from kd_vision.data.records import (
     CategoryKey,
     DetectionData,
@@ -22,8 +23,7 @@ from kd_vision.data.records import (
     RawSplit,
     without_labels,
 )
-from kd_vision.data.voc import read_voc_split
-from kd_vision.data.yolo import read_yolo_split
+from kd_vision.runtime.images import image_size
 
 __all__ = [
     "DetectionData",

@@ -24,12 +24,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kd_vision.core.batch import ImageBatch, Letterbox
+from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
 from kd_vision.data.box_table import Boxes, BoxTable, Rows, tabulate
-from kd_vision.data.images import read_image
 from kd_vision.data.records import DetectionData, ImageRecord, without_labels
-from kd_vision.data.transforms import GRAY, AugmentConfig, Augmenter, Sample
+from kd_vision.data.transforms import AugmentConfig, Augmenter, Sample
+from kd_vision.runtime.images import read_image
+from kd_vision.runtime.letterbox import letterbox_image, resize
 
 _CACHE_SHARE = 0.25
 _PREFETCH = 4
@@ -285,35 +286,6 @@ def eval_batches(
     maker = _EvalMaker(data, image_size, spans, channels)
     steps = range(len(spans))
     return _run(_Steps(maker, steps), min(workers, len(steps)))
-
-
-def letterbox_image(image: Pixels, image_size: int) -> tuple[Pixels, Letterbox]:
-    """Scale an image into a square, centred, the rest gray.
-
-    Args:
-        image: (H, W, C) uint8.
-        image_size: side S of the square.
-
-    Returns:
-        (S, S, C) uint8, and where the image lies in it.
-    """
-    height, width = image.shape[:2]
-    ratio = min(image_size / height, image_size / width)
-    new_width = min(max(round(width * ratio), 1), image_size)
-    new_height = min(max(round(height * ratio), 1), image_size)
-    left, top = (image_size - new_width) // 2, (image_size - new_height) // 2
-    square = np.full((image_size, image_size, image.shape[2]), GRAY, np.uint8)
-    square[top : top + new_height, left : left + new_width] = resize(image, new_width, new_height)
-    box = Letterbox(height, width, new_width / width, new_height / height, left, top)
-    return square, box
-
-
-def resize(image: Pixels, width: int, height: int) -> Pixels:
-    """Return (H, W, C) uint8 in another size, bilinear."""
-    if image.shape[:2] == (height, width):
-        return image
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8).reshape(height, width, -1)
 
 
 def free_memory() -> int:

@@ -22,12 +22,12 @@ import numpy.typing as npt
 from pydantic import Field
 
 from kd_vision.core.validation import StrictModel
+from kd_vision.runtime.letterbox import GRAY
 
 # Without this, importing albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-GRAY = 114
 _MIN_SIDE = 2.0
 _MIN_VISIBLE = 0.1
 _MAX_ASPECT = 100.0

@@ -40,19 +40,19 @@ FAMILIES: dict[str, FamilyEntry] = {
         "YOLO v3 to v12 and 26, RT-DETR; any scale, from YAML or .pt",
     ),
     "onnx": FamilyEntry(
-        "kd_vision.detectors.onnx",
+        "kd_vision.teachers.onnx",
         "OnnxConfig",
         frozenset({"teacher"}),
         "an ONNX file: ours, ultralytics, torchvision, YOLOX, DETR and RT-DETR",
     ),
     "predictions": FamilyEntry(
-        "kd_vision.detectors.predictions",
+        "kd_vision.teachers.predictions_file",
         "PredictionsConfig",
         frozenset({"teacher"}),
         "a COCO result file: boxes by image id, made by anything",
     ),
     "ensemble": FamilyEntry(
-        "kd_vision.detectors.ensemble",
+        "kd_vision.teachers.ensemble",
         "EnsembleConfig",
         frozenset({"teacher"}),
         "several teachers whose boxes are fused into one answer",
@@ -64,13 +64,13 @@ FAMILIES: dict[str, FamilyEntry] = {
         "RetinaNet, FCOS, SSD, SSDLite, Faster R-CNN on ResNets and MobileNets",
     ),
     "labels": FamilyEntry(
-        "kd_vision.detectors.labels",
+        "kd_vision.teachers.ground_truth",
         "LabelsConfig",
         frozenset({"teacher"}),
         "the training labels themselves: a control that knows nothing more",
     ),
     "self": FamilyEntry(
-        "kd_vision.detectors.own",
+        "kd_vision.teachers.ema",
         "SelfConfig",
         frozenset({"teacher"}),
         "the student's own moving average",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from kd_vision.core.batch import Letterbox
-from kd_vision.core.labels import LabelMap
+from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
 
 _MOST_CANDIDATES = 30_000

@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import whole_or_nothing
+from kd_vision.core.files import whole_or_nothing
 from kd_vision.engine.ema import WeightAverage
 from kd_vision.engine.step import TrainingStep
 

@@ -16,8 +16,8 @@ from kd_vision.core.batch import ImageBatch, to_channels
 from kd_vision.core.errors import TrainingError
 from kd_vision.core.predictions import Channel, DetectorOutput
 from kd_vision.detectors.base import Detector
-from kd_vision.detectors.teacher import FrozenTeacher
-from kd_vision.losses.combiner import KNOWLEDGE, ONLY_TEACHER, Distiller
+from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER, Distiller
+from kd_vision.teachers.frozen import FrozenTeacher
 
 _RUN_OF_ZEROS = 50
 

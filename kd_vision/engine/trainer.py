@@ -20,10 +20,10 @@ from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError, TrainingError
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.detectors.base import Detector
+from kd_vision.engine.allocator import keep_freed_memory
 from kd_vision.engine.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 from kd_vision.engine.config import TrainConfig
 from kd_vision.engine.ema import WeightAverage
-from kd_vision.engine.memory import keep_freed_memory
 from kd_vision.engine.optimizer import LearningRate
 from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
 

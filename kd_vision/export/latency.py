@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.validation import StrictModel
-from kd_vision.detectors.onnx import open_session
+from kd_vision.teachers.onnx import open_session
 
 _DEFAULT_SIDE = 640
 

@@ -20,23 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kd_vision import __version__
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import GateError, KDVisionError, RequestError
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
-from kd_vision.data.transforms import GRAY
+from kd_vision.core.version import __version__
 from kd_vision.detectors.base import Detector, PredictOptions
-from kd_vision.detectors.onnx import (
-    KEY_CLASSES,
-    KEY_LAYOUT,
-    KEY_PARITY,
-    KEY_PREPROCESSING,
-    KEY_TRAINING_RUN,
-    KEY_VERSION,
-    Layout,
-    OnnxPredictor,
-)
 from kd_vision.export.graph import (
     OUTPUT,
     NmsSettings,
@@ -48,6 +37,17 @@ from kd_vision.export.graph import (
     write_metadata,
 )
 from kd_vision.export.parity import ParityEvidence, ParityProof, check_parity, synthetic_evidence
+from kd_vision.runtime.letterbox import GRAY
+from kd_vision.teachers.onnx import (
+    KEY_CLASSES,
+    KEY_LAYOUT,
+    KEY_PARITY,
+    KEY_PREPROCESSING,
+    KEY_TRAINING_RUN,
+    KEY_VERSION,
+    Layout,
+    OnnxPredictor,
+)
 
 # 11: TopK, ScatterND and GatherElements as we use them. 20: the last one of torch's tracing exporter.
 LOWEST_OPSET, HIGHEST_OPSET = 11, 20

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from kd_vision.core.labels import with_words
+from kd_vision.core.label_map import with_words
 from kd_vision.core.validation import StrictModel
 
 Verify = Literal["content", "size"]

@@ -13,13 +13,13 @@ import numpy as np
 import yaml
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.labels import LabelMap
+from kd_vision.core.files import write_text
+from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import write_text
 from kd_vision.data.convert import DESCRIPTOR_NAME, coco_text
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.knowledge.attach import attach
 from kd_vision.knowledge.store import Store
+from kd_vision.teachers.offline import attach
 
 
 @dataclass(frozen=True, slots=True)

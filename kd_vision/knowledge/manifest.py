@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import read_json, write_text
+from kd_vision.core.files import read_json, write_text
 from kd_vision.core.validation import StrictModel, problems
 
 FORMAT_VERSION = 1

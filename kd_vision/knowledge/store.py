@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kd_vision.core.errors import RequestError, shortened
+from kd_vision.core.fingerprint import file_sha256
 from kd_vision.core.predictions import Detections
+from kd_vision.data.coco_results import read_coco_results
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.evaluation.coco import read_coco_results
-from kd_vision.knowledge.attach import JsonKnowledge
 from kd_vision.knowledge.config import KnowledgeConfig, Verify
-from kd_vision.knowledge.fingerprint import file_sha256
 from kd_vision.knowledge.manifest import Manifest, ShardNote, read_manifest
 from kd_vision.knowledge.shard import ShardRows, StoredImage
+from kd_vision.teachers.offline import JsonKnowledge
 
 _AGAIN = "run the same `kd-vision label` command again"
 

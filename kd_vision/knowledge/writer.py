@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.files import write_bytes, write_text
+from kd_vision.core.fingerprint import file_sha256
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import write_bytes, write_text
 from kd_vision.data.records import ImageRecord
-from kd_vision.knowledge.fingerprint import file_sha256
 from kd_vision.knowledge.manifest import (
     FORMAT_VERSION,
     MANIFEST,

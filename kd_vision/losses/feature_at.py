@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from kd_vision.losses.adapt import FeatureLoss
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.features import FeatureLoss
 
 
 class FeatureATConfig(LossConfig):

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.adapt import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
+from kd_vision.losses.features import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 
 
 class FeatureCWDConfig(LossConfig):

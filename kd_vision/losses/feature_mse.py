@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from kd_vision.losses.adapt import LinearFeatureLoss
+from kd_vision.losses.features import LinearFeatureLoss
 
 
 class FeatureMSE(LinearFeatureLoss):

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kd_vision.losses.adapt import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 from kd_vision.losses.base import LossConfig
+from kd_vision.losses.features import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 
 
 class FeaturePKDConfig(LossConfig):

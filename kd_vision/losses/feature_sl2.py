@@ -14,8 +14,8 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channel, Channels
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.adapt import aligned, apply_in_full_precision
 from kd_vision.losses.base import DistillationLoss, LossConfig, best_class_score, select_levels
+from kd_vision.losses.features import aligned, apply_in_full_precision
 from kd_vision.losses.grid import full_precision
 
 

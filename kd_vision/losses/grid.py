@@ -23,7 +23,7 @@ from kd_vision.losses.base import (
     common_levels,
     select_levels,
 )
-from kd_vision.losses.resample import Resampler
+from kd_vision.losses.grid_resample import Resampler
 
 _UNHEARD_LOGIT = -1000.0
 """A probability of exactly 0, so that what is not heard weighs nothing in any sum."""

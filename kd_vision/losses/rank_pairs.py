@@ -15,9 +15,9 @@ from torch.nn import functional
 from kd_vision.core.batch import SoftTargets, Targets
 from kd_vision.core.predictions import Assigned, Channel, Channels
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.assignment import answered, heard, split_by_score, taught
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.grid import full_precision
-from kd_vision.losses.handed import answered, heard, split_by_score, taught
 
 
 class RankPairsConfig(LossConfig):

@@ -15,6 +15,7 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Channel, Channels, Regions, Rows
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.assignment import ROWS_PER_BOX, heard
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import (
@@ -24,7 +25,6 @@ from kd_vision.losses.divergence import (
     with_background,
 )
 from kd_vision.losses.grid import full_precision
-from kd_vision.losses.handed import ROWS_PER_BOX, heard
 
 _LEAST_SIDE = 1.0
 """Pixels; boxes that the teacher mends to less are not regressed to."""

@@ -17,11 +17,11 @@ from torch.nn import functional
 from kd_vision.core.batch import SoftTargets, Targets
 from kd_vision.core.predictions import BACKGROUND, Assigned, Channel, Channels, Rows
 from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses.assignment import ROWS_PER_BOX, answered, heard, split_by_score, taught
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import background_log_chances, categorical_divergence, with_background
 from kd_vision.losses.grid import BalancedConfig, balanced, full_precision, images_with_targets, rows_in_boxes
-from kd_vision.losses.handed import ROWS_PER_BOX, answered, heard, split_by_score, taught
 
 _BELOW_LAST_BIN = 0.01
 """Farther boxes are taken as this much before the last bin, as in ultralytics."""

@@ -15,31 +15,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, TeacherConfig, TermConfig, changed_keys
 from kd_vision.core.errors import GateError, RequestError
+from kd_vision.core.files import read_json
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import RunDirectory, read_json
+from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
-from kd_vision.detectors.labels import LabelsConfig
-from kd_vision.detectors.member import TeacherOptions
-from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses import load_loss
-from kd_vision.losses.combiner import KNOWLEDGE
-from kd_vision.pipeline.build import (
-    build_teachers,
-    data_hashes,
-    descriptor_of,
-    final_split,
-    output_directory,
-    teacher_hash,
-    teacher_view,
-    training_data,
-)
+from kd_vision.losses.distiller import KNOWLEDGE
+from kd_vision.pipeline.data import data_hashes, descriptor_of, final_split, output_directory, training_data
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
 from kd_vision.pipeline.models import best_device, load_model
+from kd_vision.pipeline.teachers import build_teachers, teacher_hash, teacher_view
 from kd_vision.pipeline.train import measure_run, origin_of, train
 from kd_vision.report.benchmark_data import (
     Arm,
@@ -53,6 +43,9 @@ from kd_vision.report.benchmark_data import (
 )
 from kd_vision.report.examples import pick_examples, write_examples
 from kd_vision.report.write import write_benchmark_report
+from kd_vision.teachers.build import TeacherOptions
+from kd_vision.teachers.frozen import FrozenTeacher
+from kd_vision.teachers.ground_truth import LabelsConfig
 
 _EXAMPLES = 6
 _TWINS = ("plain", "distilled")

@@ -18,18 +18,13 @@ from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses import load_loss
-from kd_vision.losses.combiner import Distiller
-from kd_vision.pipeline.build import (
-    RunParts,
-    build_parts,
-    build_stream,
-    descriptor_of,
-    final_split,
-    refuse_dead_steps,
-    teacher_view,
-    training_data,
-)
+from kd_vision.losses.distiller import Distiller
+from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.data import build_stream, descriptor_of, final_split, training_data
+from kd_vision.pipeline.parts import RunParts
+from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
+from kd_vision.pipeline.teachers import teacher_view
 
 State = Literal["ok", "warning", "error", "gate"]
 _PROBE_BATCHES = 2

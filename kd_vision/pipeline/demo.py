@@ -11,12 +11,12 @@ import yaml
 
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import write_text
+from kd_vision.core.files import write_text
 from kd_vision.core.strict_yaml import load_mapping
-from kd_vision.data.synthetic import write_scenes
 from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
 from kd_vision.pipeline.export import ExportResult, run_export
 from kd_vision.pipeline.train import train
+from kd_vision.scenes import write_scenes
 
 IMAGE_SIZE = 192
 SEED = 0

@@ -8,13 +8,14 @@ from pathlib import Path
 from kd_vision.config.schema import EvaluateConfig
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
+from kd_vision.core.files import write_json
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import write_json
+from kd_vision.data.coco_results import to_coco_results
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
-from kd_vision.evaluation.coco import evaluate_detections, load_backend, to_coco_results
+from kd_vision.evaluation.coco import evaluate_detections, load_backend
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.evaluation.runner import predict_all
 from kd_vision.pipeline.models import chosen_device, load_model

@@ -17,21 +17,22 @@ from kd_vision.config.schema import RunConfig, TeacherConfig
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import KDVisionError, RequestError, suggest
-from kd_vision.core.labels import LabelMap, build_label_map
+from kd_vision.core.label_map import LabelMap, build_label_map
 from kd_vision.core.predictions import Detections
 from kd_vision.data.dataset import DetectionData, ImageRecord, load_split, load_unlabelled, records_of, without_labels
-from kd_vision.data.images import list_images
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
-from kd_vision.detectors.ensemble import EnsembleConfig
-from kd_vision.detectors.member import build_source
-from kd_vision.detectors.teacher import TEACHING
 from kd_vision.knowledge.dataset import Sureness, WrittenDataset, refuse_dataset, write_dataset
 from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
-from kd_vision.pipeline.build import descriptor_of, teacher_fingerprint, worker_count
+from kd_vision.pipeline.data import descriptor_of, worker_count
 from kd_vision.pipeline.models import best_device, wrong_device
+from kd_vision.pipeline.teachers import teacher_fingerprint
+from kd_vision.runtime.images import list_images
+from kd_vision.teachers.build import build_source
+from kd_vision.teachers.ensemble import EnsembleConfig
+from kd_vision.teachers.frozen import TEACHING
 
 UNLABELLED = "unlabelled"
 MAX_BOXES = 100

@@ -10,12 +10,12 @@ import torch
 
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError, first_line
+from kd_vision.data.coco_results import read_coco_results
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors import FAMILIES, family_module, family_of
 from kd_vision.detectors.base import Detector, Predictor
 from kd_vision.engine.checkpoint import read_checkpoint
-from kd_vision.evaluation.coco import read_coco_results
-from kd_vision.pipeline.build import build_teachers
+from kd_vision.pipeline.teachers import build_teachers
 
 _DEFAULT_SIZE = 640
 _SMALL_SIZE = 32  # a predictions file looks at no pixel
@@ -152,14 +152,14 @@ def _load_pt(path: Path, trust: bool, device: str) -> LoadedModel:
 
 
 def _load_onnx(path: Path) -> LoadedModel:
-    from kd_vision.detectors.onnx import OnnxPredictor
+    from kd_vision.teachers.onnx import OnnxPredictor
 
     predictor = OnnxPredictor(path)
     return LoadedModel(predictor, None, predictor.image_size or _DEFAULT_SIZE, "onnx", path)
 
 
 def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
-    from kd_vision.detectors.predictions import PredictionsFile
+    from kd_vision.teachers.predictions_file import PredictionsFile
 
     if data is None:
         raise RequestError(

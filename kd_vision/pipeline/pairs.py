@@ -11,7 +11,7 @@ from dataclasses import replace
 from kd_vision.core.predictions import Channel
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses import LOSSES, load_loss
-from kd_vision.pipeline.build import fitting_losses
+from kd_vision.losses.fitting import fitting_losses
 
 _CHANNELS: tuple[Channel, ...] = ("features", "grid", "regions", "detections")
 

@@ -16,13 +16,13 @@ import torch
 from kd_vision.core.batch import ImageBatch, Targets
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
+from kd_vision.core.files import write_json
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import write_json
-from kd_vision.data.loader import letterbox_image
-from kd_vision.data.sources import Frame, FrameWriter, Source, open_source
 from kd_vision.detectors.base import PredictOptions, Predictor
-from kd_vision.detectors.drawing import draw_detections
 from kd_vision.pipeline.models import chosen_device, load_model
+from kd_vision.report.drawing import draw_detections
+from kd_vision.runtime.letterbox import letterbox_image
+from kd_vision.runtime.media import Frame, FrameWriter, Source, open_source
 
 _BATCH = 4
 

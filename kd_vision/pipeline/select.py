@@ -14,18 +14,18 @@ import numpy.typing as npt
 
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
+from kd_vision.core.files import write_text
 from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
-from kd_vision.core.run_directory import write_text
 from kd_vision.data.dataset import DetectionData, records_of
-from kd_vision.data.images import list_images, read_image
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import Predictor
-from kd_vision.detectors.teacher import TEACHING
 from kd_vision.evaluation.runner import predict_all
-from kd_vision.knowledge.attach import attach
 from kd_vision.knowledge.ranking import CHOSEN, Ranked, choose, disagreement, picture_hash, worths
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.pipeline.models import best_device, load_model
+from kd_vision.runtime.images import list_images, read_image
+from kd_vision.teachers.frozen import TEACHING
+from kd_vision.teachers.offline import attach
 
 _BATCH = 16
 

@@ -10,10 +10,11 @@ from kd_vision.core.errors import GateError, RequestError
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.knowledge.attach import attach
-from kd_vision.losses.combiner import KNOWLEDGE
-from kd_vision.pipeline.build import RunParts, descriptor_of
+from kd_vision.losses.distiller import KNOWLEDGE
+from kd_vision.pipeline.data import descriptor_of
 from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.parts import RunParts
+from kd_vision.teachers.offline import attach
 
 _MARGIN = 0.01
 """AP, as a fraction, that a teacher must be ahead: a teacher that found one box by luck is not."""

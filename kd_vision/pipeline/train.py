@@ -16,7 +16,9 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, changed_keys
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import GateError, RequestError
-from kd_vision.core.run_directory import RunDirectory, read_json, write_json, write_text
+from kd_vision.core.files import read_json, write_json, write_text
+from kd_vision.core.fingerprint import fingerprint
+from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import read_checkpoint
@@ -25,25 +27,23 @@ from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
 from kd_vision.evaluation.coco import load_backend
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.knowledge.fingerprint import fingerprint
-from kd_vision.pipeline.build import (
-    RunParts,
-    build_parts,
+from kd_vision.pipeline.adapter_init import fit_adapters
+from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.data import (
     build_stream,
     data_hashes,
     descriptor_of,
     final_split,
     output_directory,
-    refuse_dead_steps,
-    teacher_hash,
-    teacher_view,
     training_data,
 )
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
-from kd_vision.pipeline.first_fit import fit_adapters
 from kd_vision.pipeline.models import load_model
+from kd_vision.pipeline.parts import RunParts
+from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
+from kd_vision.pipeline.teachers import teacher_hash, teacher_view
 from kd_vision.report.write import write_run_report
 
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import AliasChoices, Field, model_validator
 
-from kd_vision.core.run_directory import write_text
+from kd_vision.core.files import write_text
 from kd_vision.core.validation import StrictModel, validate
 from kd_vision.evaluation.metrics import Fraction, Metrics
 from kd_vision.report.files import read_json_object

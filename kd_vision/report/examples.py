@@ -23,11 +23,11 @@ import numpy.typing as npt
 import supervision as sv
 from pycocotools import mask as coco_mask
 
+from kd_vision.core.files import write_bytes
 from kd_vision.core.predictions import Detections
-from kd_vision.core.run_directory import write_bytes
-from kd_vision.data.images import read_image
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.report.benchmark_data import Corners, Example, FoundBox, TruthBox
+from kd_vision.runtime.images import read_image
 
 SCORE_THRESHOLD = 0.25
 MATCH_IOU = 0.5

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import read_json, read_text
+from kd_vision.core.files import read_json, read_text
 
 VAL = "val"
 

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kd_vision.core.predictions import Detections
-from kd_vision.data.images import Pixels, read_image
 from kd_vision.report.benchmark_data import BenchmarkData, Example
 from kd_vision.report.examples import (
     FALSE_COLOUR,
@@ -39,6 +38,7 @@ from kd_vision.report.tables import (
     seed_table,
 )
 from kd_vision.report.verdict import judge_benchmark
+from kd_vision.runtime.images import Pixels, read_image
 
 _FOLD_CLASSES = 20
 _JPEG_QUALITY = 82

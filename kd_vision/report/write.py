@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kd_vision.core.run_directory import write_text
+from kd_vision.core.files import write_text
 from kd_vision.report.benchmark_data import read_benchmark
 from kd_vision.report.html import benchmark_html, run_html
 from kd_vision.report.markdown import benchmark_markdown, run_markdown

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_vision.core.run_directory import RunDirectory, write_text
+from kd_vision.core.files import write_text
+from kd_vision.core.run_directory import RunDirectory
 
 
 def test_a_torn_line_ends_the_log_and_truncation_drops_later_steps(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import DataDescriptor
-from kd_vision.data.images import read_image
-from kd_vision.data.loader import LoaderConfig, TrainStream, eval_batches, letterbox_image
+from kd_vision.data.loader import LoaderConfig, TrainStream, eval_batches
 from kd_vision.data.records import DetectionData
 from kd_vision.data.transforms import AugmentConfig, HsvGains
+from kd_vision.runtime.images import read_image
+from kd_vision.runtime.letterbox import letterbox_image
 
 Make = Callable[[list[tuple[int, int]]], DetectionData]
 NOISY = AugmentConfig(close_mosaic=1, mixup=0.3, degrade=0.3, student_noise=True)

@@ -17,9 +17,7 @@ from ultralytics.models.utils.ops import HungarianMatcher
 from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import BACKGROUND, Detections, PredictOptions
-from kd_vision.detectors.onnx import OnnxPredictor
 from kd_vision.detectors.postprocess import xywh_to_xyxy
-from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.ultralytics import (
     RtdetrDetector,
     UltralyticsConfig,
@@ -30,6 +28,8 @@ from kd_vision.detectors.ultralytics import (
 )
 from kd_vision.detectors.ultralytics.common import shares_cxcywh
 from kd_vision.export.onnx import OnnxExportConfig, export_onnx
+from kd_vision.teachers.frozen import FrozenTeacher
+from kd_vision.teachers.onnx import OnnxPredictor
 
 TINY = Path(__file__).parents[1] / "data" / "rtdetr-tiny.yaml"
 CLASSES = ("car", "bus", "person")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from kd_vision.core.batch import ImageBatch, Targets
 from kd_vision.core.errors import TrainingError
-from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
 from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.losses import load_loss
-from kd_vision.losses.combiner import Distiller
+from kd_vision.losses.distiller import Distiller
+from kd_vision.teachers.frozen import FrozenTeacher
 
 CLASSES = ("red", "blue")
 

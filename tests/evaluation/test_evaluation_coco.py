@@ -15,8 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections
+from kd_vision.data.coco_results import read_coco_results, to_coco_results
 from kd_vision.data.records import DetectionData
-from kd_vision.evaluation.coco import evaluate_detections, read_coco_results, to_coco_results
+from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -17,21 +17,15 @@ from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.predictions import Detections
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.data.sources import Frame
 from kd_vision.detectors.base import PredictOptions
-from kd_vision.detectors.onnx import (
-    KEY_CLASSES,
-    KEY_PARITY,
-    KEY_PREPROCESSING,
-    KEY_TRAINING_RUN,
-    OnnxPredictor,
-)
 from kd_vision.detectors.postprocess import to_original
 from kd_vision.detectors.ultralytics import UltralyticsDetector
 from kd_vision.export import EXPORTERS, exporter_for, load_exporter
 from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx
 from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityProof, synthetic_evidence
 from kd_vision.pipeline.predict import frame_batch
+from kd_vision.runtime.media import Frame
+from kd_vision.teachers.onnx import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN, OnnxPredictor
 
 Lively = Callable[..., UltralyticsDetector]
 SIZE = 96

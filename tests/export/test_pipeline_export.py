@@ -7,9 +7,9 @@ import pytest
 
 from kd_vision.cli.main import main
 from kd_vision.core.errors import RequestError
-from kd_vision.detectors.onnx import KEY_PARITY, KEY_TRAINING_RUN, OnnxPredictor
 from kd_vision.pipeline.evaluate import evaluate
 from kd_vision.pipeline.export import ExportResult, provenance, run_export
+from kd_vision.teachers.onnx import KEY_PARITY, KEY_TRAINING_RUN, OnnxPredictor
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 
 from kd_vision.cli.main import main
 from kd_vision.core.errors import RequestError
-from kd_vision.data.sources import Frame, FrameWriter, Source, open_source
 from kd_vision.pipeline.evaluate import evaluate
 from kd_vision.pipeline.predict import frame_batch, run_predict
+from kd_vision.runtime.media import Frame, FrameWriter, Source, open_source
 
 
 def test_folder_gives_what_evaluation_gives(student_file: Path, squares: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.labels import build_label_map
+from kd_vision.core.label_map import build_label_map
 from kd_vision.core.predictions import Detections
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor

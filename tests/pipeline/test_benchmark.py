@@ -15,7 +15,8 @@ from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
-from kd_vision.pipeline.build import build_stream, build_student, training_data
+from kd_vision.pipeline.build import build_student
+from kd_vision.pipeline.data import build_stream, training_data
 from kd_vision.pipeline.train import train
 
 

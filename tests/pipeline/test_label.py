@@ -22,13 +22,13 @@ from kd_vision.core.predictions import Detections, PredictOptions, first_opinion
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled, records_of
 from kd_vision.data.descriptor import load_descriptor
-from kd_vision.data.images import list_images
-from kd_vision.detectors.teacher import TEACHING
 from kd_vision.knowledge.dataset import Sureness
 from kd_vision.knowledge.manifest import TeacherNote
 from kd_vision.knowledge.store import read_store
 from kd_vision.knowledge.writer import StoreWriter
 from kd_vision.pipeline.label import DatasetRequest, LabelOptions, fill, label
+from kd_vision.runtime.images import list_images
+from kd_vision.teachers.frozen import TEACHING
 
 QUICK = LabelOptions(batch_size=3, shard_size=4, workers=0)
 SPEC = DetectorSpec("fake", "eye", ("red", "blue"), {}, {}, frozenset({"detections"}), size_multiple=1)

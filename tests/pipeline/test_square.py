@@ -17,7 +17,8 @@ import torch
 import kd_vision
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError
-from kd_vision.core.run_directory import RunDirectory, write_json
+from kd_vision.core.files import write_json
+from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.detectors import FAMILIES, family_module

@@ -19,9 +19,11 @@ from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.engine.trainer import Trainer
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.pipeline.build import build_parts, build_stream, build_teachers, descriptor_of, training_data
+from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.data import build_stream, descriptor_of, training_data
 from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.teacher_gate import TeacherScore, measure_teachers, refuse_weak_teacher
+from kd_vision.pipeline.teachers import build_teachers
 from kd_vision.pipeline.train import train
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.run_directory import whole_or_nothing
+from kd_vision.core.files import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, fast_layout
 from kd_vision.detectors.torchvision.models import Layout

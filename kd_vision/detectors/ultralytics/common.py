@@ -20,7 +20,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.run_directory import whole_or_nothing
+from kd_vision.core.files import whole_or_nothing
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, fast_layout, freeze, plain_layout
 

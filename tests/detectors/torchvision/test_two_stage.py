@@ -12,9 +12,9 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
 
 from kd_vision.core.batch import SoftTargets
 from kd_vision.core.predictions import BACKGROUND, NO_PART
-from kd_vision.detectors.teacher import FrozenTeacher
 from kd_vision.detectors.torchvision import FasterRcnnDetector, TorchvisionDetector
 from kd_vision.detectors.torchvision.proposals import ProposalRule, keep_best, pool_levels, propose
+from kd_vision.teachers.frozen import FrozenTeacher
 
 Make = Callable[[str], TorchvisionDetector]
 NAME = "fasterrcnn_resnet18_fpn"

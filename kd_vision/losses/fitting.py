@@ -1,0 +1,16 @@
+"""Which losses fit a pair of detectors."""
+
+from __future__ import annotations
+
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.losses import LOSSES, load_loss
+
+
+def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    """Names of the losses that work on a pair with their default settings."""
+    found = []
+    for name in LOSSES:
+        kind = load_loss(name)
+        if not kind.mismatches(kind.Config(), student, teacher):
+            found.append(name)
+    return found

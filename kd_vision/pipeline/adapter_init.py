@@ -1,0 +1,45 @@
+"""Linear adapters start where ridge regression puts them, not at random."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from kd_vision.core.batch import to_channels
+from kd_vision.core.predictions import Channels
+from kd_vision.data.loader import TrainStream
+from kd_vision.detectors.base import Detector
+from kd_vision.engine.step import TrainingStep
+from kd_vision.losses.features import LinearFeatureLoss
+
+_BATCHES = 4
+
+
+def fit_adapters(run: TrainingStep, stream: TrainStream, device: torch.device) -> None:
+    """Fit every linear adapter of the distiller on the first batches of training.
+
+    Args:
+        run: the step, on `device`.
+        stream: training batches; reading some of them here changes nothing there.
+        device: where student and teacher are.
+    """
+    if run.distiller is None:
+        return
+    for name, loss in run.distiller.terms().items():
+        if isinstance(loss, LinearFeatureLoss):
+            loss.fit(_pairs(run, run.distiller.teacher_of(name), stream, device))
+
+
+def _pairs(
+    run: TrainingStep, teacher: str, stream: TrainStream, device: torch.device
+) -> Iterator[tuple[Channels, Channels]]:
+    # A copy in training mode: batch statistics, as the loss will see them, without moving the student's own.
+    student: Detector = copy.deepcopy(run.student).train()
+    for step in range(min(_BATCHES, stream.total_steps)):
+        batch = stream.batch_at(step).to(device).as_float()
+        with torch.no_grad():
+            own = to_channels(batch.images, student.spec.input_channels)
+            said = student(own, channels=frozenset({"features"}))
+            yield said.channels(), run.ask(batch)[teacher].channels()

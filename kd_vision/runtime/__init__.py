@@ -1,0 +1,1 @@
+"""What a device runs: images, letterbox, ONNX session, decoding and NMS. No torch."""

@@ -1,0 +1,1 @@
+"""Who may teach: torch detectors, ONNX files, ensembles, stored answers, result files, ground truth."""

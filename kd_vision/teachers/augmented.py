@@ -1,0 +1,210 @@
+"""More than one look at an image: tiles for small objects, mirrored and resized looks for sureness.
+
+Shapes: B images, C channels, H W pixels, M boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+from torch.nn import functional
+
+from kd_vision.core.errors import RequestError
+from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.core.validation import StrictModel
+from kd_vision.detectors.base import Detector, PixelPredictor
+from kd_vision.teachers.base import PixelSource, fixed_size, settle, settle_view
+from kd_vision.teachers.fusion import fuse
+from kd_vision.teachers.tiling import Seen, Window, cut_out, filled, put_together, windows
+
+
+class TilesConfig(StrictModel):
+    """How an image is cut.
+
+    Attributes:
+        size: side of a tile; None: the size that the source's file takes.
+        overlap: share of a tile that its neighbour sees too; objects smaller than this are whole in one of them.
+        whole: look at the whole image as well, shrunk to one tile, for objects larger than that.
+    """
+
+    size: int | None = Field(default=None, ge=32)
+    overlap: float = Field(default=0.2, ge=0.0, lt=1.0)
+    whole: bool = True
+
+
+class TtaConfig(StrictModel):
+    """Test-time augmentation.
+
+    Attributes:
+        flip: look at the mirror image too.
+        scales: sizes to look at, as factors; 1.0 is the image as it is.
+        iou: overlap from which boxes of two looks are the same object.
+    """
+
+    flip: bool = True
+    scales: tuple[float, ...] = (1.0,)
+    iou: float = Field(default=0.55, gt=0.0, lt=1.0)
+
+    @field_validator("scales")
+    @classmethod
+    def _some_positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
+            raise ValueError(f"expected different factors above 0, e.g. [0.75, 1.0, 1.5]; given {list(scales)}")
+        return scales
+
+
+class Tiled(PixelSource):
+    """Detects on overlapping square tiles and puts the boxes together.
+
+    Args:
+        source: what looks at the tiles.
+        tile: side of a tile in pixels.
+        overlap: share of a tile that its neighbour sees too.
+        whole: look at the whole image as well, resized to one tile.
+    """
+
+    def __init__(self, source: Detector | PixelPredictor, tile: int, overlap: float = 0.2, whole: bool = False) -> None:
+        self.source = source
+        self.tile = tile
+        self.overlap = overlap
+        self.whole = whole
+        self.spec = replace(_boxes_only(source.spec), size_multiple=1)
+
+    @classmethod
+    def of(cls, source: Detector | PixelPredictor, config: TilesConfig, where: str) -> Tiled:
+        """Build from a config.
+
+        Raises:
+            RequestError: the source does not take tiles of that size, or no size is known.
+        """
+        only = fixed_size(source)
+        size = config.size or only
+        if size is None:
+            raise RequestError(f"{where}.size: is missing; give the side of a tile in pixels, e.g. 640")
+        if only is not None and size != only:
+            raise RequestError(f"{where}.size: the file takes images of {only}x{only} pixels alone, given {size}")
+        source.spec.refuse_wrong_size(size, f"{where}.size")
+        return cls(source, size, config.overlap, config.whole)
+
+    def to(self, device: torch.device | str) -> Tiled:
+        """Move the source."""
+        settle(self.source, device)
+        return self
+
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """See `PixelPredictor.detect`."""
+        height, width = images.shape[-2:]
+        seen: list[list[Seen]] = [[] for _ in images]
+        for window in windows(height, width, self.tile, self.overlap):
+            for image, found in enumerate(self.source.detect(cut_out(images, window, self.tile), options)):
+                seen[image].append(Seen.through(window, found, height, width))
+        several = len(seen[0]) > 1 if seen else False
+        if self.whole and several:
+            for image, found in enumerate(self._shrunk(images, options)):
+                seen[image].append(Seen(found, np.zeros(len(found), np.bool_), Window(0, 0, width, height)))
+        return [put_together(each, options) for each in seen]
+
+    def _shrunk(self, images: Tensor, options: PredictOptions) -> list[Detections]:
+        height, width = images.shape[-2:]
+        longest = max(height, width)
+        square = filled(images, longest, longest)
+        small = functional.interpolate(square, (self.tile, self.tile), mode="bilinear", antialias=True)
+        factor = longest / self.tile
+        return [_mapped(found, factor, factor, height, width) for found in self.source.detect(small, options)]
+
+
+class Augmented(PixelSource):
+    """Looks at an image several times, mirrored and resized, and fuses what it found.
+
+    Args:
+        source: what looks.
+        flip: look at the mirror image too.
+        scales: sizes to look at, as factors.
+        iou: overlap from which boxes of two looks are the same object.
+    """
+
+    def __init__(
+        self,
+        source: Detector | PixelPredictor,
+        flip: bool = True,
+        scales: tuple[float, ...] = (1.0,),
+        iou: float = 0.55,
+    ) -> None:
+        self.source = source
+        self.flip = flip
+        self.scales = scales
+        self.iou = iou
+        self.spec = _boxes_only(source.spec)
+        self.fixed_size = fixed_size(source)
+
+    @classmethod
+    def of(cls, source: Detector | PixelPredictor, config: TtaConfig, where: str) -> Augmented:
+        """Build from a config.
+
+        Raises:
+            RequestError: the source's file takes one size alone, and others are asked for.
+        """
+        only = fixed_size(source)
+        if only is not None and config.scales != (1.0,):
+            raise RequestError(
+                f"{where}.scales: the file takes images of {only}x{only} pixels alone; leave scales out, or add tiles"
+            )
+        return cls(source, config.flip, config.scales, config.iou)
+
+    def settle_view(self, given: int | None) -> int | None:
+        """See `PixelSource.settle_view`."""
+        return settle_view(self.source, given)
+
+    def to(self, device: torch.device | str) -> Augmented:
+        """Move the source."""
+        settle(self.source, device)
+        return self
+
+    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
+        """See `PixelPredictor.detect`."""
+        looks = [self._look(images, scale, mirrored, options) for scale in self.scales for mirrored in self._mirrored]
+        return [limited(fuse(found, self.iou), options) for found in zip(*looks, strict=True)]
+
+    @property
+    def _mirrored(self) -> tuple[bool, ...]:
+        return (False, True) if self.flip else (False,)
+
+    def _look(self, images: Tensor, scale: float, mirrored: bool, options: PredictOptions) -> list[Detections]:
+        height, width = images.shape[-2:]
+        multiple = self.spec.size_multiple
+        sides = [max(1, round(side * scale / multiple)) * multiple for side in (height, width)]
+        if scale == 1.0 or sides == [height, width]:
+            sides, shown = [height, width], images
+        else:
+            shown = functional.interpolate(images, sides, mode="bilinear", antialias=True)
+        found = self.source.detect(shown.flip(-1) if mirrored else shown, options)
+        found = [_unmirrored(one, sides[1]) for one in found] if mirrored else found
+        return [_mapped(one, width / sides[1], height / sides[0], height, width) for one in found]
+
+
+def limited(found: Detections, options: PredictOptions) -> Detections:
+    """Keep what counts, best first."""
+    kept = found.take(found.scores > options.score_threshold)
+    return kept.take(np.arange(min(len(kept), options.max_detections)))
+
+
+def _boxes_only(spec: DetectorSpec) -> DetectorSpec:
+    return replace(spec, provides=frozenset({"detections"}), level_channels={}, level_strides={}, level_anchors={})
+
+
+def _unmirrored(found: Detections, width: int) -> Detections:
+    boxes = found.boxes_xyxy.copy()
+    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return replace(found, boxes_xyxy=boxes)
+
+
+def _mapped(found: Detections, factor_x: float, factor_y: float, height: int, width: int) -> Detections:
+    if factor_x == factor_y == 1.0:
+        return found
+    factor, limit = np.array([factor_x, factor_y] * 2), np.array([width, height] * 2)
+    return replace(found, boxes_xyxy=np.clip(found.boxes_xyxy * factor, 0, limit).astype(np.float32))

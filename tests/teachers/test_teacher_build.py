@@ -1,0 +1,192 @@
+"""A teacher as a config describes it: what is read, what is refused, and what is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_vision.core.errors import RequestError
+from kd_vision.detectors import FAMILIES
+from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector
+from kd_vision.teachers.augmented import Augmented, Tiled
+from kd_vision.teachers.build import TeacherOptions, build_source, parse_source, refuse_idle_tiles
+from kd_vision.teachers.frozen import FrozenTeacher
+from kd_vision.teachers.onnx import OnnxConfig, OnnxPredictor
+
+WHERE = "c.yaml: teacher"
+
+
+@pytest.fixture
+def onnx_file(write_rows: Callable[..., str]) -> Path:
+    """Always answers with a car of 0.75 at (8, 9) to (16, 21) and a bird of 0.5 at (0, 0) to (4, 4)."""
+    return Path(write_rows("cars.onnx", ["bird", "car"], [8, 9, 16, 21, 0.75, 1], [0, 0, 4, 4, 0.5, 0]))
+
+
+def refused(content: Any) -> tuple[str, ...]:
+    with pytest.raises(RequestError) as caught:
+        parse_source(content, WHERE)
+    return caught.value.problems
+
+
+def refused_build(content: dict[str, Any], classes: tuple[str, ...] | None) -> str:
+    config, options = parse_source(content, WHERE)
+    with pytest.raises(RequestError) as caught:
+        build_source(config, options, classes, "teacher")
+    return str(caught.value)
+
+
+def built(content: dict[str, Any], classes: tuple[str, ...] | None = None) -> FrozenTeacher:
+    return build_source(*parse_source(content, WHERE), classes, "teacher")
+
+
+def test_keys_of_the_family_and_of_the_asking_stand_side_by_side() -> None:
+    config, options = parse_source(
+        {"weights": "/t.pt", "name": "big", "image_size": 640, "labels": {"car": "vehicle", 7: "drop"}, "tta": {}},
+        WHERE,
+    )
+    assert config == UltralyticsConfig(weights=Path("/t.pt"))
+    assert options == TeacherOptions(name="big", image_size=640, labels={"car": "vehicle", "7": "drop"}, tta={})
+    config, options = parse_source({"family": "onnx", "weights": "/t.onnx", "classes": ["a"], "layout": "yolox"}, WHERE)
+    assert config == OnnxConfig(weights=Path("/t.onnx"), classes=("a",), layout="yolox")
+    assert options == TeacherOptions()
+
+
+def test_every_mistake_is_told_at_once_with_its_key() -> None:
+    assert refused(
+        {"family": "onnx", "lables": {}, "layout": "yolo", "image_size": 8, "tiles": {"overlap": 1.5, "sise": 640}}
+    ) == (
+        "c.yaml: teacher.lables: unknown key; did you mean 'labels'?",
+        "c.yaml: teacher.weights: is missing",
+        "c.yaml: teacher.layout: input should be 'dense_xywh', 'end_to_end', 'nms', 'torchvision', 'yolox', 'detr', "
+        "'detr_rows', 'detr_sigmoid' or 'detr_softmax'; given 'yolo'",
+        "c.yaml: teacher.image_size: input should be greater than or equal to 32; given 8",
+        "c.yaml: teacher.tiles.overlap: input should be less than 1; given 1.5",
+        "c.yaml: teacher.tiles.sise: unknown key; did you mean 'size'?",
+    )
+
+
+def test_what_is_no_source_is_refused() -> None:
+    assert refused("t.pt") == (
+        "c.yaml: teacher: expected keys and values, e.g. {family: ultralytics, weights: teacher.pt}",
+    )
+    assert refused({"family": "onx"}) == ("c.yaml: teacher.family: unknown family 'onx'; did you mean 'onnx'?",)
+
+
+def test_mistakes_of_members_name_the_member() -> None:
+    members = [{"weights": "/a.pt", "nam": "x"}, {"family": "onnx"}, {"family": "predictions", "weights": "/p.json"}]
+    assert refused({"family": "ensemble", "members": members}) == (
+        "c.yaml: teacher.members.0.nam: unknown key; did you mean 'name'?",
+        "c.yaml: teacher.members.1.weights: is missing",
+        "c.yaml: teacher.members.2.family: 'predictions' cannot be a member of an ensemble: it answers by image id and "
+        "looks at no pixels; give it as the teacher itself, or as 'knowledge'",
+    )
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_no_family_has_a_key_that_says_how_it_is_asked(family: str) -> None:
+    """The keys share one mapping, so a clash would silently go to the asking."""
+    from kd_vision.detectors import family_module
+
+    config = getattr(family_module(family, "teacher"), FAMILIES[family].config)
+    assert not set(config.model_fields) & set(TeacherOptions.model_fields)
+
+
+def test_a_torch_model_is_frozen_and_speaks_the_students_words(teacher_file: Path) -> None:
+    teacher = built({"weights": str(teacher_file), "labels": {"red": "warm", "*": "drop"}}, ("warm", "cold"))
+    assert isinstance(teacher.source, UltralyticsDetector)
+    assert not any(p.requires_grad for p in teacher.source.parameters())
+    assert teacher.spec.classes == ("warm", "cold")
+    assert teacher.spec.silent == {"cold"}
+    assert teacher.image_size is None
+
+
+def test_an_onnx_file_is_shown_its_own_size(onnx_file: Path) -> None:
+    teacher = built({"family": "onnx", "weights": str(onnx_file)}, ("car", "bird"))
+    assert isinstance(teacher.source, OnnxPredictor)
+    assert teacher.image_size == 32
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    assert soft is not None
+    assert soft.boxes_xyxy.tolist() == [[16, 18, 32, 42], [0, 0, 8, 8]]
+    assert soft.labels.tolist() == [0, 1]
+
+
+def test_tiles_and_looks_are_put_around_the_source(onnx_file: Path) -> None:
+    content = {"family": "onnx", "weights": str(onnx_file), "image_size": 64, "tiles": {"overlap": 0.0, "whole": False}}
+    teacher = built({**content, "tta": {"flip": False}})
+    assert isinstance(teacher.source, Augmented)
+    assert isinstance(teacher.source.source, Tiled)
+    assert teacher.source.source.tile == 32
+    assert teacher.image_size == 64
+    found = teacher.source.detect(torch.zeros(1, 3, 64, 64))[0]
+    cars = sorted(found.boxes_xyxy[found.labels == 1].tolist())
+    assert cars == [[x + 8, y + 9, x + 16, y + 21] for x in (0, 32) for y in (0, 32)]
+
+
+def test_sizes_that_do_not_fit_are_refused(onnx_file: Path, teacher_file: Path) -> None:
+    content = {"family": "onnx", "weights": str(onnx_file), "image_size": 64}
+    assert refused_build(content, None) == (
+        "teacher.image_size: the file takes images of 32x32 pixels alone, given 64; leave it out, or add "
+        "tiles: {size: 32}"
+    )
+    torch_model = {"weights": str(teacher_file), "image_size": 100}
+    assert (
+        refused_build(torch_model, None)
+        == "teacher.image_size: 100 is not a multiple of 32, which yolov8n needs; use 96"
+    )
+    assert refused_build({**torch_model, "tiles": {}}, None) == (
+        "teacher.tiles.size: is missing; give the side of a tile in pixels, e.g. 640"
+    )
+    assert built({**torch_model, "tiles": {"size": 64}}).image_size == 100
+
+
+def test_labels_need_something_to_map_to(onnx_file: Path) -> None:
+    content = {"family": "onnx", "weights": str(onnx_file), "labels": {"car": "drop"}}
+    assert refused_build(content, None) == "teacher.labels: there are no classes to map to; leave it out"
+    ensemble = {"family": "ensemble", "members": [content], "labels": {"car": "drop"}}
+    assert refused_build(ensemble, ("bird",)) == (
+        "teacher.labels: the members of an ensemble have a map each; put it there"
+    )
+    assert "teacher.labels.cat: the teacher has no such class" in refused_build(
+        {**content, "labels": {"cat": "drop"}}, ("bird", "car")
+    )
+
+
+def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path) -> None:
+    def text(tile: int, view: int) -> str:
+        return (
+            f"teacher.tiles.size: a tile of {tile} pixels is not smaller than the {view}x{view} that it is cut from; "
+            f"give image_size: {2 * tile}, or leave tiles out"
+        )
+
+    torch_model = {"weights": str(teacher_file), "tiles": {"size": 64}}
+    assert refused_build({**torch_model, "image_size": 64}, None) == text(64, 64)
+    file = {"family": "onnx", "weights": str(onnx_file), "tiles": {}}
+    assert refused_build({**file, "image_size": 32}, None) == text(32, 32)
+    options = TeacherOptions.model_validate({"tiles": {"size": 64}})
+    refuse_idle_tiles(options, 96, "teacher")
+    with pytest.raises(RequestError) as caught:
+        refuse_idle_tiles(options, 48, "teacher")
+    assert str(caught.value) == text(64, 48)
+    config, asked = parse_source(file, WHERE)  # the file's own size is the tile's
+    with pytest.raises(RequestError) as caught:
+        build_source(config, asked, None, "teacher", 32)
+    assert str(caught.value) == text(32, 32)
+    assert build_source(config, asked, None, "teacher", 64).image_size == 64
+    larger = TeacherOptions.model_validate({"tiles": {"size": 64}, "tta": {"scales": [1.0, 1.5]}})
+    refuse_idle_tiles(larger, 64, "teacher")  # the larger look is cut
+    refuse_idle_tiles(TeacherOptions(), 64, "teacher")
+
+
+def test_looks_at_other_sizes_are_the_members_own_where_they_have_sizes(teacher_file: Path) -> None:
+    free = {"weights": str(teacher_file)}
+    content = {"family": "ensemble", "members": [{**free, "image_size": 128}, free], "tta": {"scales": [0.5, 1.0]}}
+    assert refused_build(content, None) == (
+        "teacher.tta.scales: members of the ensemble look at sizes of their own, to which every look would be brought "
+        "again; give 'tta' to the members"
+    )
+    assert isinstance(built({**content, "members": [free, free]}).source, Augmented)
+    assert isinstance(built({**content, "tta": {"flip": True}}).source, Augmented)
