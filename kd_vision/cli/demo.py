@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     result = demo(options.out, tell=lambda text: console.print(text, soft_wrap=True))
     console.print(console_table(result.benchmark.data))
-    proof = result.export.proof
+    proof = result.export.parity
     console.print(f"report   {result.benchmark.report_html}", soft_wrap=True)
     console.print(f"student  {result.student}", soft_wrap=True)
     console.print(

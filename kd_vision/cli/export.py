@@ -63,9 +63,11 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     result = run_export(args.model, args.out, args.data, args.split, args.image_size, options, args.trust, quiet=False)
     console = Console(highlight=False, soft_wrap=True)
-    proof = result.proof
+    proof = result.parity
     boxes = proof.reference_boxes + proof.exported_boxes
-    console.print(f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.image_size} px, output {result.layout}")
+    console.print(
+        f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {result.image_size} px, output {result.output_format}"
+    )
     console.print(
         f"parity  {proof.matched_share:.2%} of {boxes} boxes have a partner; "
         f"99 % differ by at most {proof.score_p99:.1e} in score and {proof.pixels_p99:.1e} pixels"

@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _dataset(options: argparse.Namespace) -> DatasetRequest | None:
     from kd_vision.core.errors import RequestError
-    from kd_vision.knowledge.dataset import Sureness
+    from kd_vision.knowledge.dataset import PseudoLabelThresholds
     from kd_vision.pipeline.label import DatasetRequest
 
     names = ("min_score", "keep_doubtful", "doubt")
@@ -136,7 +136,7 @@ def _dataset(options: argparse.Namespace) -> DatasetRequest | None:
         return None
     least = _MIN_SCORE if options.min_score is None else options.min_score
     doubt = _DOUBT if options.doubt is None else options.doubt
-    return DatasetRequest(options.as_dataset, Sureness(least, doubt, options.keep_doubtful))
+    return DatasetRequest(options.as_dataset, PseudoLabelThresholds(least, doubt, options.keep_doubtful))
 
 
 def _workers(text: str) -> int | str:

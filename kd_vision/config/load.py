@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from kd_vision.config.schema import SAID_BEFOREHAND, RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
+from kd_vision.config.schema import OFFLINE_TEACHERS, RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
 from kd_vision.core.errors import RequestError, suggest
-from kd_vision.core.predictions import Channel
+from kd_vision.core.predictions import Signal
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
 from kd_vision.core.validation import problems
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
@@ -20,7 +20,7 @@ from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.losses import load_loss
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER
-from kd_vision.teachers.build import parse_source
+from kd_vision.teachers.build import parse_teacher
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
@@ -147,15 +147,15 @@ def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig
     for index, part in enumerate(parts):
         key = f"teacher.{index}" if isinstance(content, list) else "teacher"
         try:
-            source, options = parse_source(part, f"{where}: {key}")
+            source, options = parse_teacher(part, f"{where}: {key}")
         except RequestError as error:
             found.extend(error.problems)
             continue
         name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
-        stored = source_family(source) in SAID_BEFOREHAND
+        stored = source_family(source) in OFFLINE_TEACHERS
         if stored:
-            unheard = [name for name in _PIXEL_OPTIONS if getattr(options, name) is not None]
-            found.extend(f"{where}: {key}.{name}: nothing is shown to it; leave it out" for name in unheard)
+            unknown = [name for name in _PIXEL_OPTIONS if getattr(options, name) is not None]
+            found.extend(f"{where}: {key}.{name}: nothing is shown to it; leave it out" for name in unknown)
         if stored and options.name not in (None, KNOWLEDGE):
             found.append(f"{where}: {key}.name: what looks at no pixels is called '{KNOWLEDGE}'; leave it out")
         name = KNOWLEDGE if stored else name  # it comes with the batch, as a store does
@@ -208,10 +208,10 @@ def _terms(
             f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing"
         )
         return (), None
-    masters = [*teachers, KNOWLEDGE] if content.get("knowledge") is not None else list(teachers)
+    teachers_ = [*teachers, KNOWLEDGE] if content.get("knowledge") is not None else list(teachers)
     terms: dict[str, TermConfig] = {}
     for index, item in enumerate(given):
-        for term in _term(item, masters, f"distill.{index}", where, found):
+        for term in _term(item, teachers_, f"distill.{index}", where, found):
             if term.name in terms:
                 found.append(
                     f"{where}: distill.{index}: a second term named '{term.name}'; give it a 'name' of its own"
@@ -220,7 +220,7 @@ def _terms(
     return tuple(terms.values()), recipe
 
 
-def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[str]) -> list[TermConfig]:
+def _term(item: Any, teachers_: Sequence[str], key: str, where: str, found: list[str]) -> list[TermConfig]:
     """Read one item of `distill`: one term, or one for each teacher where it names none of several."""
     if not isinstance(item, Mapping) or "loss" not in item:
         found.append(f"{where}: {key}: expected a mapping with 'loss', e.g. {{loss: box_iou, weight: 7.5}}")
@@ -231,8 +231,8 @@ def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[s
     asked = settings.pop("teacher", None)
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):  # terms are kept under their names in one
         found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
-    if asked is not None and asked not in masters:
-        found.append(f"{where}: {key}.teacher: there is no teacher '{asked}'{suggest(str(asked), masters)}")
+    if asked is not None and asked not in teachers_:
+        found.append(f"{where}: {key}.teacher: there is no teacher '{asked}'{suggest(str(asked), teachers_)}")
         return []
     try:
         kind = load_loss(loss)
@@ -242,19 +242,19 @@ def _term(item: Any, masters: Sequence[str], key: str, where: str, found: list[s
     config: LossConfig | None = _try(kind.Config, settings, where, key, found)
     if config is None:
         return []
-    heard = [str(asked)] if asked is not None else _heard(kind.requires, masters)
-    if len(heard) < 2:  # none: the teachers could not be read, which is said already
-        return [TermConfig(name, loss, config, *heard)]
-    shared = config.weight if config.weight == "auto" else config.weight / len(heard)
-    part = config.model_copy(update={"weight": shared, "share": config.share / len(heard)})
-    return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in heard]
+    learned_from = [str(asked)] if asked is not None else _learned_from(kind.requires, teachers_)
+    if len(learned_from) < 2:  # none: the teachers could not be read, which is said already
+        return [TermConfig(name, loss, config, *learned_from)]
+    shared = config.weight if config.weight == "auto" else config.weight / len(learned_from)
+    part = config.model_copy(update={"weight": shared, "share": config.share / len(learned_from)})
+    return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in learned_from]
 
 
-def _heard(requires: frozenset[Channel], masters: Sequence[str]) -> list[str]:
+def _learned_from(requires: frozenset[Signal], teachers_: Sequence[str]) -> list[str]:
     """Whom a term without a name learns from: what is stored, where that is enough, else every live teacher."""
-    if KNOWLEDGE in masters and requires == {"detections"}:
+    if KNOWLEDGE in teachers_ and requires == {"detections"}:
         return [KNOWLEDGE]
-    return [name for name in masters if name != KNOWLEDGE] or list(masters)
+    return [name for name in teachers_ if name != KNOWLEDGE] or list(teachers_)
 
 
 def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, found: list[str]) -> Model | None:

@@ -16,7 +16,7 @@ from kd_vision.losses.base import LossConfig
 from kd_vision.losses.distiller import ONLY_TEACHER
 from kd_vision.teachers.build import TeacherOptions
 
-SAID_BEFOREHAND = ("predictions", "labels")
+OFFLINE_TEACHERS = ("predictions", "labels")
 """Families that look at no pixels: their boxes are attached to the data, as stored knowledge is."""
 
 
@@ -81,7 +81,7 @@ class TeacherConfig:
     @property
     def reads_pixels(self) -> bool:
         """False for a file of predictions and for labels, which can only say what they said beforehand."""
-        return source_family(self.source) not in SAID_BEFOREHAND
+        return source_family(self.source) not in OFFLINE_TEACHERS
 
     @property
     def is_labels(self) -> bool:
@@ -89,7 +89,7 @@ class TeacherConfig:
         return source_family(self.source) == "labels"
 
     @property
-    def is_student(self) -> bool:
+    def is_ema(self) -> bool:
         """True where the student's own moving average teaches."""
         return source_family(self.source) == "self"
 

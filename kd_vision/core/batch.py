@@ -76,7 +76,7 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class SoftTargets:
+class PseudoLabels:
     """Boxes that somebody claims to see in a batch, flat over its images; K classes.
 
     Attributes:
@@ -101,15 +101,15 @@ class SoftTargets:
     def __len__(self) -> int:
         return int(self.scores.shape[0])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> SoftTargets:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PseudoLabels:
         """Return the same boxes on `device`."""
-        return SoftTargets(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return PseudoLabels(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
 
-    def take(self, chosen: Tensor) -> SoftTargets:
+    def take(self, chosen: Tensor) -> PseudoLabels:
         """Return the boxes that `chosen`, (M,) bool or (m,) int64, picks."""
-        return SoftTargets(*(getattr(self, f.name)[chosen] for f in fields(self)))
+        return PseudoLabels(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def scaled(self, factor: float) -> SoftTargets:
+    def scaled(self, factor: float) -> PseudoLabels:
         """Return the boxes in an image of `factor` times the size."""
         return self if factor == 1.0 else replace(self, boxes_xyxy=self.boxes_xyxy * factor)
 
@@ -137,7 +137,7 @@ class ImageBatch:
     image_ids: tuple[int, ...] = ()
     letterboxes: tuple[Letterbox, ...] = ()
     teacher_images: Tensor | None = None
-    knowledge: SoftTargets | None = None
+    knowledge: PseudoLabels | None = None
 
     def __len__(self) -> int:
         return int(self.images.shape[0])

@@ -39,7 +39,7 @@ class GateError(KDVisionError):
     exit_code = 3
 
 
-def shortened(lines: Sequence[str], hint: str = "") -> list[str]:
+def truncate(lines: Sequence[str], hint: str = "") -> list[str]:
     """Return the first 20 lines, and how many more there are: a million mistakes are told in a page.
 
     Args:
@@ -50,7 +50,7 @@ def shortened(lines: Sequence[str], hint: str = "") -> list[str]:
     return [*lines[:_SHOWN], *([f"and {rest} more{hint}"] if rest > 0 else [])]
 
 
-def few(names: Sequence[str]) -> str:
+def quote_some(names: Sequence[str]) -> str:
     """Return the first six names, in quotes, and how many more there are."""
     shown = ", ".join(f"'{name}'" for name in names[:_FEW])
     return shown + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")

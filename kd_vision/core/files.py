@@ -18,7 +18,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a name to write to; it becomes `path` on success and is removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -32,13 +32,13 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with whole_or_nothing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with whole_or_nothing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 

@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path) or (isinstance(value, str) and _is_there(value)):
         return {"sha256": _content(Path(value))}
     if isinstance(value, BaseModel):
-        idle: frozenset[str] = getattr(type(value), "without_effect", frozenset())
+        idle: frozenset[str] = getattr(type(value), "not_in_fingerprint", frozenset())
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name not in idle}
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, few, suggest
+from kd_vision.core.errors import RequestError, quote_some, suggest
 from kd_vision.core.predictions import Detections, class_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DROP, IGNORE, REST = "drop", "ignore", "*"
-_SILENT_LOGIT = -20.0
+_MISSING_LOGIT = -20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LabelMap:
     ignored: frozenset[int] = frozenset()
 
     @property
-    def silent(self) -> frozenset[str]:
+    def missing_classes(self) -> frozenset[str]:
         """Classes of the student that the teacher never learned."""
         return frozenset(name for name, found in zip(self.student, self.sources, strict=True) if not found)
 
@@ -58,7 +58,7 @@ class LabelMap:
         import torch
 
         columns = [
-            logits[..., list(found)].amax(dim=-1) if found else torch.full_like(logits[..., 0], _SILENT_LOGIT)
+            logits[..., list(found)].amax(dim=-1) if found else torch.full_like(logits[..., 0], _MISSING_LOGIT)
             for found in self.sources
         ]
         return torch.stack(columns, dim=-1)
@@ -93,7 +93,7 @@ class LabelMap:
         return Detections(found.boxes_xyxy, found.scores, labels, probs, ignored).take(keep)
 
 
-def with_words(labels: Any) -> Any:
+def stringify_keys(labels: Any) -> Any:
     """Return the `labels:` of a config with words as keys: YAML reads a class named 1, or `no`, as something else."""
     return {str(key): goal for key, goal in labels.items()} if isinstance(labels, Mapping) else labels
 
@@ -125,12 +125,12 @@ def build_label_map(
     lost = [name for name, goal in target.items() if goal is None]
     if lost:
         raise RequestError(
-            f"{where}: the teacher's {few(lost)} {'is' if len(lost) == 1 else 'are'} neither a class of the data "
-            f"nor mapped; add e.g. {_example(lost, student)}"
+            f"{where}: the teacher's {quote_some(lost)} {'is' if len(lost) == 1 else 'are'} neither a class of the "
+            f"data nor mapped; add e.g. {_example(lost, student)}"
         )
     sources = tuple(tuple(i for i, name in enumerate(teacher) if target[name] == goal) for goal in student)
     if not any(sources):
-        raise RequestError(f"{where}: no class of the teacher is mapped to one of the data's ({few(student)})")
+        raise RequestError(f"{where}: no class of the teacher is mapped to one of the data's ({quote_some(student)})")
     ignored = frozenset(i for i, name in enumerate(teacher) if target[name] == IGNORE)
     return LabelMap(teacher, student, sources, ignored)
 
@@ -138,8 +138,8 @@ def build_label_map(
 def _do_not_fit(teacher: tuple[str, ...], student: tuple[str, ...], where: str) -> str:
     lacks = [name for name in student if name not in teacher]
     extra = [name for name in teacher if name not in student]
-    said = f"it lacks {few(lacks)}" if lacks else ""
-    said += (" and has " if said else "it has ") + f"{few(extra)} beside" if extra else ""
+    said = f"it lacks {quote_some(lacks)}" if lacks else ""
+    said += (" and has " if said else "it has ") + f"{quote_some(extra)} beside" if extra else ""
     return (
         f"{where}: the teacher's classes are not the data's: {said}; say what stands for what, e.g. "
         f"{_example(extra, lacks)}"
@@ -162,10 +162,10 @@ def _mistakes(teacher: tuple[str, ...], student: tuple[str, ...], given: Mapping
     return found
 
 
-def _example(theirs: list[str], ours: tuple[str, ...] | list[str]) -> str:
+def _example(teacher_names: list[str], student_names: tuple[str, ...] | list[str]) -> str:
     """A `labels:` line built from near misses: ``labels: {tvmonitor: tv, "*": drop}``."""
-    pairs = {near: name for name in ours if (near := _near(name, theirs))}
-    parts = [f"{theirs}: {ours}" for theirs, ours in pairs.items()]
+    pairs = {near: name for name in student_names if (near := _near(name, teacher_names))}
+    parts = [f"{near}: {name}" for near, name in pairs.items()]
     return f'labels: {{{", ".join([*parts, f""" "{REST}": {DROP}""".strip()])}}}'
 
 

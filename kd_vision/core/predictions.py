@@ -7,7 +7,7 @@ M boxes, N boxes handed in, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from kd_vision.core.batch import SoftTargets
+    from kd_vision.core.batch import PseudoLabels
 
-Channel = Literal["features", "grid", "regions", "detections"]
+Signal = Literal["features", "grid", "regions", "detections"]
 ONE_TO_MANY = "one_to_many"
 ONE_TO_ONE = "one_to_one"
-BACKGROUND, NO_PART = -1, -2
+UNMATCHED, IGNORED = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Detections:
         scores: (M,) float32 in [0, 1].
         labels: (M,) int64, 0-based contiguous class.
         class_probs: (M, K) float32 where the detector has them.
-        ignore: (M,) bool, see `SoftTargets`; None: no box is to be ignored.
+        ignore: (M,) bool, see `PseudoLabels`; None: no box is to be ignored.
 
     Raises:
         ValueError: the arrays do not fit each other.
@@ -91,7 +91,7 @@ class Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
-def first_opinions(found: Detections) -> Detections:
+def keep_top_class(found: Detections) -> Detections:
     """Keep of boxes with class probabilities those under the name of their likeliest class.
 
     Dense heads give a box once for every class they think of; as soft targets, which carry all probabilities,
@@ -104,7 +104,7 @@ def first_opinions(found: Detections) -> Detections:
     return found.take(first if found.ignore is None else first | found.ignore)
 
 
-def to_soft_targets(found: Sequence[Detections], classes: int) -> SoftTargets:
+def collate_pseudo_labels(found: Sequence[Detections], classes: int) -> PseudoLabels:
     """Put the detections of the images of a batch, in pixels of its tensor, into one value on the CPU.
 
     A detector without class probabilities is sure of the class: the score is its label's, the rest 0.
@@ -115,13 +115,13 @@ def to_soft_targets(found: Sequence[Detections], classes: int) -> SoftTargets:
     """
     import torch
 
-    from kd_vision.core.batch import SoftTargets
+    from kd_vision.core.batch import PseudoLabels
 
     counts = [len(one) for one in found]
     boxes = np.concatenate([one.boxes_xyxy for one in found]) if found else np.zeros((0, 4), np.float32)
     probs = [class_probabilities(one, classes) for one in found]
     ignore = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in found]
-    return SoftTargets(
+    return PseudoLabels(
         torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
         torch.from_numpy(boxes.astype(np.float32)),
         torch.from_numpy(np.concatenate(probs) if probs else np.zeros((0, classes), np.float32)),
@@ -161,7 +161,7 @@ class GridPredictions:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RawPredictions:
     """A head's own predictions before any selection, whatever a row stands for.
 
     Attributes:
@@ -190,30 +190,30 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class AssignResult:
     """Rows paired with boxes handed in, by the head's own rule of training.
 
     Attributes:
-        rows: the predictions.
-        index: (B, A) int64: position of the row's box among those handed in; `BACKGROUND`: none is its
-            own; `NO_PART`: the rule leaves the row out (not sampled, or between the thresholds).
+        raw_predictions: the predictions.
+        matched_idx: (B, A) int64: position of the row's box among those handed in; `UNMATCHED`: none is its
+            own; `IGNORED`: the rule leaves the row out (not sampled, or between the thresholds).
         quality: (B, A) float in [0, 1], how well row and box fit; scales the row's class target. 1 where
             the head's rule knows no such thing.
         stage: of the head: `one_to_many`, `proposals`, `layer 5`, ...
         weight: share of this stage in the head's own loss; those of all stages sum to 1.
-        agnostic: the stage tells objects from background only; its K is 1.
+        class_agnostic: the stage tells objects from background only; its K is 1.
     """
 
-    rows: Rows
-    index: Tensor
+    raw_predictions: RawPredictions
+    matched_idx: Tensor
     quality: Tensor
     stage: str = ONE_TO_MANY
     weight: float = 1.0
-    agnostic: bool = False
+    class_agnostic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Regions:
+class RoIPredictions:
     """What a detector makes of boxes that were handed to it.
 
     Attributes:
@@ -225,61 +225,51 @@ class Regions:
     boxes_xyxy: Tensor
 
 
-Decide = Callable[[PredictOptions], "list[Detections]"]
-Answer = Callable[["SoftTargets"], tuple[Assigned, ...]]
-Grade = Callable[["Tensor"], Regions]
-Show = Callable[[], Rows]
+Postprocess = Callable[[PredictOptions], "list[Detections]"]
+Assign = Callable[["PseudoLabels"], tuple[AssignResult, ...]]
+RefineRegions = Callable[["Tensor"], RoIPredictions]
+GetRawPredictions = Callable[[], RawPredictions]
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
+class Signals:
     """What one side of a distillation loss sees.
 
     Attributes:
         features: pyramid maps by level, ``{"P3": (B, C, H, W)}``.
         grid: dense predictions of one branch of the head.
-        soft: the teacher's final boxes (channel `detections`).
-        answer: pairs the student's rows with boxes handed in (channel `detections`).
-        rows: gives the student's own predictions (channel `regions`).
-        grade: the teacher's view of boxes (B, N, 4) handed in (channel `regions`).
+        pseudo_labels: the teacher's final boxes (signal `detections`).
+        assign: pairs the student's rows with boxes handed in (signal `detections`).
+        raw_predictions: gives the student's own predictions (signal `regions`).
+        refine_regions: the teacher's view of boxes (B, N, 4) handed in (signal `regions`).
     """
 
     features: Mapping[str, Tensor] = field(default_factory=dict)
     grid: GridPredictions | None = None
-    soft: SoftTargets | None = None
-    answer: Answer | None = None
-    rows: Show | None = None
-    grade: Grade | None = None
+    pseudo_labels: PseudoLabels | None = None
+    assign: Assign | None = None
+    raw_predictions: GetRawPredictions | None = None
+    refine_regions: RefineRegions | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DetectorOutput:
-    """One forward pass: the task's own losses, and the channels that were asked for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorOutput(Signals):
+    """One forward pass: the task's own losses, and the signals that were asked for.
 
-    What costs more than a view of the pass is a function, called by whoever needs it.
+    Everything that costs more than a view of the pass is a function.
 
     Attributes:
         task_losses: scalars by name (mean per image), empty without targets.
-        features: pyramid maps by level.
         grids: dense predictions by branch; `one_to_many` always, `one_to_one` for end-to-end heads.
         branch_weights: how much each branch counts in the detector's own loss at this moment.
-        decide: gives final boxes per image, in input pixels, best first (channel `detections`).
-        answer: pairs own rows with boxes handed in, in input pixels (channel `detections`).
-        rows: gives own predictions before selection (channel `regions`).
-        grade: views boxes (B, N, 4) handed in, in input pixels (channel `regions`).
-        soft: final boxes of the batch, filled in for a teacher.
+        postprocess: gives final boxes per image, in input pixels, best first (signal `detections`).
     """
 
     task_losses: Mapping[str, Tensor] = field(default_factory=dict)
-    features: Mapping[str, Tensor] = field(default_factory=dict)
     grids: Mapping[str, GridPredictions] = field(default_factory=dict)
     branch_weights: Mapping[str, float] = field(default_factory=dict)
-    decide: Decide | None = None
-    answer: Answer | None = None
-    rows: Show | None = None
-    grade: Grade | None = None
-    soft: SoftTargets | None = None
+    postprocess: Postprocess | None = None
 
-    def channels(self, branch: str = ONE_TO_MANY) -> Channels:
-        """Return what a loss sees of this output on one branch of the head."""
-        return Channels(self.features, self.grids.get(branch), self.soft, self.answer, self.rows, self.grade)
+    def signals(self, branch: str = ONE_TO_MANY) -> Signals:
+        """Return this output with the grid of one branch of the head."""
+        return replace(self, grid=self.grids.get(branch))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channel
+from kd_vision.core.predictions import Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class DetectorSpec:
         lowest_opset: first ONNX operator set that has all of its operators.
         level_anchors: rows of the channel `grid` at each point, by level; a level not named has one.
         ignored: classes in the teacher's own words whose boxes, by its label map, teach nothing.
-        silent: those of `classes` that a teacher never learned: that it does not see them says nothing.
+        missing_classes: those of `classes` that a teacher never learned: that it does not see them says nothing.
     """
 
     family: str
@@ -36,7 +36,7 @@ class DetectorSpec:
     classes: tuple[str, ...]
     level_channels: Mapping[str, int]
     level_strides: Mapping[str, int]
-    provides: frozenset[Channel]
+    provides: frozenset[Signal]
     input_channels: int = 3
     size_multiple: int = 32
     box_bins: int | None = None
@@ -45,7 +45,7 @@ class DetectorSpec:
     lowest_opset: int = 11
     level_anchors: Mapping[str, int] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
-    silent: frozenset[str] = frozenset()
+    missing_classes: frozenset[str] = frozenset()
 
     def wrong_size(self, size: int, key: str) -> str | None:
         """Return what is wrong with `size` pixels as input height and width, as a line about `key`; None: it fits."""

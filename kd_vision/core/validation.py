@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from kd_vision.core.errors import RequestError, suggest
 
 Model = TypeVar("Model", bound=BaseModel)
+_log = logging.getLogger(__name__)
 
 
 class StrictModel(BaseModel):
@@ -17,8 +20,32 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    without_effect: ClassVar[frozenset[str]] = frozenset()
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset()
     """Fields that change nothing of what comes out (threads, say): two configs are the same without them."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Old name of a key to its name today; the old one is still read, with one line of notice."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed_keys(cls, given: Any) -> Any:
+        old = [key for key in cls.renamed_keys if isinstance(given, Mapping) and key in given]
+        if not old:
+            return given
+        content = dict(given)
+        for key in old:
+            name = cls.renamed_keys[key]
+            if name in content:
+                raise ValueError(f"{key} is the old name of {name}; give {name} alone")
+            _notice(key, name)
+            content[name] = content.pop(key)
+        return content
+
+
+@cache
+def _notice(old: str, new: str) -> None:
+    """Say once that a key has another name today."""
+    _log.warning("the key '%s' is called '%s' today; the old name is still read", old, new)
 
 
 def validate(model: type[Model], content: Mapping[str, Any], where: str) -> Model:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kd_vision.core.batch import SoftTargets, Targets
-from kd_vision.core.predictions import Detections, to_soft_targets
+from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.predictions import Detections, collate_pseudo_labels
 from kd_vision.data.records import ImageRecord
 
 Boxes = npt.NDArray[np.float32]
@@ -30,11 +30,11 @@ class BoxTable:
     """
 
     labels: npt.NDArray[np.int64]
-    knowledge: SoftTargets | None
+    knowledge: PseudoLabels | None
 
     def to_targets(
         self, image_index: npt.NDArray[np.int64], boxes_xyxy: Boxes, rows: Rows
-    ) -> tuple[Targets, SoftTargets | None]:
+    ) -> tuple[Targets, PseudoLabels | None]:
         """Say what boxes mean, wherever they are by now.
 
         Args:
@@ -75,7 +75,7 @@ def tabulate(images: Sequence[ImageRecord], classes: int) -> tuple[BoxTable, lis
         placed.append(_placed(image, given, said))
         given += len(image.labels)
         said += len(image.knowledge) if image.knowledge is not None else 0
-    return BoxTable(labels, to_soft_targets(known, classes) if known else None), placed
+    return BoxTable(labels, collate_pseudo_labels(known, classes) if known else None), placed
 
 
 def _placed(image: ImageRecord, given: int, said: int) -> tuple[Boxes, Rows]:

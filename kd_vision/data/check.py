@@ -224,28 +224,28 @@ def _near_repeats(seen: list[_Seen]) -> list[Defect]:
     found = []
     names = list(dict.fromkeys(look.part for look in seen))
     for at, name in enumerate(names):
-        ours = [look for look in seen if look.part == name]
+        left_images = [look for look in seen if look.part == name]
         for other in names[:at]:
-            theirs = [look for look in seen if look.part == other]
-            if _overlap_kind(ours[0], theirs[0]):
+            right_images = [look for look in seen if look.part == other]
+            if _overlap_kind(left_images[0], right_images[0]):
                 found += [
                     _pair("near-duplicate", look, match, "looks like", "warning")
-                    for look, match in _nearest(ours, theirs)
+                    for look, match in _nearest(left_images, right_images)
                 ]
     return found
 
 
-def _nearest(ours: list[_Seen], theirs: list[_Seen]) -> Iterator[tuple[_Seen, _Seen]]:
+def _nearest(left_images: list[_Seen], right_images: list[_Seen]) -> Iterator[tuple[_Seen, _Seen]]:
     """Yield pairs whose fingerprints differ in few bits and whose pixels differ."""
-    right = np.stack([look.bits for look in theirs]).astype(np.float32)
-    for start in range(0, len(ours), _ROWS_AT_ONCE):
-        rows = ours[start : start + _ROWS_AT_ONCE]
+    right = np.stack([look.bits for look in right_images]).astype(np.float32)
+    for start in range(0, len(left_images), _ROWS_AT_ONCE):
+        rows = left_images[start : start + _ROWS_AT_ONCE]
         left = np.stack([look.bits for look in rows]).astype(np.float32)
         # |a xor b| = |a| + |b| - 2 a.b
         distance = left.sum(1)[:, None] + right.sum(1)[None, :] - 2 * left @ right.T
         best = distance.argmin(axis=1)
         for row, look in enumerate(rows):
-            match = theirs[int(best[row])]
+            match = right_images[int(best[row])]
             is_flat = not look.bits.any()
             if distance[row, best[row]] <= _NEAR_BITS and match.digest != look.digest and not is_flat:
                 yield look, match

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, shortened
+from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.files import read_json
 from kd_vision.core.predictions import Detections
 
@@ -180,7 +180,7 @@ def _detection_problems(data: DetectionData, detections: Mapping[int, Detections
 def _refuse(lines: list[str]) -> None:
     """Raise what is wrong, if anything."""
     if lines:
-        raise RequestError(*shortened(lines))
+        raise RequestError(*truncate(lines))
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, shortened, suggest
+from kd_vision.core.errors import RequestError, suggest, truncate
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.file_lists import unlabelled_images
 from kd_vision.data.formats.coco import read_coco_split
@@ -60,7 +60,7 @@ def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
         dropped += len(kept) - len(solid)
         records.append(_record(image, solid, label_of, problems))
     if problems:
-        raise RequestError(*shortened(problems, _HINT))
+        raise RequestError(*truncate(problems, _HINT))
     numbers = tuple(
         key if isinstance(key, int) and descriptor.format == "coco" else label + 1 for label, key in enumerate(keys)
     )
@@ -101,7 +101,7 @@ def records_of(paths: Sequence[Path], folder: Path) -> tuple[ImageRecord, ...]:
     with ThreadPoolExecutor() as threads:
         sizes = list(threads.map(lambda path: _size_of(path, problems), paths))
     if problems:
-        raise RequestError(*shortened(sorted(problems), _HINT))
+        raise RequestError(*truncate(sorted(problems), _HINT))
     return tuple(
         _unlabelled_record(number, path, folder, size)
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True), start=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from kd_vision.core.errors import RequestError, shortened
+from kd_vision.core.errors import RequestError, truncate
 from kd_vision.data.descriptor import DataDescriptor, SplitSource, UnlabelledSource
 from kd_vision.runtime.images import list_images
 
@@ -45,7 +45,7 @@ def unlabelled_images(source: UnlabelledSource) -> list[Path]:
     lost = [name for name in names if name not in there]
     if lost:
         lines = [f"{source.list}: {name} is not among the images of {folder}{_near(name, there)}" for name in lost]
-        raise RequestError(*shortened(lines))
+        raise RequestError(*truncate(lines))
     return sorted({there[name] for name in names})
 
 

@@ -175,7 +175,7 @@ class TrainStream:
         if main is extra or config.unlabelled_ratio == 0:
             extra = None
         images = (*main.images, *(extra.images if extra is not None else ()))
-        _refuse_part_knowledge(images)
+        _refuse_partial_pseudo_labels(images)
         self._table, placed = tabulate(images, len(main.classes))
         self._main = _Pool(main, placed[: len(main)], config.sample_size, config.channels)
         self._extra: _Pool | None = None
@@ -430,7 +430,7 @@ def _resized_boxes(record: ImageRecord, boxes_xyxy: Boxes, rows: Rows, size: int
     return boxes[solid].astype(np.float32), rows[solid]
 
 
-def _refuse_part_knowledge(images: Sequence[ImageRecord]) -> None:
+def _refuse_partial_pseudo_labels(images: Sequence[ImageRecord]) -> None:
     """Refuse a mixture: where a teacher was not asked, its silence would be learned as background."""
     without = [image for image in images if image.knowledge is None]
     if without and len(without) < len(images):

@@ -150,7 +150,7 @@ def without_labels(data: DetectionData) -> DetectionData:
     return replace(data, images=tuple(bare))
 
 
-def shared_out(data: DetectionData, share: float) -> tuple[DetectionData, DetectionData]:
+def split_labelled(data: DetectionData, share: float) -> tuple[DetectionData, DetectionData]:
     """Part a split into images that keep their labels and images that lose them.
 
     Which image is which depends on the number of images alone, so that runs of all seeds, and a teacher

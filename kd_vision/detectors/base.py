@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, Targets
-from kd_vision.core.predictions import Channel, Detections, DetectorOutput, PredictOptions
+from kd_vision.core.predictions import Detections, DetectorOutput, PredictOptions, Signal
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.postprocess import to_original
 
@@ -23,10 +23,10 @@ __all__ = [
     "PixelPredictor",
     "PredictOptions",
     "Predictor",
-    "fast_layout",
+    "channels_last",
+    "contiguous",
     "freeze",
-    "plain_layout",
-    "said_side",
+    "recorded_input_size",
 ]
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -76,7 +76,7 @@ class Detector(nn.Module, ABC):
         images: Tensor,
         targets: Targets | None = None,
         labelled: Tensor | None = None,
-        channels: frozenset[Channel] = frozenset(),
+        signals: frozenset[Signal] = frozenset(),
     ) -> DetectorOutput:
         """Run the network once.
 
@@ -84,8 +84,8 @@ class Detector(nn.Module, ABC):
             images: (B, C, H, W) float RGB in [0, 1].
             targets: ground truth; None: no task losses.
             labelled: (B,) bool; False: the image takes no part in the task losses.
-            channels: what to give beside the task losses; nothing else is computed. `detections` asks for
-                `decide` and, of a student, `answer`; `regions` for `grade` and `rows`.
+            signals: what to give beside the task losses; nothing else is computed. `detections` asks for
+                `postprocess` and, of a student, `assign`; `regions` for `refine_regions` and `raw_predictions`.
         """
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
@@ -106,10 +106,10 @@ class Detector(nn.Module, ABC):
         was_training = self.training
         self.eval()  # a prediction moves no statistics and does not depend on its neighbours in the batch
         images = images.to(next(self.parameters()).device)
-        output: DetectorOutput = self(images, channels=frozenset({"detections"}))
+        output: DetectorOutput = self(images, signals=frozenset({"detections"}))
         self.train(was_training)
-        assert output.decide is not None
-        return output.decide(options)
+        assert output.postprocess is not None
+        return output.postprocess(options)
 
     @abstractmethod
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -130,7 +130,7 @@ class Detector(nn.Module, ABC):
     def architecture(self) -> dict[str, Any]:
         """Return plain values from which the family's `rebuild` makes the same detector, without weights."""
 
-    def settle_for_inference(self) -> None:
+    def fuse(self) -> None:
         """Become as fast as the family allows without saying anything else; it can teach no gradient afterwards.
 
         Families that have nothing to gain ignore it.
@@ -143,7 +143,7 @@ class Detector(nn.Module, ABC):
         """
 
 
-def said_side(said: object) -> int | None:
+def recorded_input_size(said: object) -> int | None:
     """Return the input side that a `.pt` file's note gives, a number or its digits; None: it gives none, or two."""
     return int(str(said)) if str(said).isdigit() else None
 
@@ -155,7 +155,7 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def fast_layout(net: Net) -> Net:
+def channels_last(net: Net) -> Net:
     """Lay the weights of convolutions out channels last, in which CPUs and GPUs are faster; only rounding differs.
 
     Left as they are where there is an Apple GPU, on which this was never tried.
@@ -163,6 +163,6 @@ def fast_layout(net: Net) -> Net:
     return net if torch.backends.mps.is_available() else net.to(memory_format=torch.channels_last)
 
 
-def plain_layout(net: Net) -> Net:
-    """Undo `fast_layout`, for files that others read."""
+def contiguous(net: Net) -> Net:
+    """Undo `channels_last`, for files that others read."""
     return net.to(memory_format=torch.contiguous_format)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kd_vision.core.predictions import GridPredictions, Regions, Rows
+from kd_vision.core.predictions import GridPredictions, RawPredictions, RoIPredictions
 
 
-def rows_of(grid: GridPredictions) -> Rows:
+def raw_predictions_of(grid: GridPredictions) -> RawPredictions:
     """Return a grid as rows."""
-    return Rows(
+    return RawPredictions(
         grid.logits,
         grid.boxes_xyxy,
         grid.points_xy[None],
@@ -45,13 +45,13 @@ def padded(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
     return position, mask
 
 
-def grade_by_grid(grid: GridPredictions, boxes_xyxy: Tensor) -> Regions:
-    """Judge boxes, (B, N, 4) in the grid's frame, by the grid's row that fits each best; see `grade_by_rows`."""
-    return grade_by_rows(grid.boxes_xyxy, grid.logits.float().sigmoid(), boxes_xyxy)
+def refine_by_grid(grid: GridPredictions, boxes_xyxy: Tensor) -> RoIPredictions:
+    """Judge boxes, (B, N, 4) in the grid's frame, by the grid's row that fits each best; see `refine_by_rows`."""
+    return refine_by_rows(grid.boxes_xyxy, grid.logits.float().sigmoid(), boxes_xyxy)
 
 
 @torch.no_grad()
-def grade_by_rows(own_xyxy: Tensor, probs: Tensor, boxes_xyxy: Tensor) -> Regions:
+def refine_by_rows(own_xyxy: Tensor, probs: Tensor, boxes_xyxy: Tensor) -> RoIPredictions:
     """Judge boxes by the row that fits each best.
 
     The row is the one of highest ``IoU^6 * sqrt(best class probability)``, the measure by which task-aligned
@@ -64,10 +64,10 @@ def grade_by_rows(own_xyxy: Tensor, probs: Tensor, boxes_xyxy: Tensor) -> Region
     """
     best = probs.amax(dim=-1)
     found_probs, found_boxes = [], []
-    for image, handed in enumerate(boxes_xyxy.float()):
-        overlap = box_iou(handed, own_xyxy[image].float())
+    for image, given in enumerate(boxes_xyxy.float()):
+        overlap = box_iou(given, own_xyxy[image].float())
         fit, row = (overlap.pow(6) * best[image].sqrt()).max(dim=1)
         met = (fit > 0)[:, None]
         found_probs.append(probs[image, row] * met)
-        found_boxes.append(torch.where(met, own_xyxy[image, row].float(), handed))
-    return Regions(torch.stack(found_probs), torch.stack(found_boxes))
+        found_boxes.append(torch.where(met, own_xyxy[image, row].float(), given))
+    return RoIPredictions(torch.stack(found_probs), torch.stack(found_boxes))

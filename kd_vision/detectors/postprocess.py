@@ -15,12 +15,12 @@ from torchvision.ops import batched_nms
 
 from kd_vision.core.batch import Letterbox
 from kd_vision.core.label_map import LabelMap
-from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
+from kd_vision.core.predictions import Detections, PredictOptions, keep_top_class
 
 _MOST_CANDIDATES = 30_000
 
 
-def suppress(boxes_xyxy: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
+def nms(boxes_xyxy: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
     """Keep the best boxes of one image by class-wise NMS.
 
     A point may answer for several classes, as in COCO evaluation of dense detectors.
@@ -43,7 +43,7 @@ def suppress(boxes_xyxy: Tensor, scores: Tensor, options: PredictOptions) -> Det
     return to_detections(boxes[keep], score[keep], label[keep], scores[point[keep]])
 
 
-def take_top(
+def top_k_boxes(
     boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, options: PredictOptions, class_probs: Tensor | None = None
 ) -> Detections:
     """Keep the best boxes of one image where the head needs no NMS; (M, 4), (M,), (M,) and, where known, (M, K)."""
@@ -69,13 +69,13 @@ def to_original(detections: Detections, letterbox: Letterbox) -> Detections:
     return replace(detections, boxes_xyxy=letterbox.invert(detections.boxes_xyxy))
 
 
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Turn (..., 4) centre x, centre y, width, height into corners."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
-def groups(found: Detections) -> npt.NDArray[np.int64]:
+def nms_groups(found: Detections) -> npt.NDArray[np.int64]:
     """Return (M,): boxes of which group may stand for each other, the class, or -1 for all boxes to be ignored.
 
     What is to be ignored neither hides an object nor is hidden by one.
@@ -83,14 +83,14 @@ def groups(found: Detections) -> npt.NDArray[np.int64]:
     return found.labels if found.ignore is None else np.where(found.ignore, -1, found.labels)
 
 
-def merge_overlaps(found: Detections, iou: float) -> Detections:
-    """Keep the best of boxes of one group that overlap by more than `iou`; one image, best first; see `groups`."""
+def classwise_nms(found: Detections, iou: float) -> Detections:
+    """Keep the best of boxes of one group that overlap by more than `iou`; one image, best first; see `nms_groups`."""
     boxes, scores = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.scores)
-    keep = batched_nms(boxes, scores, torch.from_numpy(groups(found)), iou)
+    keep = batched_nms(boxes, scores, torch.from_numpy(nms_groups(found)), iou)
     return found.take(keep.numpy())
 
 
-def visible(found: Detections, height: int, width: int) -> Detections:
+def drop_outside(found: Detections, height: int, width: int) -> Detections:
     """Keep the boxes of which some area lies on the image: a flat one overlaps nothing and would fit any anchor.
 
     Args:
@@ -101,7 +101,7 @@ def visible(found: Detections, height: int, width: int) -> Detections:
     return found.take(np.all(inside[:, 2:] > inside[:, :2], axis=1))
 
 
-def as_soft_boxes(found: Detections, labels: LabelMap | None, iou: float) -> Detections:
+def to_pseudo_labels(found: Detections, labels: LabelMap | None, iou: float) -> Detections:
     """Return the boxes of one image as a student learns them: in its words, every object once.
 
     Args:
@@ -110,6 +110,6 @@ def as_soft_boxes(found: Detections, labels: LabelMap | None, iou: float) -> Det
         iou: overlap above which boxes whose classes have become one are one.
     """
     if labels is None or labels.is_identity:
-        return first_opinions(found)
-    mapped = first_opinions(labels.detections(found))
-    return merge_overlaps(mapped, iou) if labels.merges else mapped
+        return keep_top_class(found)
+    mapped = keep_top_class(labels.detections(found))
+    return classwise_nms(mapped, iou) if labels.merges else mapped

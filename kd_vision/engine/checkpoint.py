@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.files import whole_or_nothing
+from kd_vision.core.files import atomic_write
 from kd_vision.engine.ema import WeightAverage
 from kd_vision.engine.step import TrainingStep
 
@@ -70,7 +70,7 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
         "device_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-    with whole_or_nothing(path) as part:
+    with atomic_write(path) as part:
         torch.save(content, part)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +16,7 @@ class TrainConfig(StrictModel):
     Attributes:
         epochs: passes over the labelled images.
         batch_size: labelled images per step and device.
-        labelled_share: so much of the training split is used with its labels, an even share whatever the
+        label_fraction: so much of the training split is used with its labels, an even share whatever the
             seed; the rest joins the unlabelled images. 0: no label is used, every batch is unlabelled.
         unlabelled_ratio: unlabelled images per labelled one in every batch; 0: none.
         accumulate: batches whose gradients are summed before one optimiser step.
@@ -45,9 +46,11 @@ class TrainConfig(StrictModel):
         checkpoint_every: steps between checkpoints; 0: at the end of every epoch.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"labelled_share": "label_fraction"}
+
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    labelled_share: float = Field(default=1.0, ge=0.0, le=1.0)
+    label_fraction: float = Field(default=1.0, ge=0.0, le=1.0)
     unlabelled_ratio: float = Field(default=0.0, ge=0.0)
     accumulate: int = Field(default=1, ge=1)
     optimizer: Literal["auto", "adamw", "sgd"] = "auto"

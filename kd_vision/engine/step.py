@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kd_vision.core.batch import ImageBatch, to_channels
 from kd_vision.core.errors import TrainingError
-from kd_vision.core.predictions import Channel, DetectorOutput
+from kd_vision.core.predictions import DetectorOutput, Signal
 from kd_vision.detectors.base import Detector
 from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER, Distiller
 from kd_vision.teachers.frozen import FrozenTeacher
@@ -49,7 +49,7 @@ class StepTerms:
         return torch.stack(parts).sum()
 
 
-class HeldBatch:
+class OpaqueBatch:
     """Carries a batch into a wrapped module unchanged.
 
     Fabric casts every float tensor it finds among the arguments; in bfloat16 a box at 601.3 pixels would
@@ -88,34 +88,34 @@ class TrainingStep(nn.Module):
         """The frozen teachers by name."""
         return self._teachers[0]
 
-    def ask(self, batch: ImageBatch, active: frozenset[str] | None = None) -> dict[str, DetectorOutput]:
+    def teacher_signals(self, batch: ImageBatch, active: frozenset[str] | None = None) -> dict[str, DetectorOutput]:
         """Return what each teacher whose terms are active says of a batch, in pixels of the student's images."""
         said: dict[str, DetectorOutput] = {}
         shown = batch.images if batch.teacher_images is None else batch.teacher_images
-        for name, channels in (self.distiller.asks(active) if self.distiller else {}).items():
+        for name, signals in (self.distiller.required_signals(active) if self.distiller else {}).items():
             if name == KNOWLEDGE:
-                said[name] = DetectorOutput(soft=batch.knowledge)
+                said[name] = DetectorOutput(pseudo_labels=batch.knowledge)
             else:
                 teacher = self.teachers[name]
                 images = to_channels(shown, teacher.spec.input_channels)
-                said[name] = teacher(images, channels, int(batch.images.shape[-1]))
+                said[name] = teacher(images, signals, int(batch.images.shape[-1]))
         return said
 
-    def forward(self, held: HeldBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, held: OpaqueBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run student (and teachers) once; `terms` is the typed way to call this.
 
         The result is plain containers because Fabric rebuilds what a wrapped module returns, which it
         cannot do with frozen values.
         """
         batch = held.batch
-        channels: frozenset[Channel] = self.distiller.requires(held.active) if self.distiller else frozenset()
+        signals: frozenset[Signal] = self.distiller.requires(held.active) if self.distiller else frozenset()
         if with_features:
-            channels = channels | {"features"}
+            signals = signals | {"features"}
         own = to_channels(batch.images, self.student.spec.input_channels)
-        output = self.student(own, batch.targets, batch.labelled, channels)
+        output = self.student(own, batch.targets, batch.labelled, signals)
         distillation: dict[str, Tensor] = {}
         if self.distiller is not None:
-            said = self.ask(batch, held.active)
+            said = self.teacher_signals(batch, held.active)
             distillation = self.distiller(output, said, batch.targets, held.active)
         # Kept here and not returned: mixed precision would hand back converted copies, which lie
         # beside the path from the maps to the losses.
@@ -134,7 +134,7 @@ def terms(
         with_features: also return the maps where gradients are measured.
         active: names of the distillation terms that take part; None: all.
     """
-    task, distillation = model(HeldBatch(batch, active), with_features)
+    task, distillation = model(OpaqueBatch(batch, active), with_features)
     return StepTerms(task, distillation, model.maps)
 
 
@@ -147,7 +147,7 @@ class TermGuard:
 
     def __init__(self, distiller: Distiller | None) -> None:
         self._patience = {
-            name: _RUN_OF_ZEROS if loss.may_vanish else 1
+            name: _RUN_OF_ZEROS if loss.can_be_zero else 1
             for name, loss in (distiller.terms() if distiller else {}).items()
         }
         self._zeros = dict.fromkeys(self._patience, 0)

@@ -244,7 +244,7 @@ class Trainer:
         assert distiller is not None
         norms = gradient_norms(found, self.fabric.backward)
         for name, loss in distiller.terms().items():
-            if norms.get(name) == 0.0 and not loss.may_vanish:
+            if norms.get(name) == 0.0 and not loss.can_be_zero:
                 raise TrainingError(
                     f"step {step}: the distillation term '{name}' has a gradient of exactly zero at the "
                     f"student's neck; it teaches nothing. Run `kd-vision check`"

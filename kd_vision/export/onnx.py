@@ -36,17 +36,17 @@ from kd_vision.export.graph import (
     rename_output,
     write_metadata,
 )
-from kd_vision.export.parity import ParityEvidence, ParityProof, check_parity, synthetic_evidence
+from kd_vision.export.parity import ParityInputs, ParityReport, check_parity, synthetic_inputs
 from kd_vision.runtime.letterbox import GRAY
 from kd_vision.teachers.onnx import (
     KEY_CLASSES,
-    KEY_LAYOUT,
+    KEY_OUTPUT_FORMAT,
     KEY_PARITY,
     KEY_PREPROCESSING,
     KEY_TRAINING_RUN,
     KEY_VERSION,
-    Layout,
     OnnxPredictor,
+    OutputFormat,
 )
 
 # 11: TopK, ScatterND and GatherElements as we use them. 20: the last one of torch's tracing exporter.
@@ -100,14 +100,14 @@ class ExportedFile:
 
     Attributes:
         path: of the file.
-        proof: of parity with the model; also in the file's metadata.
-        layout: of the output.
+        parity: of parity with the model; also in the file's metadata.
+        output_format: of the output.
         size_bytes: of the file.
     """
 
     path: Path
-    proof: ParityProof
-    layout: Layout
+    parity: ParityReport
+    output_format: OutputFormat
     size_bytes: int
 
 
@@ -116,7 +116,7 @@ def export_onnx(
     out: Path,
     config: OnnxExportConfig,
     provenance: Mapping[str, str],
-    evidence: ParityEvidence | None = None,
+    inputs: ParityInputs | None = None,
 ) -> ExportedFile:
     """Write an ONNX file that finds the same boxes as the detector.
 
@@ -125,25 +125,25 @@ def export_onnx(
         out: the file to write.
         config: how.
         provenance: where the model comes from; written into the metadata.
-        evidence: what the parity gate looks at; None: seeded noise and drawn shapes.
+        inputs: what the parity gate looks at; None: seeded noise and drawn shapes.
 
     Raises:
         RequestError: the request is wrong; nothing was run.
         GateError: the file does not find the same boxes; it was removed.
     """
     refuse_wrong_request(detector.spec, out, config)
-    evidence = evidence or synthetic_evidence(detector.spec, config.image_size)
-    model, layout = _build(detector, config, provenance)
+    inputs = inputs or synthetic_inputs(detector.spec, config.image_size)
+    model, output_format = _build(detector, config, provenance)
     candidate = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
         onnx.save(model, candidate)
-        proof = _prove(detector, candidate, evidence, config.predict_options)
-        write_metadata(model, {KEY_PARITY: proof.model_dump_json()})
+        parity = _prove(detector, candidate, inputs, config.predict_options)
+        write_metadata(model, {KEY_PARITY: parity.model_dump_json()})
         onnx.save(model, candidate)
         os.replace(candidate, out)
     finally:
         candidate.unlink(missing_ok=True)
-    return ExportedFile(out, proof, layout, out.stat().st_size)
+    return ExportedFile(out, parity, output_format, out.stat().st_size)
 
 
 def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig) -> None:
@@ -179,7 +179,7 @@ def refuse_wrong_request(spec: DetectorSpec, out: Path, config: OnnxExportConfig
 
 def _build(
     detector: Detector, config: OnnxExportConfig, provenance: Mapping[str, str]
-) -> tuple[onnx.ModelProto, Layout]:
+) -> tuple[onnx.ModelProto, OutputFormat]:
     """Make the described graph in memory."""
     spec = detector.spec
     # The predictor of an end-to-end head reads its one-to-one branch, so that is the one to export.
@@ -188,11 +188,11 @@ def _build(
     image = torch.zeros(batch, spec.input_channels, config.image_size, config.image_size)
     with torch.no_grad():
         sides = tuple(module(image).shape)
-    layout: Layout = "end_to_end" if spec.end_to_end else "dense_xywh"
-    _check_layout(sides, layout, spec)
+    output_format: OutputFormat = "end_to_end" if spec.end_to_end else "dense_cxcywh"
+    _check_output_format(sides, output_format, spec)
     model = _trace(module, image, config)
     if config.nms:
-        layout = "nms"
+        output_format = "nms"
         settings = NmsSettings(
             score_threshold=config.score_threshold,
             nms_iou=config.nms_iou,
@@ -208,17 +208,17 @@ def _build(
         declare_output(model, OUTPUT, sides)
     model.ir_version = min(model.ir_version, _NEWEST_IR)
     model.producer_name, model.producer_version = "kd_vision", __version__
-    write_metadata(model, describe(spec, config, layout, provenance))
+    write_metadata(model, describe(spec, config, output_format, provenance))
     check(model)
-    return model, layout
+    return model, output_format
 
 
-def _check_layout(sides: tuple[int, ...], layout: Layout, spec: DetectorSpec) -> None:
-    place, wanted = (2, 6) if layout == "end_to_end" else (1, 4 + len(spec.classes))
+def _check_output_format(sides: tuple[int, ...], output_format: OutputFormat, spec: DetectorSpec) -> None:
+    place, wanted = (2, 6) if output_format == "end_to_end" else (1, 4 + len(spec.classes))
     if len(sides) != 3 or sides[place] != wanted:
         raise KDVisionError(
             f"{spec.name}: the export module of family '{spec.family}' gives {sides}, which is not "
-            f"'{layout}' of {len(spec.classes)} classes; its adapter must be put right"
+            f"'{output_format}' of {len(spec.classes)} classes; its adapter must be put right"
         )
 
 
@@ -261,14 +261,14 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def describe(
-    spec: DetectorSpec, config: OnnxExportConfig, layout: Layout, provenance: Mapping[str, str]
+    spec: DetectorSpec, config: OnnxExportConfig, output_format: OutputFormat, provenance: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the metadata: what `ultralytics.YOLO` asks for, and ours.
 
     Args:
         spec: of the detector.
         config: of the export.
-        layout: of the output.
+        output_format: of the output.
         provenance: where the model comes from.
     """
     # 'dynamic' is about height and width to ultralytics; ours are always fixed.
@@ -277,7 +277,7 @@ def describe(
         "dynamic": False,
         "simplify": config.simplify,
         "opset": config.opset,
-        "nms": layout == "nms",
+        "nms": output_format == "nms",
     }
     return {
         "description": f"{spec.name}, exported by kd_vision",
@@ -287,11 +287,11 @@ def describe(
         "imgsz": str([config.image_size, config.image_size]),
         "names": str(dict(enumerate(spec.classes))),
         "channels": str(spec.input_channels),
-        "end2end": str(layout == "end_to_end"),
+        "end2end": str(output_format == "end_to_end"),
         "args": str(arguments),
         KEY_VERSION: __version__,
         KEY_CLASSES: json.dumps(list(spec.classes)),
-        KEY_LAYOUT: layout,
+        KEY_OUTPUT_FORMAT: output_format,
         KEY_PREPROCESSING: json.dumps(_preprocessing(spec, config)),
         KEY_TRAINING_RUN: json.dumps(dict(provenance)),
     }
@@ -316,7 +316,7 @@ _UNSURE = (
 )
 
 
-def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, options: PredictOptions) -> ParityProof:
+def _prove(detector: Detector, candidate: Path, inputs: ParityInputs, options: PredictOptions) -> ParityReport:
     """Let the gate compare; the detector is put back into the mode it was in.
 
     Raises:
@@ -326,18 +326,18 @@ def _prove(detector: Detector, candidate: Path, evidence: ParityEvidence, option
     detector.eval()
     try:
         device = next(detector.parameters()).device
-        on_device = replace(evidence, batches=_moved(evidence.batches, device))
-        proof = check_parity(detector, OnnxPredictor(candidate), on_device, options)
+        on_device = replace(inputs, batches=_moved(inputs.batches, device))
+        parity = check_parity(detector, OnnxPredictor(candidate), on_device, options)
     finally:
         detector.train(was_training)
-    if not proof.passed:
+    if not parity.passed:
         summary = (
             f"parity: the ONNX file does not find the same boxes as {detector.spec.name} "
-            f"({proof.images} images: {proof.source}); no file was written"
+            f"({parity.images} images: {parity.source}); no file was written"
         )
-        unsure = "" if proof.confident_boxes else _UNSURE
-        raise GateError("\n".join((summary, *proof.reasons, unsure)).rstrip())
-    return proof
+        unsure = "" if parity.confident_boxes else _UNSURE
+        raise GateError("\n".join((summary, *parity.reasons, unsure)).rstrip())
+    return parity
 
 
 def _moved(batches: Iterable[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

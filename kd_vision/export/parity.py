@@ -60,7 +60,7 @@ class ParityLimits(StrictModel):
     ap: float = Field(default=0.002, ge=0.0)
 
 
-class ParityProof(StrictModel):
+class ParityReport(StrictModel):
     """What the gate measured; written into the file that passed.
 
     Attributes:
@@ -99,7 +99,7 @@ class ParityProof(StrictModel):
 
 
 @dataclass(frozen=True, slots=True)
-class ParityEvidence:
+class ParityInputs:
     """What the gate looks at.
 
     Attributes:
@@ -130,37 +130,37 @@ class _Comparison:
 def check_parity(
     reference: Predictor,
     exported: Predictor,
-    evidence: ParityEvidence,
+    inputs: ParityInputs,
     options: PredictOptions = PredictOptions(),
-) -> ParityProof:
+) -> ParityReport:
     """Show the same images to both sides and compare what they find.
 
     Args:
         reference: the model.
         exported: the file.
-        evidence: images, and ground truth where there is some.
+        inputs: images, and ground truth where there is some.
         options: thresholds for both sides.
     """
     comparisons: list[_Comparison] = []
     found: tuple[dict[int, Detections], dict[int, Detections]] = ({}, {})
-    for batch in evidence.batches:
-        ours, theirs = reference.predict(batch, options), exported.predict(batch, options)
-        comparisons += [_compare(a, b, evidence.limits) for a, b in zip(ours, theirs, strict=True)]
-        if evidence.data is not None:
-            found[0].update(zip(batch.image_ids, ours, strict=True))
-            found[1].update(zip(batch.image_ids, theirs, strict=True))
+    for batch in inputs.batches:
+        expected, actual = reference.predict(batch, options), exported.predict(batch, options)
+        comparisons += [_compare(a, b, inputs.limits) for a, b in zip(expected, actual, strict=True)]
+        if inputs.data is not None:
+            found[0].update(zip(batch.image_ids, expected, strict=True))
+            found[1].update(zip(batch.image_ids, actual, strict=True))
     aps: tuple[float | None, float | None] = (None, None)
-    if evidence.data is not None:
+    if inputs.data is not None:
         aps = (
-            evaluate_detections(evidence.data, found[0]).ap,
-            evaluate_detections(evidence.data, found[1]).ap,
+            evaluate_detections(inputs.data, found[0]).ap,
+            evaluate_detections(inputs.data, found[1]).ap,
         )
-    return _judge(comparisons, evidence, aps)
+    return _judge(comparisons, inputs, aps)
 
 
-def synthetic_evidence(
+def synthetic_inputs(
     spec: DetectorSpec, image_size: int, images: int = 8, limits: ParityLimits = ParityLimits()
-) -> ParityEvidence:
+) -> ParityInputs:
     """Make images for a gate without data: seeded noise, and shapes drawn on smooth ground.
 
     Args:
@@ -171,7 +171,7 @@ def synthetic_evidence(
     """
     generator = np.random.default_rng(20240229)
     batches = [_drawn_batch(generator, spec.input_channels, image_size, index) for index in range(images)]
-    return ParityEvidence(batches, SYNTHETIC_SOURCE, None, limits)
+    return ParityInputs(batches, SYNTHETIC_SOURCE, None, limits)
 
 
 def match_boxes(reference: Detections, exported: Detections, least_iou: float) -> npt.NDArray[np.int64]:
@@ -219,21 +219,21 @@ def _compare(reference: Detections, exported: Detections, limits: ParityLimits) 
 
 
 def _judge(
-    comparisons: list[_Comparison], evidence: ParityEvidence, aps: tuple[float | None, float | None]
-) -> ParityProof:
+    comparisons: list[_Comparison], inputs: ParityInputs, aps: tuple[float | None, float | None]
+) -> ParityReport:
     scores = _join([each.reference_scores for each in comparisons] + [each.exported_scores for each in comparisons])
     reference, exported = (
         [e.reference_matched for e in comparisons],
         [e.exported_matched for e in comparisons],
     )
     matched: npt.NDArray[np.bool_] = _join(reference + exported) > 0
-    confident = scores >= evidence.limits.confident_score
+    confident = scores >= inputs.limits.confident_score
     score_differences = _join([each.score_differences for each in comparisons])
     pixel_differences = _join([each.pixel_differences for each in comparisons])
-    proof = ParityProof(
+    parity = ParityReport(
         passed=True,
         reasons=(),
-        source=evidence.source,
+        source=inputs.source,
         images=len(comparisons),
         reference_boxes=sum(len(each.reference_scores) for each in comparisons),
         exported_boxes=sum(len(each.exported_scores) for each in comparisons),
@@ -247,36 +247,36 @@ def _judge(
         ap_reference=aps[0],
         ap_exported=aps[1],
     )
-    reasons = tuple(_broken(proof, evidence.limits))
-    return proof.model_copy(update={"passed": not reasons, "reasons": reasons})
+    reasons = tuple(_broken(parity, inputs.limits))
+    return parity.model_copy(update={"passed": not reasons, "reasons": reasons})
 
 
-def _broken(proof: ParityProof, limits: ParityLimits) -> Iterator[str]:
+def _broken(parity: ParityReport, limits: ParityLimits) -> Iterator[str]:
     """Say each broken limit: what was measured, and what is allowed."""
-    if not proof.reference_boxes and not proof.exported_boxes:
+    if not parity.reference_boxes and not parity.exported_boxes:
         yield (
-            f"neither side found a box with a score of {limits.score_floor:g} or more on {proof.images} "
+            f"neither side found a box with a score of {limits.score_floor:g} or more on {parity.images} "
             f"images, so nothing is proven; give --data with images the model knows"
         )
         return
-    if proof.matched_share < limits.matched_share:
+    if parity.matched_share < limits.matched_share:
         share = limits.matched_share
-        yield f"only {proof.matched_share:.4f} of the boxes have a partner; at least {share:g} must"
-    confident = 1.0 - proof.unmatched_confident / max(proof.confident_boxes, 1)
+        yield f"only {parity.matched_share:.4f} of the boxes have a partner; at least {share:g} must"
+    confident = 1.0 - parity.unmatched_confident / max(parity.confident_boxes, 1)
     if confident < limits.confident_matched_share:
         yield (
-            f"{proof.unmatched_confident} of {proof.confident_boxes} boxes with a score of "
+            f"{parity.unmatched_confident} of {parity.confident_boxes} boxes with a score of "
             f"{limits.confident_score:g} or more have no partner"
         )
     measured = {
-        "score difference, 99th percentile": (proof.score_p99, limits.score_p99),
-        "coordinate difference in pixels, 99th percentile": (proof.pixels_p99, limits.pixels_p99),
+        "score difference, 99th percentile": (parity.score_p99, limits.score_p99),
+        "coordinate difference in pixels, 99th percentile": (parity.pixels_p99, limits.pixels_p99),
     }
     for name, (value, most) in measured.items():
         if not value <= most:
             yield f"{name}: {value:.3g}; at most {most:g} is allowed"
-    if proof.ap_reference is not None or proof.ap_exported is not None:
-        model, file = proof.ap_reference or 0.0, proof.ap_exported or 0.0
+    if parity.ap_reference is not None or parity.ap_exported is not None:
+        model, file = parity.ap_reference or 0.0, parity.ap_exported or 0.0
         if abs(model - file) > limits.ap:
             yield f"AP: {file:.4f} of the file, {model:.4f} of the model; at most {limits.ap:g} apart"
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from kd_vision.core.label_map import with_words
+from kd_vision.core.label_map import stringify_keys
 from kd_vision.core.validation import StrictModel
 
 Verify = Literal["content", "size"]
@@ -30,7 +30,7 @@ class KnowledgeConfig(StrictModel):
     @field_validator("labels", mode="before")
     @classmethod
     def _words(cls, labels: Any) -> Any:
-        return with_words(labels)
+        return stringify_keys(labels)
 
     @model_validator(mode="before")
     @classmethod

@@ -23,27 +23,27 @@ from kd_vision.teachers.offline import attach
 
 
 @dataclass(frozen=True, slots=True)
-class Sureness:
+class PseudoLabelThresholds:
     """What becomes of a box by its score.
 
     Attributes:
-        label: from here on it is a label.
-        doubt: from here on, below `label`, it is a place of doubt: nothing is learned there.
-        keep_doubtful: False: places of doubt are left out, which makes them background.
+        positive: from here on it is a label.
+        ignore: from here on, below `positive`, it may be an object: nothing is learned there.
+        keep_ignored: False: places of doubt are left out, which makes them background.
     """
 
-    label: float = 0.5
-    doubt: float = 0.2
-    keep_doubtful: bool = False
+    positive: float = 0.5
+    ignore: float = 0.2
+    keep_ignored: bool = False
 
     def problems(self, lowest: float) -> list[str]:
         """Say what cannot be meant of a store that holds boxes from the score `lowest` on."""
         found = []
-        if not lowest <= self.label <= 1.0:
-            found.append(f"--min-score: {self.label:g} is out of reach; the store holds scores from {lowest:g} to 1")
-        if self.keep_doubtful and not lowest <= self.doubt < self.label:
+        if not lowest <= self.positive <= 1.0:
+            found.append(f"--min-score: {self.positive:g} is out of reach; the store holds scores from {lowest:g} to 1")
+        if self.keep_ignored and not lowest <= self.ignore < self.positive:
             found.append(
-                f"--doubt: {self.doubt:g} must be at least {lowest:g} and less than --min-score {self.label:g}"
+                f"--doubt: {self.ignore:g} must be at least {lowest:g} and less than --min-score {self.positive:g}"
             )
         return found
 
@@ -71,7 +71,7 @@ def write_dataset(
     labels: LabelMap,
     others: Sequence[DetectionData],
     out: Path,
-    sureness: Sureness = Sureness(),
+    thresholds: PseudoLabelThresholds = PseudoLabelThresholds(),
 ) -> WrittenDataset:
     """Write images of a store with its surest boxes as the split `train`, and other splits as they are.
 
@@ -84,18 +84,18 @@ def write_dataset(
         labels: from the store's classes to those.
         others: splits with ground truth that go along, so that training can be measured.
         out: a folder that does not exist yet or is empty.
-        sureness: which boxes become labels.
+        thresholds: which boxes become labels.
 
     Raises:
         RequestError: `out` is not empty, the scores cannot be meant, a split has no images, or an image is not in
             the store.
     """
-    refuse_dataset(out, sureness, float(store.manifest.options.get("score_threshold") or 0.0))
+    refuse_dataset(out, thresholds, float(store.manifest.options.get("score_threshold") or 0.0))
     empty = [part.name for part in (data, *others) if not part.images]
     if empty:
         raise RequestError(*(f"split '{name}' has no images; a data set needs some in every split" for name in empty))
     taught = attach(data, store, labels)
-    train = replace(taught, name="train", images=tuple(_labelled(image, sureness) for image in taught.images))
+    train = replace(taught, name="train", images=tuple(_labelled(image, thresholds) for image in taught.images))
     parts = [train, *(part for part in others if part.name != "train")]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -107,32 +107,32 @@ def write_dataset(
     return WrittenDataset(out / DESCRIPTOR_NAME, len(train), boxes - crowds, crowds)
 
 
-def refuse_dataset(out: Path, sureness: Sureness, lowest: float) -> None:
+def refuse_dataset(out: Path, thresholds: PseudoLabelThresholds, lowest: float) -> None:
     """Refuse what `write_dataset` could not do.
 
     Args:
         out: where to.
-        sureness: which boxes become labels.
+        thresholds: which boxes become labels.
         lowest: score from which the store holds boxes.
 
     Raises:
         RequestError: naming every mistake.
     """
-    problems = sureness.problems(lowest)
+    problems = thresholds.problems(lowest)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         problems.append(f"{out}: exists and is not an empty folder; give another --as-dataset")
     if problems:
         raise RequestError(*problems)
 
 
-def _labelled(image: ImageRecord, sureness: Sureness) -> ImageRecord:
+def _labelled(image: ImageRecord, thresholds: PseudoLabelThresholds) -> ImageRecord:
     """Turn what was said of an image into its ground truth."""
     said = image.knowledge if image.knowledge is not None else Detections.empty()
     vague = said.ignore if said.ignore is not None else np.zeros(len(said), np.bool_)
-    crowd = vague | (said.scores < sureness.label)
-    keep = ~crowd | (vague & (said.scores >= sureness.label))
-    if sureness.keep_doubtful:
-        keep |= said.scores >= sureness.doubt
+    crowd = vague | (said.scores < thresholds.positive)
+    keep = ~crowd | (vague & (said.scores >= thresholds.positive))
+    if thresholds.keep_ignored:
+        keep |= said.scores >= thresholds.ignore
     boxes = said.boxes_xyxy[keep]
     sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
     solid = (sides > 0).all(axis=1)

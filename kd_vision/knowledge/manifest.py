@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -39,7 +41,7 @@ class Manifest(StrictModel):
         format_version: of the layout; another one is not read.
         teacher: who spoke.
         classes: the teacher's, in its label order.
-        silent: those of `classes` that the teacher never learned (an ensemble answers in the data's classes).
+        missing_classes: those of `classes` that the teacher never learned (an ensemble answers in the data's classes).
         options: settings that decide what is stored.
         images: how many will be in the finished store.
         names_sha256: of ``images.txt``, the names one a line in the order of the shards.
@@ -47,10 +49,12 @@ class Manifest(StrictModel):
         shards: the finished ones by number.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"silent": "missing_classes"}
+
     format_version: int
     teacher: TeacherNote
     classes: tuple[str, ...]
-    silent: tuple[str, ...] = ()
+    missing_classes: tuple[str, ...] = ()
     options: dict[str, Option]
     images: int = Field(ge=1)
     names_sha256: str

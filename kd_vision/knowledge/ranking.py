@@ -34,7 +34,7 @@ CHOSEN, BEYOND = "chosen", "beyond the budget"
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class AcquisitionScore:
     """What an image would teach.
 
     Attributes:
@@ -65,12 +65,14 @@ class Ranked:
     """
 
     index: int
-    worth: Worth
+    worth: AcquisitionScore
     reason: str
     like: int | None = None
 
 
-def worths(said: Sequence[Detections], classes: int, differs: Sequence[float] | None = None) -> list[Worth]:
+def acquisition_scores(
+    said: Sequence[Detections], classes: int, differs: Sequence[float] | None = None
+) -> list[AcquisitionScore]:
     """Measure images.
 
     Args:
@@ -82,7 +84,7 @@ def worths(said: Sequence[Detections], classes: int, differs: Sequence[float] | 
     found = []
     for position, one in enumerate(said):
         rare = float((one.scores * weights[one.labels]).max()) if len(one) else 0.0
-        found.append(Worth(None if differs is None else differs[position], uncertainty(one.scores), rare))
+        found.append(AcquisitionScore(None if differs is None else differs[position], uncertainty(one.scores), rare))
     return found
 
 
@@ -130,7 +132,9 @@ def picture_hash(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.packbits(small[:, 1:] > small[:, :-1])
 
 
-def choose(found: Sequence[Worth], names: Sequence[str], hashes: npt.NDArray[np.uint8], budget: int) -> list[Ranked]:
+def choose(
+    found: Sequence[AcquisitionScore], names: Sequence[str], hashes: npt.NDArray[np.uint8], budget: int
+) -> list[Ranked]:
     """Take the best images up to a budget, but none that looks like one already taken.
 
     Args:

@@ -6,7 +6,7 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kd_vision.core.errors import RequestError, shortened
+from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.fingerprint import file_sha256
 from kd_vision.core.predictions import Detections
 from kd_vision.data.coco_results import read_coco_results
@@ -45,9 +45,9 @@ class Store:
         return self.manifest.classes
 
     @property
-    def silent(self) -> tuple[str, ...]:
+    def missing_classes(self) -> tuple[str, ...]:
         """Those of the classes that the teacher never learned."""
-        return self.manifest.silent
+        return self.manifest.missing_classes
 
     @property
     def images(self) -> tuple[StoredImage, ...]:
@@ -121,7 +121,7 @@ def read_store(path: Path, verify: Verify = "content") -> Store:
         read = list(threads.map(lambda note: _verified(path, note), manifest.shards.values()))
     torn = [part for part in read if isinstance(part, str)]
     if torn:
-        raise RequestError(*shortened(torn))
+        raise RequestError(*truncate(torn))
     return Store(path, manifest, ShardRows([p for p in read if isinstance(p, bytes)], len(manifest.classes)), verify)
 
 

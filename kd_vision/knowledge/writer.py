@@ -41,7 +41,7 @@ class StoreWriter:
         options: settings that decide what is stored; `top_k` must be one of them.
         images: sorted by name; `file_name` is the name in the store.
         shard_size: images per shard.
-        silent: those of `classes` that the teacher never learned.
+        missing_classes: those of `classes` that the teacher never learned.
 
     Raises:
         RequestError: the folder holds something else, was begun by another teacher, with other options or for
@@ -56,7 +56,7 @@ class StoreWriter:
         options: Mapping[str, Option],
         images: Sequence[ImageRecord],
         shard_size: int = SHARD_SIZE,
-        silent: tuple[str, ...] = (),
+        missing_classes: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self._images = tuple(images)
@@ -65,7 +65,7 @@ class StoreWriter:
             format_version=FORMAT_VERSION,
             teacher=teacher,
             classes=classes,
-            silent=silent,
+            missing_classes=missing_classes,
             options=dict(options),
             images=len(images),
             names_sha256=hashlib.sha256(names.encode()).hexdigest(),

@@ -8,61 +8,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Assigned, Channels
-from kd_vision.losses.grid import rows_in_boxes, silent_boxes
+from kd_vision.core.predictions import AssignResult, Signals
+from kd_vision.losses.grid import boxes_of_labels, rows_in_boxes
 
 ROWS_PER_BOX = 4.0
 """Softmax heads look at few rows of background: three for each with a box is what SSD mines and the least that
 Faster R-CNN samples."""
 
 
-def taught(teacher: Channels) -> SoftTargets:
+def pseudo_labels_of(teacher: Signals) -> PseudoLabels:
     """Return the teacher's boxes.
 
     Raises:
         RequestError: the channel was not computed.
     """
-    if teacher.soft is None:
+    if teacher.pseudo_labels is None:
         raise RequestError("the channel 'detections' of the teacher was not computed; ask the teacher for it")
-    return teacher.soft
+    return teacher.pseudo_labels
 
 
-def answered(student: Channels, handed: SoftTargets) -> tuple[Assigned, ...]:
+def assign_student(student: Signals, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
     """Return the student's rows, by stage of its head, paired with boxes handed to it.
 
     Raises:
         RequestError: the channel was not computed.
     """
-    if student.answer is None:
+    if student.assign is None:
         raise RequestError("the channel 'detections' of the student was not computed; ask the detector for it")
-    return student.answer(handed)
+    return student.assign(pseudo_labels)
 
 
-def split_by_score(soft: SoftTargets, accept: float, doubt: float) -> tuple[SoftTargets, SoftTargets]:
+def split_by_score(
+    pseudo_labels: PseudoLabels, score_threshold: float, ignore_threshold: float
+) -> tuple[PseudoLabels, PseudoLabels]:
     """Return the boxes that are objects, and those in whose place nothing is taught.
 
     Args:
-        soft: boxes of a teacher.
-        accept: boxes of at least this score are objects.
-        doubt: boxes from here up to `accept` are doubtful, as are all that are marked to be ignored; other
-            boxes below `accept` are in neither part.
+        pseudo_labels: boxes of a teacher.
+        score_threshold: boxes of at least this score are objects.
+        ignore_threshold: boxes from here up to `score_threshold` are ignored, as are all that are marked to be;
+            other boxes below `score_threshold` are in neither part.
     """
-    objects = (soft.scores >= accept) & ~soft.ignore
-    return soft.take(objects), soft.take(soft.ignore | ((soft.scores >= doubt) & ~objects))
+    objects = (pseudo_labels.scores >= score_threshold) & ~pseudo_labels.ignore
+    return pseudo_labels.take(objects), pseudo_labels.take(
+        pseudo_labels.ignore | ((pseudo_labels.scores >= ignore_threshold) & ~objects)
+    )
 
 
-def heard(centres_xy: Tensor, targets: Targets, silent_labels: tuple[int, ...], images: int) -> Tensor:
+def known_mask(centres_xy: Tensor, targets: Targets, missing_labels: tuple[int, ...], images: int) -> Tensor:
     """Return (B, A) bool: the row lies outside all ground truth of classes that the teacher never learned.
 
     Args:
         centres_xy: (B, A, 2) or (1, A, 2) input pixels.
         targets: ground truth of the batch.
-        silent_labels: these classes.
+        missing_labels: these classes.
         images: B.
     """
-    if not silent_labels:
+    if not missing_labels:
         return torch.ones((images, centres_xy.shape[1]), dtype=torch.bool, device=centres_xy.device)
-    unheard = silent_boxes(targets, silent_labels)
-    return ~rows_in_boxes(centres_xy, unheard.image_index, unheard.boxes_xyxy, images)
+    unknown = boxes_of_labels(targets, missing_labels)
+    return ~rows_in_boxes(centres_xy, unknown.image_index, unknown.boxes_xyxy, images)

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.errors import few
-from kd_vision.core.predictions import Channel, Channels, GridPredictions
+from kd_vision.core.errors import quote_some
+from kd_vision.core.predictions import GridPredictions, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 
@@ -103,33 +103,39 @@ class DistillationLoss(nn.Module, ABC):
         needs_box_bins: both heads must predict distributions over the same bins.
 
     Attributes:
-        may_vanish: the term is rightly zero at times (a bound that holds, an image full of what the teacher
+        can_be_zero: the term is rightly zero at times (a bound that holds, an image full of what the teacher
             never learned); only a long run of zeros is then treated as inactive.
         levels: pyramid levels the term acts on.
-        silent_labels: classes that the teacher never learned: that it does not see them says nothing.
+        missing_labels: classes that the teacher never learned: that it does not see them says nothing.
         known: (K,) bool, the other classes; None: the teacher knows all. Not part of any checkpoint.
     """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
-    requires: ClassVar[frozenset[Channel]]
+    requires: ClassVar[frozenset[Signal]]
     needs_box_bins: ClassVar[bool] = False
-    may_vanish: bool = False
+    can_be_zero: bool = False
 
     known: Tensor | None
-    silent_labels: tuple[int, ...]
+    missing_labels: tuple[int, ...]
 
     def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        """Build the loss for a pair; `mismatches` has already found nothing against it."""
+        """Build the loss for a pair; `incompatibilities` has already found nothing against it."""
         super().__init__()
         self.config = config
         self.levels = common_levels(student, teacher, config.levels)
-        self.silent_labels = tuple(label for label, name in enumerate(student.classes) if name in teacher.silent)
-        self.may_vanish = self.may_vanish or bool(self.silent_labels)
-        known = torch.tensor([name not in teacher.silent for name in student.classes]) if self.silent_labels else None
+        self.missing_labels = tuple(
+            label for label, name in enumerate(student.classes) if name in teacher.missing_classes
+        )
+        self.can_be_zero = self.can_be_zero or bool(self.missing_labels)
+        known = (
+            torch.tensor([name not in teacher.missing_classes for name in student.classes])
+            if self.missing_labels
+            else None
+        )
         self.register_buffer("known", known, persistent=False)
 
     @classmethod
-    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say why this loss cannot work on the pair, one line a reason; empty: it can."""
         found = []
         for channel in sorted(cls.requires):
@@ -138,7 +144,7 @@ class DistillationLoss(nn.Module, ABC):
                     found.append(f"needs the channel '{channel}', which the {role} {spec.name} does not provide")
         if found:
             return found
-        found += _class_mismatches(cls.requires, student, teacher) + _ignored_classes(cls.requires, teacher)
+        found += _class_incompatibilities(cls.requires, student, teacher) + _ignored_classes(cls.requires, teacher)
         if not cls.requires & {"features", "grid"}:
             return found + (["levels: acts on all rows of the head; leave it out"] if config.levels else [])
         for level in config.levels or ():
@@ -156,24 +162,25 @@ class DistillationLoss(nn.Module, ABC):
         return found
 
     @classmethod
-    def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def pair_warnings(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Say what a user should know of this loss on a pair that it fits, one line a remark."""
-        found, silent = [], few(sorted(teacher.silent))
+        found, missing_classes = [], quote_some(sorted(teacher.missing_classes))
         if "features" in cls.requires:
-            if silent:
+            if missing_classes:
                 found.append(
-                    f"acts on whole maps, also where objects of classes lie that the teacher never learned ({silent})"
+                    f"acts on whole maps, also where objects of classes lie that the teacher never learned "
+                    f"({missing_classes})"
                 )
             if teacher.ignored:
                 found.append(
                     f"acts on whole maps, also where objects lie that the label map ignores ({_ignored(teacher)})"
                 )
-        elif silent:
-            found.append(f"the teacher never learned {silent}: it teaches nothing about them")
+        elif missing_classes:
+            found.append(f"the teacher never learned {missing_classes}: it teaches nothing about them")
         return found
 
     @abstractmethod
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss. Teacher tensors carry no gradient."""
 
 
@@ -184,7 +191,7 @@ def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str
     )
 
 
-def _ignored_classes(requires: frozenset[Channel], teacher: DetectorSpec) -> list[str]:
+def _ignored_classes(requires: frozenset[Signal], teacher: DetectorSpec) -> list[str]:
     """A region that teaches nothing is known as a box alone; on the grid it would be taught as background."""
     if not teacher.ignored or "features" in requires or not requires & {"grid", "regions"}:
         return []
@@ -195,15 +202,15 @@ def _ignored_classes(requires: frozenset[Channel], teacher: DetectorSpec) -> lis
 
 
 def _ignored(teacher: DetectorSpec) -> str:
-    return few(sorted(teacher.ignored))
+    return quote_some(sorted(teacher.ignored))
 
 
-def _class_mismatches(requires: frozenset[Channel], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+def _class_incompatibilities(requires: frozenset[Signal], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     if requires == {"features"} or student.classes == teacher.classes:
         return []
     return [
-        f"needs the same classes in the same order; teacher has {few(teacher.classes)}, student "
-        f"{few(student.classes)}; map the teacher's with 'labels'"
+        f"needs the same classes in the same order; teacher has {quote_some(teacher.classes)}, student "
+        f"{quote_some(student.classes)}; map the teacher's with 'labels'"
     ]
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
@@ -74,24 +74,24 @@ class BoxBounded(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = BoxBoundedConfig
-    may_vanish = True
+    can_be_zero = True
 
     def __init__(self, config: BoxBoundedConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self._settings = config
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         truth, weight = self._truth(pair, targets)
         kind = self._settings.kind
-        paid = bounded_error(
+        loss = bounded_error(
             iou_distance(full_precision(pair.student.boxes_xyxy), truth, kind),
             iou_distance(full_precision(pair.teacher.boxes_xyxy), truth, kind),
             self._settings.margin,
             self._settings.form,
         )
-        return (weight * paid).sum() / weight.sum().clamp(min=1.0)
+        return (weight * loss).sum() / weight.sum().clamp(min=1.0)
 
     def _truth(self, pair: GridPair, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return each point's ground-truth box (B, A, 4) and weight (B, A), 0 outside all boxes."""

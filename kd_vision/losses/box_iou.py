@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.grid import BalancedConfig, GridLoss, full_precision
@@ -36,7 +36,7 @@ class BoxIoUConfig(BalancedConfig):
     min_score: float = Field(default=0.05, ge=0.0, lt=1.0)
 
 
-def open_boxes(boxes_xyxy: Tensor) -> Tensor:
+def fix_degenerate_boxes(boxes_xyxy: Tensor) -> Tensor:
     """Give crossed or flat boxes a side of 0.001 pixels; leave the others as they are.
 
     Heads that regress sides directly may cross them early in training, and the formulas then divide by zero.
@@ -60,7 +60,7 @@ def iou_distance(boxes_xyxy: Tensor, others_xyxy: Tensor, kind: Kind = "giou") -
         others_xyxy: (..., 4) pixels.
         kind: which overlap.
     """
-    boxes, others = open_boxes(boxes_xyxy), open_boxes(others_xyxy)
+    boxes, others = fix_degenerate_boxes(boxes_xyxy), fix_degenerate_boxes(others_xyxy)
     if kind != "iou":
         formula = generalized_box_iou_loss if kind == "giou" else complete_box_iou_loss
         distance: Tensor = formula(boxes, others)
@@ -89,14 +89,14 @@ class BoxIoU(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = BoxIoUConfig
-    may_vanish = True
+    can_be_zero = True
 
     def __init__(self, config: BoxIoUConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self._kind = config.kind
         self._min_score = config.min_score
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         # All points are computed and weighed by 0: choosing rows would make the device wait for their number.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.predictions import GridPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
@@ -76,7 +76,7 @@ class BoxLD(GridLoss):
         self._temperature = config.temperature
         self._bin_reduction = config.bin_reduction
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         sides = bins_divergence(

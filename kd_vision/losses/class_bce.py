@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import binary_divergence
@@ -52,9 +52,9 @@ class ClassBCE(GridLoss):
         super().__init__(config, student, teacher)
         self._temperature = config.temperature
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
-        heat = self._temperature
-        divergence = binary_divergence(pair.student_logits / heat, pair.teacher_logits / heat)
-        return (heat**2 * divergence * pair.class_weight).sum() / pair.normaliser
+        temperature = self._temperature
+        divergence = binary_divergence(pair.student_logits / temperature, pair.teacher_logits / temperature)
+        return (temperature**2 * divergence * pair.class_weight).sum() / pair.normaliser

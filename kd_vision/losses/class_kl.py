@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
-from kd_vision.losses.grid import GridLoss, softmax_mismatches
+from kd_vision.losses.grid import GridLoss, softmax_incompatibilities
 
 Reduction = Literal["confidence", "mean"]
 
@@ -60,11 +60,11 @@ class ClassKL(GridLoss):
         self._reduction = config.reduction
 
     @classmethod
-    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the grid's reasons: there must be classes to compare."""
-        return super().mismatches(config, student, teacher) + softmax_mismatches(student, teacher)
+        return super().incompatibilities(config, student, teacher) + softmax_incompatibilities(student, teacher)
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         rows = softmax_divergence(pair.student_logits, pair.teacher_logits, self._temperature)

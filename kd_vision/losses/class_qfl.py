@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.grid import BalancedConfig, GridLoss
@@ -70,7 +70,7 @@ class ClassQFL(GridLoss):
         super().__init__(config, student, teacher)
         self._beta = config.beta
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         focal = quality_focal(pair.student_logits, pair.teacher_logits, self._beta)

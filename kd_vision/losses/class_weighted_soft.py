@@ -6,6 +6,7 @@ Shapes: B images, A grid points, K classes, M boxes of the whole batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import binary_divergence
@@ -28,17 +29,19 @@ class ClassWeightedSoftConfig(LossConfig):
         foreground: weight of the "is this class" half of a target.
         background: weight of the "is not" half. Above `foreground`, missing an object costs relatively less.
         confident: a score above this, outside every box of that class, is a false positive.
-        silent: a box none of whose points scores this much for its class is a false negative, and so is
-            each of its points. Single silent points are not: others may answer for the object.
+        false_negative_threshold: a box none of whose points scores this much for its class is a false negative,
+            and so is each of its points. Single silent points are not: others may answer for the object.
         false_positive: trust in a false positive, 0 (not taught) to 1 (as any other target).
         false_negative: trust in a false negative.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"silent": "false_negative_threshold"}
 
     weight: float | Literal["auto"] = 0.5
     foreground: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     background: float = Field(default=1.5, gt=0.0, allow_inf_nan=False)
     confident: float = Field(default=0.5, gt=0.0, lt=1.0)
-    silent: float = Field(default=0.25, gt=0.0, lt=1.0)
+    false_negative_threshold: float = Field(default=0.25, gt=0.0, lt=1.0)
     false_positive: float = Field(default=0.2, ge=0.0, le=1.0)
     false_negative: float = Field(default=0.2, ge=0.0, le=1.0)
 
@@ -76,7 +79,7 @@ def teacher_trust(scores: Tensor, points_xy: Tensor, targets: Targets, config: C
     points = full_precision(points_xy)
     inside = points_in_boxes(points, targets.boxes_xyxy.to(points.dtype))
     of_class = scores[targets.image_index, :, targets.labels]
-    missed = (of_class * inside).amax(dim=1, keepdim=True) < config.silent
+    missed = (of_class * inside).amax(dim=1, keepdim=True) < config.false_negative_threshold
     covered = _per_class(inside, targets, scores)
     overlooked = _per_class(inside & missed, targets, scores)
     labelled = images_with_targets(targets, len(scores))[:, None, None]
@@ -117,7 +120,7 @@ class ClassWeightedSoft(GridLoss):
         super().__init__(config, student, teacher)
         self._settings = config
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         settings = self._settings

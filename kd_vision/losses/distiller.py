@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import ONE_TO_MANY, Channel, DetectorOutput
+from kd_vision.core.predictions import ONE_TO_MANY, DetectorOutput, Signal
 from kd_vision.losses.base import DistillationLoss
 
 ONLY_TEACHER = "teacher"
@@ -35,17 +35,17 @@ class Distiller(nn.Module):
         self.register_buffer("auto_weights", torch.zeros(len(losses), dtype=torch.float32))
         self._teacher_of = {name: (teachers or {}).get(name, ONLY_TEACHER) for name in losses}
 
-    def requires(self, active: frozenset[str] | None = None) -> frozenset[Channel]:
+    def requires(self, active: frozenset[str] | None = None) -> frozenset[Signal]:
         """Channels that the student must give, for the terms that are active; None: all are."""
-        return frozenset().union(*self.asks(active).values())
+        return frozenset().union(*self.required_signals(active).values())
 
     def teacher_of(self, name: str) -> str:
         """Whom a term learns from."""
         return self._teacher_of[name]
 
-    def asks(self, active: frozenset[str] | None = None) -> dict[str, frozenset[Channel]]:
+    def required_signals(self, active: frozenset[str] | None = None) -> dict[str, frozenset[Signal]]:
         """Channels that each teacher must give, for the terms that are active; None: all are."""
-        found: dict[str, frozenset[Channel]] = {}
+        found: dict[str, frozenset[Signal]] = {}
         for name, loss in self.terms().items():
             if active is None or name in active:
                 teacher = self._teacher_of[name]
@@ -116,13 +116,13 @@ class Distiller(nn.Module):
 
 def _on_branches(loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Tensor:
     if loss.requires != {"grid"} or not student.grids:
-        value: Tensor = loss(student.channels(), teacher.channels(), targets)
+        value: Tensor = loss(student.signals(), teacher.signals(), targets)
         return value
     shared = [branch for branch in student.grids if branch in teacher.grids] or [ONE_TO_MANY]
     weights = {branch: student.branch_weights.get(branch, 1.0) for branch in shared}
     total = sum(weights.values()) or 1.0
     parts = [
-        loss(student.channels(branch), teacher.channels(branch), targets) * (weight / total)
+        loss(student.signals(branch), teacher.signals(branch), targets) * (weight / total)
         for branch, weight in weights.items()
     ]
     return torch.stack(parts).sum()

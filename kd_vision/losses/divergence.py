@@ -18,22 +18,22 @@ def binary_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     target = teacher_logits.sigmoid()
     # softplus(s) - s*q - (softplus(t) - t*q): exactly 0 at s = t, where two rounded entropies would not be.
-    gap = functional.softplus(student_logits) - functional.softplus(teacher_logits)
-    return gap - (student_logits - teacher_logits) * target
+    difference = functional.softplus(student_logits) - functional.softplus(teacher_logits)
+    return difference - (student_logits - teacher_logits) * target
 
 
-def binary_divergence_to(student_logits: Tensor, goals: Tensor) -> Tensor:
+def binary_divergence_to(student_logits: Tensor, class_targets: Tensor) -> Tensor:
     """Return KL(Bernoulli(q) || Bernoulli(p)) = BCE(s, q) - H(q), elementwise, for a teacher without logits.
 
     Zero at equality up to rounding.
 
     Args:
         student_logits: s of any shape, p = sigmoid(s).
-        goals: q in [0, 1], same shape.
+        class_targets: q in [0, 1], same shape.
     """
-    paid = functional.binary_cross_entropy_with_logits(student_logits, goals, reduction="none")
-    entropy: Tensor = torch.special.entr(goals) + torch.special.entr(1.0 - goals)
-    return paid - entropy
+    loss = functional.binary_cross_entropy_with_logits(student_logits, class_targets, reduction="none")
+    entropy: Tensor = torch.special.entr(class_targets) + torch.special.entr(1.0 - class_targets)
+    return loss - entropy
 
 
 def softmax_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -83,13 +83,13 @@ def with_background(probs: Tensor) -> Tensor:
     return torch.cat([(1.0 - total).clamp(min=0.0), probs / total.clamp(min=1.0)], dim=-1)
 
 
-def categorical_divergence(log_chances: Tensor, goals: Tensor) -> Tensor:
+def categorical_divergence(log_chances: Tensor, class_targets: Tensor) -> Tensor:
     """Return KL(goals || chances) over the last dimension, of shape (...); 0 at equality.
 
     Args:
         log_chances: (..., K) log-probabilities; -inf is harmless where the goal is 0.
-        goals: (..., K) probabilities that sum to 1.
+        class_targets: (..., K) probabilities that sum to 1.
     """
-    said = log_chances.masked_fill(goals == 0, 0.0)
-    entropy: Tensor = torch.special.entr(goals)
-    return (-goals * said - entropy).sum(dim=-1)
+    said = log_chances.masked_fill(class_targets == 0, 0.0)
+    entropy: Tensor = torch.special.entr(class_targets)
+    return (-class_targets * said - entropy).sum(dim=-1)

@@ -34,15 +34,15 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
         student: (B, C, H, W).
         teacher: (B, C, H, W).
     """
-    ours, theirs = centred(student), centred(teacher)
-    our_std, their_std = channel_std(ours), channel_std(theirs)
-    our_scale, their_scale = our_std.clamp(min=LEAST_STD) + STD_EPSILON, their_std + STD_EPSILON
+    student_map, teacher_map = centred(student), centred(teacher)
+    student_std, teacher_std = channel_std(student_map), channel_std(teacher_map)
+    student_scale, teacher_scale = student_std.clamp(min=LEAST_STD) + STD_EPSILON, teacher_std + STD_EPSILON
     values = student.shape[0] * student.shape[2] * student.shape[3]
     # The square is expanded into moments: the standardised maps themselves would cost many passes.
-    squares = (our_std / our_scale).square() + (their_std / their_scale).square()
-    products = (ours * theirs).sum(dim=(0, 2, 3)) / (our_scale * their_scale)
+    squares = (student_std / student_scale).square() + (teacher_std / teacher_scale).square()
+    products = (student_map * teacher_map).sum(dim=(0, 2, 3)) / (student_scale * teacher_scale)
     per_channel = ((values - 1) * squares - 2.0 * products) / values
-    alive = (their_std >= LEAST_STD).to(per_channel.dtype)
+    alive = (teacher_std >= LEAST_STD).to(per_channel.dtype)
     return 0.5 * (per_channel * alive).sum() / alive.sum().clamp(min=1.0)
 
 

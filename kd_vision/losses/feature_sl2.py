@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channel, Channels
+from kd_vision.core.predictions import Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import DistillationLoss, LossConfig, best_class_score, select_levels
 from kd_vision.losses.features import aligned, apply_in_full_precision
@@ -37,8 +37,8 @@ def score_weighted_l2(student: Tensor, teacher: Tensor, scores: Tensor) -> Tenso
         teacher: (B, C, H, W).
         scores: u >= 0, (B, 1, H, W).
     """
-    gap = (student - teacher).square()
-    return (gap * scores).sum() / (scores.sum() * student.shape[1] + 1e-9)
+    difference = (student - teacher).square()
+    return (difference * scores).sum() / (scores.sum() * student.shape[1] + 1e-9)
 
 
 class FeatureSL2(DistillationLoss):
@@ -58,7 +58,7 @@ class FeatureSL2(DistillationLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = FeatureSL2Config
-    requires: ClassVar[frozenset[Channel]] = frozenset({"features", "grid"})
+    requires: ClassVar[frozenset[Signal]] = frozenset({"features", "grid"})
 
     def __init__(self, config: FeatureSL2Config, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -67,16 +67,16 @@ class FeatureSL2(DistillationLoss):
             {level: _projector(student.level_channels[level], teacher.level_channels[level]) for level in self.levels}
         )
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
 
-    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
-        ours, theirs = aligned(level, student, teacher)
-        projected = apply_in_full_precision(self.projectors[level], ours)
-        return score_weighted_l2(projected, theirs, self._scores(level, teacher, theirs))
+    def _compare(self, level: str, student: Signals, teacher: Signals) -> Tensor:
+        student_map, teacher_map = aligned(level, student, teacher)
+        projected = apply_in_full_precision(self.projectors[level], student_map)
+        return score_weighted_l2(projected, teacher_map, self._scores(level, teacher, teacher_map))
 
-    def _scores(self, level: str, teacher: Channels, maps: Tensor) -> Tensor:
+    def _scores(self, level: str, teacher: Signals, maps: Tensor) -> Tensor:
         """Return the teacher's best score at each position of its map, (B, 1, H, W)."""
         if teacher.grid is None:
             raise RequestError("the channel 'grid' was not computed; ask the detector for it")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channel, Channels
+from kd_vision.core.predictions import Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.grid import full_precision
@@ -70,7 +70,7 @@ def channel_std(centred_maps: Tensor) -> Tensor:
 class FeatureLoss(DistillationLoss):
     """Base of losses that compare maps level by level: the loss is the sum over levels of `level_loss`."""
 
-    requires: ClassVar[frozenset[Channel]] = frozenset({"features"})
+    requires: ClassVar[frozenset[Signal]] = frozenset({"features"})
 
     def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the scalar loss of one level; (B, C, H, W) of equal H W, float32 or better."""
@@ -80,13 +80,13 @@ class FeatureLoss(DistillationLoss):
         """Bring (B, Cs, H, W) student maps to what `level_loss` compares; here as they are."""
         return maps
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         return torch.stack([self._compare(level, student, teacher) for level in self.levels]).sum()
 
-    def _compare(self, level: str, student: Channels, teacher: Channels) -> Tensor:
-        ours, theirs = aligned(level, student, teacher)
-        return self.level_loss(self.adapt(level, ours), theirs)
+    def _compare(self, level: str, student: Signals, teacher: Signals) -> Tensor:
+        student_map, teacher_map = aligned(level, student, teacher)
+        return self.level_loss(self.adapt(level, student_map), teacher_map)
 
 
 class LinearFeatureLoss(FeatureLoss):
@@ -104,15 +104,15 @@ class LinearFeatureLoss(FeatureLoss):
         super().__init__(config, student, teacher)
         self.adapters = nn.ModuleDict()
         for level in self.levels:
-            ours, theirs = student.level_channels[level], teacher.level_channels[level]
-            if ours != theirs:
-                self.adapters[level] = nn.Conv2d(ours, theirs, kernel_size=1, bias=self.adapter_bias)
+            student_map, teacher_map = student.level_channels[level], teacher.level_channels[level]
+            if student_map != teacher_map:
+                self.adapters[level] = nn.Conv2d(student_map, teacher_map, kernel_size=1, bias=self.adapter_bias)
 
     def adapt(self, level: str, maps: Tensor) -> Tensor:
         """Bring (B, Cs, H, W) student maps to the teacher's width."""
         return apply_in_full_precision(self.adapters[level], maps) if level in self.adapters else maps
 
-    def fit(self, batches: Iterable[tuple[Channels, Channels]]) -> None:
+    def fit(self, batches: Iterable[tuple[Signals, Signals]]) -> None:
         """Set the adapters to the ridge regression from student to teacher maps.
 
         Training then need not start from random adapters. Solved in float64 with an intercept; the ridge
@@ -138,13 +138,13 @@ class LinearFeatureLoss(FeatureLoss):
                 _set_linear(self.adapters[level], *found.solve())
 
 
-def aligned(level: str, student: Channels, teacher: Channels) -> tuple[Tensor, Tensor]:
+def aligned(level: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     """Return one level of both sides in full precision, (B, Cs, H, W) and (B, Ct, H, W), teacher detached.
 
     The student's map is resized to the teacher's before a 1x1 adapter, with which resizing commutes.
     """
-    theirs = full_precision(teacher.features[level].detach())
-    return resize_to(full_precision(student.features[level]), theirs), theirs
+    teacher_map = full_precision(teacher.features[level].detach())
+    return resize_to(full_precision(student.features[level]), teacher_map), teacher_map
 
 
 def _set_linear(adapter: nn.Module, weight: Tensor, bias: Tensor) -> None:
@@ -160,8 +160,8 @@ class _Moments:
     """Sums over positions that a linear regression needs, in float64."""
 
     count: int
-    ours: Tensor  # (Cs,)
-    theirs: Tensor  # (Ct,)
+    student_map: Tensor  # (Cs,)
+    teacher_map: Tensor  # (Ct,)
     ours_ours: Tensor  # (Cs, Cs)
     ours_theirs: Tensor  # (Cs, Ct)
 
@@ -175,15 +175,15 @@ class _Moments:
     def plus(self, other: _Moments) -> _Moments:
         return _Moments(
             self.count + other.count,
-            self.ours + other.ours,
-            self.theirs + other.theirs,
+            self.student_map + other.student_map,
+            self.teacher_map + other.teacher_map,
             self.ours_ours + other.ours_ours,
             self.ours_theirs + other.ours_theirs,
         )
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Return weight (Ct, Cs) and bias (Ct,)."""
-        mean_x, mean_y = self.ours / self.count, self.theirs / self.count
+        mean_x, mean_y = self.student_map / self.count, self.teacher_map / self.count
         covariance = self.ours_ours / self.count - torch.outer(mean_x, mean_x)
         cross = self.ours_theirs / self.count - torch.outer(mean_x, mean_y)
         # The added 1e-12 keeps the system solvable where every student channel is constant.

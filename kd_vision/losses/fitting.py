@@ -11,6 +11,6 @@ def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     found = []
     for name in LOSSES:
         kind = load_loss(name)
-        if not kind.mismatches(kind.Config(), student, teacher):
+        if not kind.incompatibilities(kind.Config(), student, teacher):
             found.append(name)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channel, Channels, GridPredictions
+from kd_vision.core.predictions import GridPredictions, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import (
     DistillationLoss,
@@ -25,7 +25,7 @@ from kd_vision.losses.base import (
 )
 from kd_vision.losses.grid_resample import Resampler
 
-_UNHEARD_LOGIT = -1000.0
+_UNKNOWN_LOGIT = -1000.0
 """A probability of exactly 0, so that what is not heard weighs nothing in any sum."""
 _FOR_OTHER_ANCHORS = "soft_boxes or region_feedback"
 
@@ -60,7 +60,7 @@ class GridPair:
         normaliser: scalar N_q = max(sum u, 1) over the batch and all levels jointly. A normaliser per
             level would give a level without objects a full-strength loss made of background.
         class_weight: (K,) how much each class counts; ones without balance.
-        part: (B, A) bool, points where the teacher is heard; None: all. Elsewhere, and in the columns of
+        mask: (B, A) bool, points where the teacher is heard; None: all. Elsewhere, and in the columns of
             classes that the teacher never learned, both sides' logits are the same constant and the
             confidence is 0, so that no loss has anything to teach there.
     """
@@ -72,7 +72,7 @@ class GridPair:
     confidence: Tensor
     normaliser: Tensor
     class_weight: Tensor
-    part: Tensor | None = None
+    mask: Tensor | None = None
 
     def point_weight(self) -> Tensor:
         """Return (B, A): confidence times the weight of the teacher's best class."""
@@ -89,7 +89,7 @@ class GridLoss(DistillationLoss):
     Inside ground-truth boxes of classes that the teacher never learned nothing is taught.
     """
 
-    requires: ClassVar[frozenset[Channel]] = frozenset({"grid"})
+    requires: ClassVar[frozenset[Signal]] = frozenset({"grid"})
 
     def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -102,9 +102,9 @@ class GridLoss(DistillationLoss):
         self._balance = config.balance if isinstance(config, BalancedConfig) else 0.0
 
     @classmethod
-    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the base's reasons: anchors of a student need a teacher with the same, bins the same strides."""
-        found = super().mismatches(config, student, teacher)
+        found = super().incompatibilities(config, student, teacher)
         if found:
             return found
         levels = common_levels(student, teacher, config.levels)
@@ -120,9 +120,9 @@ class GridLoss(DistillationLoss):
         return found
 
     @classmethod
-    def remarks(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def pair_warnings(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the base's remarks: the grids differ."""
-        found = super().remarks(config, student, teacher)
+        found = super().pair_warnings(config, student, teacher)
         differences = _differences(config, student, teacher)
         if differences:
             found.append(
@@ -131,36 +131,38 @@ class GridLoss(DistillationLoss):
             )
         return found
 
-    def pair(self, student: Channels, teacher: Channels, targets: Targets) -> GridPair:
+    def pair(self, student: Signals, teacher: Signals, targets: Targets) -> GridPair:
         """Select the levels of the loss on both sides and weigh the points.
 
         Raises:
             RequestError: a channel was not computed, or images or classes differ.
         """
-        ours = self._student_levels.select(student)
-        theirs = _detached(self._teacher_levels.select(teacher))
-        self._refuse_unlike(ours, theirs)
-        if not self._same_layout or ours.logits.shape != theirs.logits.shape:
+        student_grid = self._student_levels.select(student)
+        teacher_grid = _detached(self._teacher_levels.select(teacher))
+        self._refuse_unlike(student_grid, teacher_grid)
+        if not self._same_layout or student_grid.logits.shape != teacher_grid.logits.shape:
             self._refuse_anchors()
-            theirs = self._resampler(theirs, ours)
-        student_logits, teacher_logits = full_precision(ours.logits), full_precision(theirs.logits)
-        part = None
+            teacher_grid = self._resampler(teacher_grid, student_grid)
+        student_logits, teacher_logits = full_precision(student_grid.logits), full_precision(teacher_grid.logits)
+        mask = None
         if self.known is not None:
-            unheard = silent_boxes(targets, self.silent_labels)
-            part = ~rows_in_boxes(ours.points_xy[None], unheard.image_index, unheard.boxes_xyxy, len(student_logits))
-            hidden = ~(part[..., None] & self.known)
-            student_logits = student_logits.masked_fill(hidden, _UNHEARD_LOGIT)
-            teacher_logits = teacher_logits.masked_fill(hidden, _UNHEARD_LOGIT)
+            unknown = boxes_of_labels(targets, self.missing_labels)
+            mask = ~rows_in_boxes(
+                student_grid.points_xy[None], unknown.image_index, unknown.boxes_xyxy, len(student_logits)
+            )
+            hidden = ~(mask[..., None] & self.known)
+            student_logits = student_logits.masked_fill(hidden, _UNKNOWN_LOGIT)
+            teacher_logits = teacher_logits.masked_fill(hidden, _UNKNOWN_LOGIT)
         confidence = best_class_score(teacher_logits)
         return GridPair(
-            ours,
-            theirs,
+            student_grid,
+            teacher_grid,
             student_logits,
             teacher_logits,
             confidence,
             confidence.sum().clamp(min=1.0),
             class_weights(teacher_logits, self._balance, self.known),
-            part,
+            mask,
         )
 
     def _refuse_anchors(self) -> None:
@@ -172,8 +174,8 @@ class GridLoss(DistillationLoss):
                 f"{_FOR_OTHER_ANCHORS} instead"
             )
 
-    def _refuse_unlike(self, ours: GridPredictions, theirs: GridPredictions) -> None:
-        shapes = ours.logits.shape, theirs.logits.shape
+    def _refuse_unlike(self, student_grid: GridPredictions, teacher_grid: GridPredictions) -> None:
+        shapes = student_grid.logits.shape, teacher_grid.logits.shape
         if shapes[0][0] != shapes[1][0] or shapes[0][2] != shapes[1][2]:
             raise RequestError(
                 f"{type(self).__name__}: student grid {tuple(shapes[0])} and teacher grid {tuple(shapes[1])} "
@@ -234,7 +236,7 @@ class _LevelChoice:
             min(spec.level_strides.values()),
         )
 
-    def select(self, side: Channels) -> GridPredictions:
+    def select(self, side: Signals) -> GridPredictions:
         if side.grid is None:
             raise RequestError("the channel 'grid' was not computed; ask the detector for it")
         return side.grid if self.strides is None else select_levels(side.grid, self.strides, self.finest)
@@ -295,7 +297,7 @@ def rows_in_boxes(centres_xy: Tensor, image_index: Tensor, boxes_xyxy: Tensor, i
     return found.index_add_(0, image_index, inside) > 0
 
 
-def silent_boxes(targets: Targets, labels: tuple[int, ...]) -> Targets:
+def boxes_of_labels(targets: Targets, labels: tuple[int, ...]) -> Targets:
     """Return the ground truth of these classes."""
     chosen = torch.isin(targets.labels, targets.labels.new_tensor(labels))
     return Targets(targets.image_index[chosen], targets.labels[chosen], targets.boxes_xyxy[chosen])
@@ -329,8 +331,8 @@ def images_with_targets(targets: Targets, images: int) -> Tensor:
     return (targets.image_index[:, None] == numbers).any(dim=0)
 
 
-def softmax_mismatches(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+def softmax_incompatibilities(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     """Say why a softmax over the classes would teach nothing, one line a reason; empty: it can."""
-    if len(set(student.classes) - teacher.silent) > 1:
+    if len(set(student.classes) - teacher.missing_classes) > 1:
         return []
     return ["needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"]

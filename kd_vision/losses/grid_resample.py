@@ -28,52 +28,52 @@ class Resampler:
         self._same_stride = same_stride
         self._cache: tuple[tuple[object, ...], Tensor, Tensor] | None = None
 
-    def __call__(self, theirs: GridPredictions, ours: GridPredictions) -> GridPredictions:
+    def __call__(self, teacher_grid: GridPredictions, student_grid: GridPredictions) -> GridPredictions:
         """Return the teacher's predictions, one for each of the student's points.
 
         Args:
-            theirs: (B, T) rows; the anchors of a point follow each other.
-            ours: (B, A) points.
+            teacher_grid: (B, T) rows; the anchors of a point follow each other.
+            student_grid: (B, A) points.
 
         Raises:
             RequestError: strides have to be equal and are not.
         """
-        first, count = self._lookup(theirs, ours)
-        row = first.expand(len(theirs.logits), -1)
+        first, count = self._lookup(teacher_grid, student_grid)
+        row = first.expand(len(teacher_grid.logits), -1)
         if max(self._anchors) > 1:
             step = torch.arange(max(self._anchors), device=first.device)
             candidates = first[:, None] + torch.minimum(step, count[:, None] - 1)
-            row = row + theirs.logits.amax(dim=-1)[:, candidates].argmax(dim=-1)
+            row = row + teacher_grid.logits.amax(dim=-1)[:, candidates].argmax(dim=-1)
         image = torch.arange(len(row), device=row.device)[:, None]
-        bins = theirs.box_bins
+        bins = teacher_grid.box_bins
         return GridPredictions(
-            theirs.logits[image, row],
-            theirs.boxes_xyxy[image, row],
-            ours.points_xy,
-            ours.strides,
+            teacher_grid.logits[image, row],
+            teacher_grid.boxes_xyxy[image, row],
+            student_grid.points_xy,
+            student_grid.strides,
             None if bins is None else bins[image, row],
         )
 
-    def _lookup(self, theirs: GridPredictions, ours: GridPredictions) -> tuple[Tensor, Tensor]:
+    def _lookup(self, teacher_grid: GridPredictions, student_grid: GridPredictions) -> tuple[Tensor, Tensor]:
         """Return, for each point of the student, the first row and the number of rows of its point; (A,) each.
 
         Grids of one detector differ by the image alone, so their size and last point tell them apart.
         """
-        ends = (*theirs.points_xy[-1].tolist(), *ours.points_xy[-1].tolist())
-        key = (ours.logits.device, len(theirs.points_xy), len(ours.points_xy), *ends)
+        ends = (*teacher_grid.points_xy[-1].tolist(), *student_grid.points_xy[-1].tolist())
+        key = (student_grid.logits.device, len(teacher_grid.points_xy), len(student_grid.points_xy), *ends)
         if self._cache is None or self._cache[0] != key:
-            self._cache = (key, *self._nearest(theirs, ours))
+            self._cache = (key, *self._nearest(teacher_grid, student_grid))
         return self._cache[1], self._cache[2]
 
-    def _nearest(self, theirs: GridPredictions, ours: GridPredictions) -> tuple[Tensor, Tensor]:
-        strides = torch.unique(theirs.strides)  # sorted, fine to coarse
+    def _nearest(self, teacher_grid: GridPredictions, student_grid: GridPredictions) -> tuple[Tensor, Tensor]:
+        strides = torch.unique(teacher_grid.strides)  # sorted, fine to coarse
         if len(strides) != len(self._anchors):
             raise RequestError(
                 f"the teacher's grid has {len(strides)} strides where its specification names {len(self._anchors)} "
                 f"levels"
             )
-        level = (ours.strides.log2()[:, None] - strides.log2()).abs().argmin(dim=-1)
-        if self._same_stride and not torch.equal(strides[level].float(), ours.strides.float()):
+        level = (student_grid.strides.log2()[:, None] - strides.log2()).abs().argmin(dim=-1)
+        if self._same_stride and not torch.equal(strides[level].float(), student_grid.strides.float()):
             raise RequestError(
                 "box bins are in units of the stride, and teacher and student have other strides; give both one "
                 "image size, or use box_iou instead"
@@ -81,9 +81,9 @@ class Resampler:
         first = torch.zeros_like(level)
         count = torch.ones_like(level)
         for index, anchors in enumerate(self._anchors):
-            rows = (theirs.strides == strides[index]).nonzero().squeeze(1)[::anchors]
+            rows = (teacher_grid.strides == strides[index]).nonzero().squeeze(1)[::anchors]
             looking = level == index
-            first[looking] = rows[_nearest_in_lattice(theirs.points_xy[rows], ours.points_xy[looking])]
+            first[looking] = rows[_nearest_in_lattice(teacher_grid.points_xy[rows], student_grid.points_xy[looking])]
             count[looking] = anchors
         return first, count
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.divergence import softmax_divergence
-from kd_vision.losses.grid import GridLoss, images_with_targets, smallest_box, softmax_mismatches
+from kd_vision.losses.grid import GridLoss, images_with_targets, smallest_box, softmax_incompatibilities
 
 
 class HintonConfig(LossConfig):
@@ -78,7 +78,7 @@ class Hinton(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = HintonConfig
-    may_vanish = True
+    can_be_zero = True
 
     def __init__(self, config: HintonConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -87,16 +87,16 @@ class Hinton(GridLoss):
         self._min_score = config.min_score
 
     @classmethod
-    def mismatches(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the grid's reasons: there must be classes to compare."""
-        return super().mismatches(config, student, teacher) + softmax_mismatches(student, teacher)
+        return super().incompatibilities(config, student, teacher) + softmax_incompatibilities(student, teacher)
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         images = len(pair.student_logits)
         owner = smallest_box(pair.student.points_xy, targets, images)
-        inside = owner >= 0 if pair.part is None else (owner >= 0) & pair.part
+        inside = owner >= 0 if pair.mask is None else (owner >= 0) & pair.mask
         unlabelled = ~images_with_targets(targets, images)[:, None]
         guided = unlabelled & (pair.confidence > self._min_score)
         # Owner -1 (no box) reads the label appended at the end; such rows take no part.

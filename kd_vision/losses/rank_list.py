@@ -5,6 +5,7 @@ Shapes: B images, A grid points, K classes, M objects of the batch, P candidates
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.grid import GridLoss, images_with_targets, smallest_box
@@ -23,11 +24,14 @@ class RankListConfig(LossConfig):
 
     Attributes:
         temperature: T > 1 softens both sides.
-        accept: on images without ground truth, the teacher's final boxes of at least this score are the objects.
+        score_threshold: on images without ground truth, the teacher's final boxes of at least this score are the
+            objects.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"accept": "score_threshold"}
+
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    accept: float = Field(default=0.5, gt=0.0, le=1.0)
+    score_threshold: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
 def grouped_divergence(student: Tensor, teacher: Tensor, group: Tensor, groups: int, temperature: float) -> Tensor:
@@ -40,9 +44,9 @@ def grouped_divergence(student: Tensor, teacher: Tensor, group: Tensor, groups: 
         groups: M.
         temperature: T.
     """
-    ours, theirs = (_grouped_log_softmax(x / temperature, group, groups) for x in (student, teacher))
-    share = theirs.exp()
-    return temperature**2 * share.new_zeros(groups).index_add(0, group, share * (theirs - ours))
+    student_scores, teacher_scores = (_grouped_log_softmax(x / temperature, group, groups) for x in (student, teacher))
+    share = teacher_scores.exp()
+    return temperature**2 * share.new_zeros(groups).index_add(0, group, share * (teacher_scores - student_scores))
 
 
 def _grouped_log_softmax(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -57,8 +61,8 @@ class RankList(GridLoss):
 
     L = mean_M T^2 * KL(softmax_{a in m}(t_a/T) || softmax_{a in m}(s_a/T)) with s_a, t_a the best class logits of
     point a, over the objects m that hold a point of their own (of overlapping boxes the smallest has it). Objects
-    are the ground truth; on images without, the teacher's final boxes of score >= accept where another loss asked
-    for the channel `detections`, else nothing.
+    are the ground truth; on images without, the teacher's final boxes of score >= score_threshold where another
+    loss asked for the channel `detections`, else nothing.
 
     Suppression keeps the candidate of the highest score, so its order decides which box is shown. The level of
     the scores is not taught: invariant to a shift of all logits of an object.
@@ -75,34 +79,34 @@ class RankList(GridLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = RankListConfig
-    may_vanish = True
+    can_be_zero = True
 
     def __init__(self, config: RankListConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self._temperature = config.temperature
-        self._accept = config.accept
+        self._score_threshold = config.score_threshold
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         images = len(pair.student_logits)
         objects = self._objects(teacher, targets, images)
         owner = smallest_box(pair.student.points_xy, objects, images)
-        inside = owner >= 0 if pair.part is None else (owner >= 0) & pair.part
+        inside = owner >= 0 if pair.mask is None else (owner >= 0) & pair.mask
         group = owner[inside]
-        ours = pair.student_logits.amax(dim=-1)[inside]
-        theirs = pair.teacher_logits.amax(dim=-1)[inside]
-        divergence = grouped_divergence(ours, theirs, group, len(objects), self._temperature)
+        student_scores = pair.student_logits.amax(dim=-1)[inside]
+        teacher_scores = pair.teacher_logits.amax(dim=-1)[inside]
+        divergence = grouped_divergence(student_scores, teacher_scores, group, len(objects), self._temperature)
         held = torch.bincount(group, minlength=len(objects)) > 0
         return divergence.sum() / held.sum().clamp(min=1)
 
-    def _objects(self, teacher: Channels, targets: Targets, images: int) -> Targets:
+    def _objects(self, teacher: Signals, targets: Targets, images: int) -> Targets:
         """Return the ground truth and, on images without, the boxes that the teacher is sure of."""
-        if teacher.soft is None:
+        if teacher.pseudo_labels is None:
             return targets
-        soft = teacher.soft
-        bare = ~images_with_targets(targets, images)[soft.image_index]
-        sure = soft.take(bare & (soft.scores >= self._accept) & ~soft.ignore)
+        pseudo_labels = teacher.pseudo_labels
+        bare = ~images_with_targets(targets, images)[pseudo_labels.image_index]
+        sure = pseudo_labels.take(bare & (pseudo_labels.scores >= self._score_threshold) & ~pseudo_labels.ignore)
         return Targets(
             torch.cat([targets.image_index, sure.image_index]),
             torch.cat([targets.labels, sure.labels]),

@@ -5,6 +5,7 @@ Shapes: B images, A rows of a stage of the student's head, K classes, M boxes of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -12,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from kd_vision.core.batch import SoftTargets, Targets
-from kd_vision.core.predictions import Assigned, Channel, Channels
+from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.predictions import AssignResult, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.assignment import answered, heard, split_by_score, taught
+from kd_vision.losses.assignment import assign_student, known_mask, pseudo_labels_of, split_by_score
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.grid import full_precision
 
@@ -24,13 +25,15 @@ class RankPairsConfig(LossConfig):
     """Settings of `RankPairs`.
 
     Attributes:
-        accept: boxes of at least this score are ranked. Lower than for labels: an order needs the unsure too.
+        score_threshold: boxes of at least this score are ranked. Lower than for labels: an order needs the unsure too.
         margin: two boxes are a pair if the teacher's scores differ by more than this.
         temperature: T > 1 asks for a wider gap between the student's scores.
         boxes: most boxes of a batch that are ranked; of more, every n-th. Work grows with the square.
     """
 
-    accept: float = Field(default=0.25, gt=0.0, lt=1.0)
+    renamed_keys: ClassVar[Mapping[str, str]] = {"accept": "score_threshold"}
+
+    score_threshold: float = Field(default=0.25, gt=0.0, lt=1.0)
     margin: float = Field(default=0.1, ge=0.0, lt=1.0)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     boxes: int = Field(default=512, ge=2)
@@ -46,11 +49,11 @@ def ranking_loss(student: Tensor, scores: Tensor, labels: Tensor, margin: float,
         margin: d_ij = q_i - q_j where that is above the margin, else the pair does not count.
         temperature: T.
     """
-    gap = scores[:, None] - scores
-    weight = gap * ((gap > margin) & (labels[:, None] == labels))
-    paid = functional.softplus((student - student[:, None]) / temperature)
+    difference = scores[:, None] - scores
+    weight = difference * ((difference > margin) & (labels[:, None] == labels))
+    loss = functional.softplus((student - student[:, None]) / temperature)
     total = weight.sum()
-    return (weight * paid).sum() / torch.where(total > 0, total, 1.0)
+    return (weight * loss).sum() / torch.where(total > 0, total, 1.0)
 
 
 class RankPairs(DistillationLoss):
@@ -73,28 +76,28 @@ class RankPairs(DistillationLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = RankPairsConfig
-    requires: ClassVar[frozenset[Channel]] = frozenset({"detections"})
-    may_vanish = True
+    requires: ClassVar[frozenset[Signal]] = frozenset({"detections"})
+    can_be_zero = True
 
     def __init__(self, config: RankPairsConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self._settings = config
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         settings = self._settings
-        ranked, _ = split_by_score(taught(teacher), settings.accept, settings.accept)
+        ranked, _ = split_by_score(pseudo_labels_of(teacher), settings.score_threshold, settings.score_threshold)
         if len(ranked) > settings.boxes:
             picked = torch.linspace(0, len(ranked) - 1, settings.boxes, device=ranked.scores.device)
             ranked = ranked.take(picked.long())
-        stages = [stage.weight * self._stage(stage, ranked, targets) for stage in answered(student, ranked)]
+        stages = [stage.weight * self._stage(stage, ranked, targets) for stage in assign_student(student, ranked)]
         return torch.stack(stages).sum()
 
-    def _stage(self, stage: Assigned, ranked: SoftTargets, targets: Targets) -> Tensor:
-        part = heard(stage.rows.centres_xy, targets, self.silent_labels, len(stage.index))
-        image, row = ((stage.index >= 0) & part).nonzero(as_tuple=True)
-        own = stage.index[image, row]
-        label = torch.zeros_like(own) if stage.agnostic else ranked.labels[own]
+    def _stage(self, stage: AssignResult, ranked: PseudoLabels, targets: Targets) -> Tensor:
+        mask = known_mask(stage.raw_predictions.centres_xy, targets, self.missing_labels, len(stage.matched_idx))
+        image, row = ((stage.matched_idx >= 0) & mask).nonzero(as_tuple=True)
+        own = stage.matched_idx[image, row]
+        label = torch.zeros_like(own) if stage.class_agnostic else ranked.labels[own]
         odds = _log_odds(stage, image, row, label)
         best = odds.new_full((len(ranked),), float("-inf")).scatter_reduce(0, own, odds, "amax")
         found = best > float("-inf")
@@ -107,12 +110,12 @@ class RankPairs(DistillationLoss):
         )
 
 
-def _log_odds(stage: Assigned, image: Tensor, row: Tensor, label: Tensor) -> Tensor:
+def _log_odds(stage: AssignResult, image: Tensor, row: Tensor, label: Tensor) -> Tensor:
     """Return (P,) log(p / (1 - p)) of the label at each row."""
-    logits = full_precision(stage.rows.logits[image, row])
+    logits = full_precision(stage.raw_predictions.logits[image, row])
     own = logits.gather(1, label[:, None]).squeeze(1)
-    if stage.rows.background is None:
+    if stage.raw_predictions.background is None:
         return own
     others = logits.scatter(1, label[:, None], float("-inf"))
-    rest = torch.cat([full_precision(stage.rows.background[image, row])[:, None], others], dim=1)
+    rest = torch.cat([full_precision(stage.raw_predictions.background[image, row])[:, None], others], dim=1)
     return own - rest.logsumexp(dim=1)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channel, Channels, Regions, Rows
+from kd_vision.core.predictions import RawPredictions, RoIPredictions, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.assignment import ROWS_PER_BOX, heard
+from kd_vision.losses.assignment import ROWS_PER_BOX, known_mask
 from kd_vision.losses.base import DistillationLoss, LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import (
@@ -83,38 +83,38 @@ class RegionFeedback(DistillationLoss):
     """
 
     Config: ClassVar[type[LossConfig]] = RegionFeedbackConfig
-    requires: ClassVar[frozenset[Channel]] = frozenset({"regions"})
+    requires: ClassVar[frozenset[Signal]] = frozenset({"regions"})
 
     def __init__(self, config: RegionFeedbackConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self._settings = config
 
-    def forward(self, student: Channels, teacher: Channels, targets: Targets) -> Tensor:
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        if student.rows is None or teacher.grade is None:
+        if student.raw_predictions is None or teacher.refine_regions is None:
             raise RequestError("the channel 'regions' was not computed; ask the detectors for it")
-        rows, settings = student.rows(), self._settings
+        rows, settings = student.raw_predictions(), self._settings
         image, row = self._shown(rows)
         boxes = full_precision(rows.boxes_at(image, row))
         with torch.no_grad():
-            graded: Regions = teacher.grade(boxes.detach())
-            goals = graded.class_probs.to(boxes.dtype)
-            goals = goals if self.known is None else goals * self.known
-            part = heard(rows.centres_xy, targets, self.silent_labels, len(rows.logits))[image, row]
+            graded: RoIPredictions = teacher.refine_regions(boxes.detach())
+            class_targets = graded.class_probs.to(boxes.dtype)
+            class_targets = class_targets if self.known is None else class_targets * self.known
+            mask = known_mask(rows.centres_xy, targets, self.missing_labels, len(rows.logits))[image, row]
             mended = graded.boxes_xyxy.to(boxes.dtype)
-            sure = goals.amax(dim=-1) * part
+            sure = class_targets.amax(dim=-1) * mask
             # Of a box of no extent only the class can be graded: overlap has no bounded slope there.
             firm = sure * ((mended[..., 2:] - mended[..., :2]).amin(dim=-1) >= _LEAST_SIDE)
         logits = full_precision(rows.logits[image, row])
         background = None if rows.background is None else full_precision(rows.background[image, row])
-        classes = self._class_gap(logits, background, goals)
+        classes = self._class_divergence(logits, background, class_targets)
         distance = iou_distance(boxes, mended, settings.kind)
         count = sure.sum().clamp(min=1.0)
-        most = count if background is None else torch.maximum(count, part.sum() / ROWS_PER_BOX)
-        return settings.class_gain * (part * classes).sum() / most + settings.box_gain * (firm * distance).sum() / count
+        most = count if background is None else torch.maximum(count, mask.sum() / ROWS_PER_BOX)
+        return settings.class_gain * (mask * classes).sum() / most + settings.box_gain * (firm * distance).sum() / count
 
     @torch.no_grad()
-    def _shown(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _shown(self, rows: RawPredictions) -> tuple[Tensor, Tensor]:
         """Return image (B, 1) and row (B, N) of the boxes that the student shows."""
         logits, settings = full_precision(rows.logits), self._settings
         if rows.background is None:
@@ -129,9 +129,11 @@ class RegionFeedback(DistillationLoss):
             chosen = torch.cat([chosen, lots.topk(drawn, dim=1).indices], dim=1)
         return torch.arange(len(key), device=key.device)[:, None], chosen
 
-    def _class_gap(self, logits: Tensor, background: Tensor | None, goals: Tensor) -> Tensor:
+    def _class_divergence(self, logits: Tensor, background: Tensor | None, class_targets: Tensor) -> Tensor:
         """Return (B, N) how far the student's classes are from the teacher's."""
         if background is None:
-            gap = binary_divergence_to(logits, goals)
-            return (gap if self.known is None else gap * self.known).sum(dim=-1)
-        return categorical_divergence(background_log_chances(logits, background, self.known), with_background(goals))
+            divergence = binary_divergence_to(logits, class_targets)
+            return (divergence if self.known is None else divergence * self.known).sum(dim=-1)
+        return categorical_divergence(
+            background_log_chances(logits, background, self.known), with_background(class_targets)
+        )

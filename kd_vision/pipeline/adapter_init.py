@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from kd_vision.core.batch import to_channels
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.data.loader import TrainStream
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.step import TrainingStep
@@ -34,12 +34,12 @@ def fit_adapters(run: TrainingStep, stream: TrainStream, device: torch.device) -
 
 def _pairs(
     run: TrainingStep, teacher: str, stream: TrainStream, device: torch.device
-) -> Iterator[tuple[Channels, Channels]]:
+) -> Iterator[tuple[Signals, Signals]]:
     # A copy in training mode: batch statistics, as the loss will see them, without moving the student's own.
     student: Detector = copy.deepcopy(run.student).train()
     for step in range(min(_BATCHES, stream.total_steps)):
         batch = stream.batch_at(step).to(device).as_float()
         with torch.no_grad():
             own = to_channels(batch.images, student.spec.input_channels)
-            said = student(own, channels=frozenset({"features"}))
-            yield said.channels(), run.ask(batch)[teacher].channels()
+            said = student(own, signals=frozenset({"features"}))
+            yield said.signals(), run.teacher_signals(batch)[teacher].signals()

@@ -29,7 +29,7 @@ from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
 from kd_vision.pipeline.models import best_device, load_model
-from kd_vision.pipeline.teachers import build_teachers, teacher_hash, teacher_view
+from kd_vision.pipeline.teachers import build_teachers, teacher_hash, teacher_input_size
 from kd_vision.pipeline.train import measure_run, origin_of, train
 from kd_vision.report.benchmark_data import (
     Arm,
@@ -101,7 +101,7 @@ def benchmark(
     _refuse_wrong_request(config, seeds)
     root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
     classes = load_split(descriptor_of(config), "train").classes
-    view = teacher_view(config, build_teachers(config, classes))
+    view = teacher_input_size(config, build_teachers(config, classes))
     for seed in seeds:
         for name in _OWN_ARMS if control else _TWINS:
             _run_arm(config, name, seed, root, quiet, view)
@@ -111,9 +111,9 @@ def benchmark(
 def _refuse_wrong_request(config: RunConfig, seeds: Sequence[int]) -> None:
     if not config.is_taught:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
-    if config.train.labelled_share == 0:
+    if config.train.label_fraction == 0:
         raise RequestError(
-            f"{config.source}: train.labelled_share: without labels there is no plain twin to compare with; train with "
+            f"{config.source}: train.label_fraction: without labels there is no plain twin to compare with; train with "
             f"`kd-vision train` and compare with the teacher: `kd-vision evaluate {config.source} --data {config.data}`"
         )
     taken = [teacher.name for teacher in config.teachers if teacher.name in _OWN_ARMS]
@@ -266,7 +266,7 @@ def _unmeasured(config: RunConfig) -> str:
     """Say who teaches where no teacher has an arm."""
     if config.knowledge is not None:
         return "stored knowledge"
-    return " and ".join("itself" if teacher.is_student else teacher.name for teacher in config.teachers)
+    return " and ".join("itself" if teacher.is_ema else teacher.name for teacher in config.teachers)
 
 
 def _title(arms: Sequence[Arm], unseen: str) -> str:

@@ -16,7 +16,7 @@ from kd_vision.losses.base import DistillationLoss
 from kd_vision.losses.distiller import Distiller
 from kd_vision.losses.fitting import fitting_losses
 from kd_vision.pipeline.parts import RunParts
-from kd_vision.pipeline.preflight import refuse_unheard_boxes
+from kd_vision.pipeline.preflight import refuse_low_thresholds
 from kd_vision.pipeline.teachers import build_teachers, knowledge_labels, read_knowledge
 
 
@@ -40,7 +40,7 @@ def build_parts(config: RunConfig, classes: tuple[str, ...]) -> RunParts:
     parts = RunParts(student, build_teachers(config, classes, student), knowledge, labels, None)
     if not config.is_taught:
         return parts
-    refuse_unheard_boxes(config, parts)
+    refuse_low_thresholds(config, parts)
     return replace(parts, distiller=build_distiller(config, student.spec, parts.specs))
 
 
@@ -59,7 +59,7 @@ def build_distiller(config: RunConfig, student: DetectorSpec, teachers: Mapping[
     losses: dict[str, DistillationLoss] = {}
     for position, term in enumerate(config.terms):
         kind, teacher = load_loss(term.loss), teachers[term.teacher]
-        reasons = kind.mismatches(term.config, student, teacher)
+        reasons = kind.incompatibilities(term.config, student, teacher)
         wrong += [f"{config.source}: distill.{position} ({term.loss}): {reason}" for reason in reasons]
         if reasons:
             fitting = ", ".join(fitting_losses(student, teacher))

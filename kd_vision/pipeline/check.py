@@ -24,7 +24,7 @@ from kd_vision.pipeline.data import build_stream, descriptor_of, final_split, tr
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
-from kd_vision.pipeline.teachers import teacher_view
+from kd_vision.pipeline.teachers import teacher_input_size
 
 State = Literal["ok", "warning", "error", "gate"]
 _PROBE_BATCHES = 2
@@ -66,13 +66,13 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
         labelled, unlabelled = training_data(config)
         load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
         parts = build_parts(config, labelled.classes)
-        labelled, unlabelled = parts.told(labelled), unlabelled and parts.told(unlabelled)
-        view = teacher_view(config, parts.teachers)
+        labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
+        view = teacher_input_size(config, parts.teachers)
         stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=view)
         refuse_dead_steps(config, config.train.epochs * stream.steps_per_epoch)
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
-    findings += _pair(parts) + _remarks(config, parts)
+    findings += _pair(parts) + _pair_warnings(config, parts)
     if config.is_taught:
         progress("teacher's mAP")
         findings += _teachers(config, parts, labelled)
@@ -118,21 +118,21 @@ def _pair(parts: RunParts) -> list[Finding]:
         known = f"{said.parameters / 1e6:.2f} M parameters" if said.parameters else "a black box"
         same = "same classes" if said.classes == spec.classes else "other classes: features only"
         found.append(Finding(name, "ok", f"{said.name}, {known}, {same}, gives {', '.join(sorted(said.provides))}"))
-        if said.silent:
-            names = ", ".join(sorted(said.silent))
+        if said.missing_classes:
+            names = ", ".join(sorted(said.missing_classes))
             found.append(Finding(name, "warning", f"never learned {names}: there its silence teaches nothing"))
         if 0 < said.parameters < spec.parameters:
             found.append(Finding(name, "warning", "is smaller than the student"))
     return found
 
 
-def _remarks(config: RunConfig, parts: RunParts) -> list[Finding]:
+def _pair_warnings(config: RunConfig, parts: RunParts) -> list[Finding]:
     """What a user should know of a term on this pair although it fits: a resampled grid, a class nobody teaches."""
     specs, student = parts.specs, parts.student.spec
     return [
         Finding("losses", "warning", f"{term.name}: {remark}")
         for term in config.terms
-        for remark in load_loss(term.loss).remarks(term.config, student, specs[term.teacher])
+        for remark in load_loss(term.loss).pair_warnings(term.config, student, specs[term.teacher])
     ]
 
 
@@ -182,7 +182,7 @@ def _shares(distiller: Distiller | None, norms: list[dict[str, float]]) -> list[
     for name, loss in (distiller.terms() if distiller else {}).items():
         live = [n[name] for n in norms]
         if not all(live):
-            state: State = "warning" if loss.may_vanish else "error"
+            state: State = "warning" if loss.can_be_zero else "error"
             found.append(Finding("gradients", state, f"{name}: zero at the student's neck on two batches"))
             continue
         shares = [weights[name] * n[name] / n["task"] for n in norms if n.get("task")]

@@ -11,7 +11,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled
 from kd_vision.data.descriptor import DataDescriptor, load_descriptor
 from kd_vision.data.loader import LoaderConfig, TrainStream
-from kd_vision.data.records import shared_out
+from kd_vision.data.records import split_labelled
 
 
 def descriptor_of(config: RunConfig) -> DataDescriptor:
@@ -29,20 +29,20 @@ def final_split(config: RunConfig, descriptor: DataDescriptor) -> str:
 def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | None]:
     """Read the labelled training split, and the unlabelled images where the config uses them."""
     descriptor = descriptor_of(config)
-    labelled, rest = shared_out(load_split(descriptor, "train"), config.train.labelled_share)
+    labelled, rest = split_labelled(load_split(descriptor, "train"), config.train.label_fraction)
     if not len(labelled) and not len(rest):
         raise RequestError(f"{config.data}: split 'train' holds no images; see `kd-vision data check`")
     if len(labelled) and not any(len(image.labels) for image in labelled.images):
         raise RequestError(
             f"{config.data}: split 'train' holds no box to learn from; see `kd-vision data check`, or set "
-            f"train.labelled_share: 0 to learn from a teacher alone"
+            f"train.label_fraction: 0 to learn from a teacher alone"
         )
     if config.train.unlabelled_ratio == 0 and len(labelled):
         return labelled, None
     if not config.is_taught:
         raise RequestError(
             f"{config.source}: train.unlabelled_ratio: unlabelled images teach nothing without a teacher; "
-            f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.labelled_share above 0)"
+            f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.label_fraction above 0)"
         )
     if descriptor.unlabelled is None and len(rest):
         return labelled, rest

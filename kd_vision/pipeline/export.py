@@ -20,11 +20,11 @@ from kd_vision.detectors.base import Detector
 from kd_vision.export import exporter_for, load_exporter
 from kd_vision.export.latency import Latency, measure_latency
 from kd_vision.export.onnx import ExportedFile
-from kd_vision.export.parity import ParityEvidence, ParityProof
+from kd_vision.export.parity import ParityInputs, ParityReport
 from kd_vision.pipeline.evaluate import check_classes
 from kd_vision.pipeline.models import LoadedModel, load_model
 
-_EVIDENCE_BATCH = 8
+_PARITY_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,18 @@ class ExportResult:
 
     Attributes:
         path: of the file.
-        proof: of parity with the model.
+        parity: of parity with the model.
         latency: of one image on one CPU thread; None for a fixed batch above one, or where the
             caller did not want it.
-        layout: of the output.
+        output_format: of the output.
         size_bytes: of the file.
         image_size: height and width of the input.
     """
 
     path: Path
-    proof: ParityProof
+    parity: ParityReport
     latency: Latency | None
-    layout: str
+    output_format: str
     size_bytes: int
     image_size: int
 
@@ -85,8 +85,8 @@ def run_export(
     config = validate(exporter.config, {"image_size": loaded.image_size, **(options or {})}, "export")
     exporter.check(detector.spec, out, config)
     with ProgressBar("parity", quiet=quiet or data is None) as bar:
-        evidence = None if data is None else _evidence(detector, Path(data), split, config.image_size, bar)
-        exported = exporter.export(detector, out, config, provenance(loaded.path), evidence)
+        inputs = None if data is None else _inputs(detector, Path(data), split, config.image_size, bar)
+        exported = exporter.export(detector, out, config, provenance(loaded.path), inputs)
     return _result(exported, config, with_latency)
 
 
@@ -118,12 +118,12 @@ def _torch_detector(loaded: LoadedModel) -> Detector:
     return loaded.detector
 
 
-def _evidence(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityEvidence:
+def _inputs(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityInputs:
     truth = load_split(load_descriptor(data), split)
     check_classes(detector, truth, detector.spec.name)
-    batches = eval_batches(truth, image_size, _EVIDENCE_BATCH, detector.spec.input_channels)
+    batches = eval_batches(truth, image_size, _PARITY_BATCH, detector.spec.input_channels)
     source = f"all {len(truth)} images of the split '{split}' of {data.name}"
-    return ParityEvidence(_shown(batches, len(truth), bar), source, truth)
+    return ParityInputs(_shown(batches, len(truth), bar), source, truth)
 
 
 def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Iterator[ImageBatch]:
@@ -139,9 +139,9 @@ def _result(exported: ExportedFile, config: Any, with_latency: bool) -> ExportRe
     one_by_one = config.batch in (1, "dynamic")
     return ExportResult(
         path=exported.path,
-        proof=exported.proof,
+        parity=exported.parity,
         latency=measure_latency(exported.path) if with_latency and one_by_one else None,
-        layout=exported.layout,
+        output_format=exported.output_format,
         size_bytes=exported.size_bytes,
         image_size=config.image_size,
     )

@@ -22,7 +22,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.data.dataset import DetectionData, ImageRecord, load_split, load_unlabelled, records_of, without_labels
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
-from kd_vision.knowledge.dataset import Sureness, WrittenDataset, refuse_dataset, write_dataset
+from kd_vision.knowledge.dataset import PseudoLabelThresholds, WrittenDataset, refuse_dataset, write_dataset
 from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
@@ -30,9 +30,9 @@ from kd_vision.pipeline.data import descriptor_of, worker_count
 from kd_vision.pipeline.models import best_device, wrong_device
 from kd_vision.pipeline.teachers import teacher_fingerprint
 from kd_vision.runtime.images import list_images
-from kd_vision.teachers.build import build_source
+from kd_vision.teachers.build import build_teacher
 from kd_vision.teachers.ensemble import EnsembleConfig
-from kd_vision.teachers.frozen import TEACHING
+from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
 
 UNLABELLED = "unlabelled"
 MAX_BOXES = 100
@@ -54,8 +54,8 @@ class LabelOptions:
         device: where a torch teacher runs; None: a GPU where there is one.
     """
 
-    score: float = TEACHING.score_threshold
-    nms_iou: float = TEACHING.nms_iou
+    score: float = DEFAULT_TEACHER_POSTPROCESS.score_threshold
+    nms_iou: float = DEFAULT_TEACHER_POSTPROCESS.nms_iou
     max_boxes: int = MAX_BOXES
     top_k: int = 5
     batch_size: int = 16
@@ -107,11 +107,11 @@ class DatasetRequest:
 
     Attributes:
         out: folder of the set.
-        sureness: which boxes become labels.
+        thresholds: which boxes become labels.
     """
 
     out: Path
-    sureness: Sureness = Sureness()
+    thresholds: PseudoLabelThresholds = PseudoLabelThresholds()
 
 
 def label(
@@ -148,7 +148,7 @@ def label(
     if problems := options.problems():
         raise RequestError(*problems)
     if dataset is not None:
-        refuse_dataset(dataset.out, dataset.sureness, options.score)
+        refuse_dataset(dataset.out, dataset.thresholds, options.score)
     data = _images(run, images, splits)
     tell = Console(stderr=True, quiet=quiet, highlight=False)
     needed = refuse_full_disk(folder, len(data))
@@ -158,8 +158,8 @@ def label(
     plan = None if dataset is None else _Plan.of(run, asked, classes)
     note = TeacherNote(fingerprint=teacher_fingerprint(asked), description=_description(asked, predictor))
     stored = _stored_options(options, image_size)
-    silent = tuple(sorted(predictor.spec.silent))
-    writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, silent)
+    missing_classes = tuple(sorted(predictor.spec.missing_classes))
+    writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, missing_classes)
     if writer.kept:
         tell.print(f"{writer.kept} of {writer.manifest.shard_count} shards are there already")
     start = time.monotonic()
@@ -193,7 +193,7 @@ class _Plan:
     def write(self, store: Store, data: DetectionData, request: DatasetRequest) -> WrittenDataset:
         first = self.truth[0]
         named = replace(data, classes=first.classes, category_ids=first.category_ids)
-        return write_dataset(store, named, self.labels, self.truth, request.out, request.sureness)
+        return write_dataset(store, named, self.labels, self.truth, request.out, request.thresholds)
 
 
 def fill(
@@ -262,8 +262,8 @@ def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
     if name is not None and name not in named:
         raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
     asked = named[name] if name is not None else config.teachers[0]
-    if asked.is_student or not asked.reads_pixels:
-        why = "is the student itself, which knows nothing yet" if asked.is_student else "looks at no pixels"
+    if asked.is_ema or not asked.reads_pixels:
+        why = "is the student itself, which knows nothing yet" if asked.is_ema else "looks at no pixels"
         raise RequestError(f"{config.source}: {asked.name}: {why}; name a model")
     return asked
 
@@ -278,7 +278,7 @@ def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> t
     if isinstance(teacher.source, EnsembleConfig):
         classes = load_split(descriptor_of(config), "train").classes
     asked = teacher.options.model_copy(update={"labels": None})
-    built = build_source(teacher.source, asked, classes, where, config.image_size)
+    built = build_teacher(teacher.source, asked, classes, where, config.image_size)
     built.to(device or best_device())
     # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
     return built.source, built.image_size or config.image_size

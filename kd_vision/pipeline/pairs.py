@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from kd_vision.core.predictions import Channel
+from kd_vision.core.predictions import Signal
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses import LOSSES, load_loss
 from kd_vision.losses.fitting import fitting_losses
 
-_CHANNELS: tuple[Channel, ...] = ("features", "grid", "regions", "detections")
+_CHANNELS: tuple[Signal, ...] = ("features", "grid", "regions", "detections")
 
 
-def losses_by_channel(student: DetectorSpec, teacher: DetectorSpec) -> dict[Channel, list[str]]:
+def losses_by_channel(student: DetectorSpec, teacher: DetectorSpec) -> dict[Signal, list[str]]:
     """Return the losses that fit a pair with their default settings, by the channel they learn from."""
-    found: dict[Channel, list[str]] = {channel: [] for channel in _CHANNELS}
+    found: dict[Signal, list[str]] = {channel: [] for channel in _CHANNELS}
     for name in fitting_losses(student, teacher):
         found[_channel(name)].append(name)
     return found
@@ -48,7 +48,7 @@ def pairs_page(students: Mapping[str, DetectorSpec], teachers: Mapping[str, Dete
     return _PAGE.format(table=table, lists=lists, losses=losses)
 
 
-def _channel(loss: str) -> Channel:
+def _channel(loss: str) -> Signal:
     """The channel a reader looks for a loss under: the most particular one that it requires."""
     requires = load_loss(loss).requires
     return next(channel for channel in ("regions", "grid", "detections", "features") if channel in requires)

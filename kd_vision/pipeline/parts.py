@@ -46,7 +46,7 @@ class RunParts:
         """Channels that images are read with: enough for every side."""
         return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.teachers.values()), 1)
 
-    def told(self, data: DetectionData) -> DetectionData:
+    def with_pseudo_labels(self, data: DetectionData) -> DetectionData:
         """Return the images with what was said of them beforehand."""
         if self.knowledge is None or self.labels is None:
             return data

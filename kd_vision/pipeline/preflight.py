@@ -9,7 +9,7 @@ from kd_vision.losses.distiller import KNOWLEDGE
 from kd_vision.pipeline.parts import RunParts
 
 
-def refuse_unheard_boxes(config: RunConfig, parts: RunParts) -> None:
+def refuse_low_thresholds(config: RunConfig, parts: RunParts) -> None:
     """A term must not ask for boxes less sure than what its teacher says: their places would become background.
 
     Raises:
@@ -22,7 +22,7 @@ def refuse_unheard_boxes(config: RunConfig, parts: RunParts) -> None:
     if isinstance(parts.knowledge, Store):
         floors[KNOWLEDGE] = float(str(parts.knowledge.manifest.options.get("score_threshold", 0.0)))
     for position, term in enumerate(config.terms):
-        key = "doubt" if hasattr(term.config, "doubt") else "accept"
+        key = "ignore_threshold" if hasattr(term.config, "ignore_threshold") else "score_threshold"
         asked, floor = getattr(term.config, key, 1.0), floors.get(term.teacher, 0.0)
         if asked < floor:
             raise RequestError(
@@ -37,7 +37,7 @@ def refuse_dead_steps(config: RunConfig, steps: int) -> None:
     Raises:
         RequestError: naming the terms, or the part of training.
     """
-    if config.train.labelled_share == 0:
+    if config.train.label_fraction == 0:
         _refuse_silent_parts(config)
     waiting = [term.name for term in config.terms if term.config.weight == "auto"]
     if waiting and steps <= config.train.calibrate_at:
@@ -52,12 +52,12 @@ def _refuse_silent_parts(config: RunConfig) -> None:
     waiting = [term.name for term in config.terms if term.config.weight == "auto"]
     if waiting:
         raise RequestError(
-            f"{config.source}: train.labelled_share: without labels there is no gradient to scale {', '.join(waiting)} "
+            f"{config.source}: train.label_fraction: without labels there is no gradient to scale {', '.join(waiting)} "
             f"by; give weights as numbers"
         )
     for percent in range(100):
         if not any(term.config.schedule.takes_part(percent / 100) for term in config.terms):
             raise RequestError(
-                f"{config.source}: train.labelled_share: is 0, and at {percent} % of training no term of 'distill' is "
+                f"{config.source}: train.label_fraction: is 0, and at {percent} % of training no term of 'distill' is "
                 f"open; close the gap between the windows"
             )

@@ -15,16 +15,16 @@ import numpy.typing as npt
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_text
-from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
+from kd_vision.core.predictions import Detections, PredictOptions, keep_top_class
 from kd_vision.data.dataset import DetectionData, records_of
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import Predictor
 from kd_vision.evaluation.runner import predict_all
-from kd_vision.knowledge.ranking import CHOSEN, Ranked, choose, disagreement, picture_hash, worths
+from kd_vision.knowledge.ranking import CHOSEN, Ranked, acquisition_scores, choose, disagreement, picture_hash
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.pipeline.models import best_device, load_model
 from kd_vision.runtime.images import list_images, read_image
-from kd_vision.teachers.frozen import TEACHING
+from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
 from kd_vision.teachers.offline import attach
 
 _BATCH = 16
@@ -90,10 +90,10 @@ def select(
     differs = None
     if student is not None:
         model = load_model(Path(student), image_size, trust, best_device())
-        theirs = _answers(model.predictor, model.image_size, data, known, quiet)
+        other_answers = _answers(model.predictor, model.image_size, data, known, quiet)
         comparable = _shared(said, model.predictor.spec.classes, known.classes)
-        differs = [disagreement(one, other) for one, other in zip(comparable, theirs, strict=True)]
-    found = worths(said, len(known.classes), differs)
+        differs = [disagreement(one, other) for one, other in zip(comparable, other_answers, strict=True)]
+    found = acquisition_scores(said, len(known.classes), differs)
     names = [image.file_name for image in data.images]
     ranked = choose(found, names, _hashes(paths, quiet), budget)
     return _written(ranked, names, target)
@@ -114,7 +114,7 @@ def _answers(predictor: Predictor, image_size: int, data: DetectionData, store: 
         found = predict_all(predictor, batches, _as_asked(store), lambda done: bar.step(done, len(data)))
     answers = []
     for image in data.images:
-        one = first_opinions(found[image.image_id])  # as what is stored is read
+        one = keep_top_class(found[image.image_id])  # as what is stored is read
         one = one.take(target[one.labels] >= 0)
         answers.append(Detections(one.boxes_xyxy, one.scores, target[one.labels]))
     return answers
@@ -122,7 +122,7 @@ def _answers(predictor: Predictor, image_size: int, data: DetectionData, store: 
 
 def _as_asked(store: Store) -> PredictOptions:
     """Return the thresholds that the teacher was asked with."""
-    asked, usual = store.manifest.options, TEACHING
+    asked, usual = store.manifest.options, DEFAULT_TEACHER_POSTPROCESS
     return PredictOptions(
         float(asked.get("score_threshold") or usual.score_threshold),
         float(asked.get("nms_iou") or usual.nms_iou),

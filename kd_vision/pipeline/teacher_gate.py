@@ -49,7 +49,7 @@ def measure_teachers(config: RunConfig, parts: RunParts, labelled: DetectionData
     split = config.evaluate.split
     truth = load_split(descriptor_of(config), split)
     before: Metrics | None = None
-    selves = {teacher.name for teacher in config.teachers if teacher.is_student}
+    selves = {teacher.name for teacher in config.teachers if teacher.is_ema}
     for name, teacher in parts.teachers.items():
         if name in selves or teacher.spec.classes != truth.classes:
             yield TeacherScore(name, split, None, None)

@@ -16,7 +16,7 @@ from kd_vision.knowledge.store import open_knowledge, read_json_knowledge, refus
 from kd_vision.losses import load_loss
 from kd_vision.losses.distiller import KNOWLEDGE
 from kd_vision.pipeline.data import descriptor_of
-from kd_vision.teachers.build import build_source
+from kd_vision.teachers.build import build_teacher
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.offline import Knowledge, OwnLabels
 
@@ -39,7 +39,7 @@ def build_teachers(
     """
     found: dict[str, FrozenTeacher] = {}
     for teacher in config.teachers:
-        if teacher.is_student:
+        if teacher.is_ema:
             if student is not None:  # followed by the trainer's moving average, once there is one
                 found[teacher.name] = FrozenTeacher(copy.deepcopy(student), image_size=config.image_size)
         elif teacher.reads_pixels:
@@ -50,7 +50,7 @@ def build_teachers(
 def _build_teacher(config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> FrozenTeacher:
     where = f"{config.source}: {teacher.name}"
     bare = config.allow_weak_teacher and teacher.options.labels is None and _features_only(config, teacher.name)
-    return build_source(teacher.source, teacher.options, None if bare else classes, where, config.image_size)
+    return build_teacher(teacher.source, teacher.options, None if bare else classes, where, config.image_size)
 
 
 def _features_only(config: RunConfig, teacher: str) -> bool:
@@ -75,7 +75,7 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
     if config.knowledge is None:
         return None
     store = open_knowledge(config.knowledge)
-    live = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if not teacher.is_student}
+    live = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if not teacher.is_ema}
     if live and store.manifest.teacher.fingerprint not in live.values():
         name, other = next(iter(live.items()))
         refuse_other_teacher(store, other, f"{config.source}: {name}")
@@ -84,10 +84,10 @@ def read_knowledge(config: RunConfig) -> Knowledge | None:
 
 def _labels_of(config: RunConfig, teacher: TeacherConfig) -> Knowledge:
     """Take the labels for knowledge of the labelled images; there is nothing they could say of the others."""
-    if config.train.unlabelled_ratio > 0 or config.train.labelled_share == 0:
+    if config.train.unlabelled_ratio > 0 or config.train.label_fraction == 0:
         raise RequestError(
             f"{config.source}: {teacher.name}: labels say nothing of images without any; set train.unlabelled_ratio to "
-            f"0, and train.labelled_share above 0"
+            f"0, and train.label_fraction above 0"
         )
     return OwnLabels(load_split(descriptor_of(config), "train").classes)
 
@@ -120,7 +120,7 @@ def knowledge_spec(labels: LabelMap) -> DetectorSpec:
         level_channels={},
         level_strides={},
         provides=frozenset({"detections"}),
-        silent=labels.silent,
+        missing_classes=labels.missing_classes,
     )
 
 
@@ -129,13 +129,13 @@ def knowledge_labels(config: RunConfig, knowledge: Knowledge, classes: tuple[str
     files = [teacher for teacher in config.teachers if not teacher.reads_pixels]
     given = files[0].options.labels if files else config.knowledge.labels if config.knowledge else None
     key = files[0].name if files else KNOWLEDGE
-    unknown = dict.fromkeys(knowledge.silent, DROP)  # classes no member of an ensemble ever learned
+    unknown = dict.fromkeys(knowledge.missing_classes, DROP)  # classes no member of an ensemble ever learned
     if unknown:
         given = unknown | (given or {})
     return build_label_map(knowledge.classes, classes, given, f"{config.source}: {key}.labels")
 
 
-def teacher_view(config: RunConfig, teachers: Mapping[str, FrozenTeacher]) -> int | None:
+def teacher_input_size(config: RunConfig, teachers: Mapping[str, FrozenTeacher]) -> int | None:
     """Side of the view that the teachers are shown, where one of them wants more than the student."""
     largest = max((teacher.image_size or 0 for teacher in teachers.values()), default=0)
     return largest if largest > config.image_size else None

@@ -43,7 +43,7 @@ from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
-from kd_vision.pipeline.teachers import teacher_hash, teacher_view
+from kd_vision.pipeline.teachers import teacher_hash, teacher_input_size
 from kd_vision.report.write import write_run_report
 
 
@@ -101,13 +101,13 @@ def train(
     labelled, unlabelled = training_data(config)
     seed_everything(config.train.seed)
     parts = build_parts(config, labelled.classes)
-    labelled, unlabelled = parts.told(labelled), unlabelled and parts.told(unlabelled)
+    labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
     student = parts.student
     fabric = build_fabric(config.train, _loggers(directory))
     student.to(fabric.device)
     if parts.distiller is not None and not resume:
         _gate_teachers(config, directory, parts, labelled, fabric)
-    ranks, side = (fabric.global_rank, fabric.world_size), view or teacher_view(config, parts.teachers)
+    ranks, side = (fabric.global_rank, fabric.world_size), view or teacher_input_size(config, parts.teachers)
     stream = build_stream(config, labelled, unlabelled, parts.channels, *ranks, teacher_size=side)
     steps = config.train.epochs * stream.steps_per_epoch
     refuse_dead_steps(config, steps)
@@ -131,7 +131,7 @@ def train(
 def _follow_the_average(config: RunConfig, parts: RunParts, trainer: Trainer) -> None:
     """Let a teacher that is the student itself answer by the moving average from here on."""
     for asked in config.teachers:
-        if asked.is_student:
+        if asked.is_ema:
             parts.teachers[asked.name].follow(trainer.average.detector)
 
 

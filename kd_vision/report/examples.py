@@ -55,26 +55,26 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class MatchCounts:
     """How the detections of one image fare.
 
     Attributes:
-        right: (M,) took a ground-truth box.
-        false: (M,) strong enough to be shown, and took none.
-        missed: (N,) ground-truth boxes that nothing took.
+        tp: (M,) took a ground-truth box.
+        fp: (M,) strong enough to be shown, and took none.
+        fn: (N,) ground-truth boxes that nothing took.
     """
 
-    right: Flags
-    false: Flags
-    missed: Flags
+    tp: Flags
+    fp: Flags
+    fn: Flags
 
     @property
     def mistakes(self) -> int:
         """False boxes and missed ones."""
-        return int(self.false.sum()) + int(self.missed.sum())
+        return int(self.fp.sum()) + int(self.fn.sum())
 
     def __str__(self) -> str:
-        return f"{self.right.sum()} right, {self.false.sum()} false, {self.missed.sum()} missed"
+        return f"{self.tp.sum()} right, {self.fp.sum()} false, {self.fn.sum()} missed"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Pick:
     difference: int
 
 
-def judge(truth: Truth, found: Detections, threshold: float = SCORE_THRESHOLD) -> Judgement:
+def judge(truth: Truth, found: Detections, threshold: float = SCORE_THRESHOLD) -> MatchCounts:
     """Match detections to ground truth, strongest first.
 
     Args:
@@ -107,7 +107,7 @@ def judge(truth: Truth, found: Detections, threshold: float = SCORE_THRESHOLD) -
             right[index] = True
         elif (same[truth.crowd] >= MATCH_IOU).any():
             ignored[index] = True
-    return Judgement(right, ~right & ~ignored, free)
+    return MatchCounts(right, ~right & ~ignored, free)
 
 
 def pick_examples(
@@ -207,7 +207,7 @@ def draw_panel(
         names = [classes[label] for label in truth.labels[real]]
         return _draw_boxes(canvas, boxes[real], names, TRUTH_COLOUR, 2)
     judgement = judge(truth, found, threshold)
-    canvas = _draw_missed(canvas, boxes[judgement.missed])
+    canvas = _draw_missed(canvas, boxes[judgement.fn])
     return _draw_found(canvas, found, judgement, scale, classes)
 
 
@@ -265,14 +265,14 @@ def _shrink(image: Pixels, side: int) -> tuple[Pixels, float]:
 
 
 def _draw_found(
-    canvas: Pixels, found: Detections, judgement: Judgement, scale: float, classes: Sequence[str]
+    canvas: Pixels, found: Detections, judgement: MatchCounts, scale: float, classes: Sequence[str]
 ) -> Pixels:
     names = [f"{classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
     boxes = (found.boxes_xyxy * scale).astype(np.float32)
-    few = int((judgement.right | judgement.false).sum()) <= _MOST_NAMED
+    quote_some = int((judgement.tp | judgement.fp).sum()) <= _MOST_NAMED
     for flags, colour, thickness, named in (
-        (judgement.right, RIGHT_COLOUR, 2, few),
-        (judgement.false, FALSE_COLOUR, 3, True),
+        (judgement.tp, RIGHT_COLOUR, 2, quote_some),
+        (judgement.fp, FALSE_COLOUR, 3, True),
     ):
         own = [names[index] for index in np.flatnonzero(flags)] if named else []
         canvas = _draw_boxes(canvas, boxes[flags], own, colour, thickness)

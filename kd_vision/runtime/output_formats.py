@@ -1,4 +1,4 @@
-"""What the outputs of an ONNX detector can mean. A new layout is one function and one line in `LAYOUTS`.
+"""What the outputs of an ONNX detector can mean. A new layout is one function and one line in `OUTPUT_FORMATS`.
 
 Shapes: A rows of a head, K classes, M boxes, H W input pixels.
 """
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.detectors.postprocess import suppress, take_top, xywh_to_xyxy
+from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms, top_k_boxes
 from kd_vision.runtime.preprocessing import Preprocessing
 from kd_vision.runtime.session import OnnxOutput
 
-Layout = Literal[
-    "dense_xywh", "end_to_end", "nms", "torchvision", "yolox", "detr", "detr_rows", "detr_sigmoid", "detr_softmax"
+OutputFormat = Literal[
+    "dense_cxcywh", "end_to_end", "nms", "torchvision", "yolox", "detr", "detr_rows", "detr_sigmoid", "detr_softmax"
 ]
 
 _ROW = 6
@@ -27,7 +27,7 @@ _SLACK = 0.01  # of a score: quantised files overshoot a little
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DecodeContext:
     """What a decoder has to know beside the values.
 
     Attributes:
@@ -42,35 +42,35 @@ class Question:
     options: PredictOptions
 
 
-Fit = Callable[[Sequence[OnnxOutput], int], tuple[int, ...]]
-Decode = Callable[[Sequence[Tensor], Question], Detections]
+MatchOutputs = Callable[[Sequence[OnnxOutput], int], tuple[int, ...]]
+Decode = Callable[[Sequence[Tensor], DecodeContext], Detections]
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutEntry:
+class OutputFormatEntry:
     """A layout.
 
     Attributes:
         meaning: for people.
-        fit: from the outputs and K to the positions of those that `decode` wants, in its order; raises
+        match_outputs: from the outputs and K to the positions of those that `decode` wants, in its order; raises
             ValueError where they do not fit.
         decode: from the values of one image to its boxes in input pixels; raises ValueError where they cannot be.
         needs_nms: overlapping boxes of one object come out.
         preprocessing: what such files want; None: they differ, so it has to be said.
-        at_once: most images per call; None: any number.
+        max_batch: most images per call; None: any number.
         multiple: of which height and width must be, for a file that does not say it.
     """
 
     meaning: str
-    fit: Fit
+    match_outputs: MatchOutputs
     decode: Decode
     needs_nms: bool = False
     preprocessing: Preprocessing | None = Preprocessing()
-    at_once: int | None = None
+    max_batch: int | None = None
     multiple: int = 32
 
 
-def _one_output(axis: int, beside: int | None, meaning: str) -> Fit:
+def _one_output(axis: int, beside: int | None, meaning: str) -> MatchOutputs:
     """A single output of rank 3 with `beside` + K values a box on `axis`; None: a row of six."""
 
     def fit(outputs: Sequence[OnnxOutput], classes: int) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ def _one_output(axis: int, beside: int | None, meaning: str) -> Fit:
     return fit
 
 
-def _two_outputs(extra: int) -> Fit:
+def _two_outputs(extra: int) -> MatchOutputs:
     """Logits (B, A, K + extra) and boxes (B, A, 4), in any order."""
 
     def fit(outputs: Sequence[OnnxOutput], classes: int) -> tuple[int, ...]:
@@ -123,23 +123,23 @@ def _may_be(side: int | str | None, wanted: int) -> bool:
     return side == wanted or not isinstance(side, int)
 
 
-def _dense_xywh(values: Sequence[Tensor], question: Question) -> Detections:
+def _dense_cxcywh(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     rows = values[0]
-    return suppress(xywh_to_xyxy(rows[:4].T), _probabilities(rows[4:]).T, question.options)
+    return nms(cxcywh_to_xyxy(rows[:4].T), _probabilities(rows[4:]).T, question.options)
 
 
-def _rows(values: Sequence[Tensor], question: Question) -> Detections:
+def _rows(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     rows = values[0]
     scores = _probabilities(rows[:, 4])
-    return take_top(rows[:, :4], scores, _labels(rows[:, 5].round().long(), scores, 0, question), question.options)
+    return top_k_boxes(rows[:, :4], scores, _labels(rows[:, 5].round().long(), scores, 0, question), question.options)
 
 
-def _torchvision(values: Sequence[Tensor], question: Question) -> Detections:
+def _torchvision(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     boxes, scores, labels = values
-    return take_top(boxes, _probabilities(scores), _labels(labels.long(), scores, 1, question), question.options)
+    return top_k_boxes(boxes, _probabilities(scores), _labels(labels.long(), scores, 1, question), question.options)
 
 
-def _yolox(values: Sequence[Tensor], question: Question) -> Detections:
+def _yolox(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     rows = values[0]
     points, strides = [], []
     for stride in _YOLOX_STRIDES:
@@ -154,40 +154,40 @@ def _yolox(values: Sequence[Tensor], question: Question) -> Detections:
         raise ValueError(f"the output has {len(rows)} rows, but {text} make {len(corner)}")
     centre_size = torch.cat(((rows[:, :2] + corner) * scale, rows[:, 2:4].exp() * scale), dim=1)
     scores = _probabilities(rows[:, 4:5]) * _probabilities(rows[:, 5:])
-    return suppress(xywh_to_xyxy(centre_size), scores, question.options)
+    return nms(cxcywh_to_xyxy(centre_size), scores, question.options)
 
 
-def _detr(values: Sequence[Tensor], question: Question) -> Detections:
+def _detr(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     return _queries(values[0][:, :4], _probabilities(values[0][:, 4:]), question)
 
 
-def _detr_sigmoid(values: Sequence[Tensor], question: Question) -> Detections:
+def _detr_sigmoid(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     return _queries(values[1], values[0].sigmoid(), question)
 
 
-def _detr_softmax(values: Sequence[Tensor], question: Question) -> Detections:
+def _detr_softmax(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     probs = values[0].softmax(dim=-1)[:, :-1]
     scores, labels = probs.max(dim=-1)
-    return take_top(_in_pixels(values[1], question), scores, labels, question.options, probs)
+    return top_k_boxes(_in_pixels(values[1], question), scores, labels, question.options, probs)
 
 
-def _detr_rows(values: Sequence[Tensor], question: Question) -> Detections:
+def _detr_rows(values: Sequence[Tensor], question: DecodeContext) -> Detections:
     rows = values[0]
     scores = _probabilities(rows[:, 4])
     labels = _labels(rows[:, 5].round().long(), scores, 0, question)
-    return take_top(_in_pixels(rows[:, :4], question), scores, labels, question.options)
+    return top_k_boxes(_in_pixels(rows[:, :4], question), scores, labels, question.options)
 
 
-def _queries(boxes: Tensor, probs: Tensor, question: Question) -> Detections:
+def _queries(boxes: Tensor, probs: Tensor, question: DecodeContext) -> Detections:
     """A query may answer for several classes, as DETR's sigmoid descendants are evaluated."""
     query, label = (probs > question.options.score_threshold).nonzero(as_tuple=True)
     corners = _in_pixels(boxes, question)
-    return take_top(corners[query], probs[query, label], label, question.options, probs[query])
+    return top_k_boxes(corners[query], probs[query, label], label, question.options, probs[query])
 
 
-def _in_pixels(boxes: Tensor, question: Question) -> Tensor:
+def _in_pixels(boxes: Tensor, question: DecodeContext) -> Tensor:
     size = boxes.new_tensor([question.width, question.height])
-    return xywh_to_xyxy(boxes * torch.cat((size, size)))
+    return cxcywh_to_xyxy(boxes * torch.cat((size, size)))
 
 
 def _probabilities(values: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def _probabilities(values: Tensor) -> Tensor:
     return values.clamp(0.0, 1.0)  # a quantised file may miss by a little
 
 
-def _labels(labels: Tensor, scores: Tensor, first: int, question: Question) -> Tensor:
+def _labels(labels: Tensor, scores: Tensor, first: int, question: DecodeContext) -> Tensor:
     """Count labels from 0; the file counts from `first`. Rows without a score only fill the table."""
     wrong = labels[((labels < first) | (labels >= first + question.classes)) & (scores > 0)]
     if len(wrong):
@@ -209,54 +209,54 @@ def found(outputs: Sequence[OnnxOutput]) -> str:
     return ", ".join(map(str, outputs))
 
 
-LAYOUTS: Mapping[str, LayoutEntry] = {
-    "dense_xywh": LayoutEntry(
+OUTPUT_FORMATS: Mapping[str, OutputFormatEntry] = {
+    "dense_cxcywh": OutputFormatEntry(
         "(B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores",
         _one_output(1, 4, ""),
-        _dense_xywh,
+        _dense_cxcywh,
         needs_nms=True,
     ),
-    "end_to_end": LayoutEntry(
+    "end_to_end": OutputFormatEntry(
         "(B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed",
         _one_output(2, None, "x1 y1 x2 y2 score label"),
         _rows,
     ),
-    "nms": LayoutEntry(
+    "nms": OutputFormatEntry(
         "(B, boxes, 6): the same rows after NMS in the graph, padded with zeros",
         _one_output(2, None, "x1 y1 x2 y2 score label"),
         _rows,
     ),
-    "torchvision": LayoutEntry(
+    "torchvision": OutputFormatEntry(
         "boxes (boxes, 4) x1 y1 x2 y2, labels (boxes) from 1, scores (boxes) of one image",
         _torchvision_outputs,
         _torchvision,
-        at_once=1,
+        max_batch=1,
         multiple=1,  # it resizes for itself
     ),
-    "yolox": LayoutEntry(
+    "yolox": OutputFormatEntry(
         "(B, points, 5 + classes): undecoded offsets and log sizes in strides, objectness, scores; wants BGR 0 to 255",
         _one_output(2, 5, ""),
         _yolox,
         needs_nms=True,
         preprocessing=Preprocessing("bgr", "byte"),
     ),
-    "detr": LayoutEntry(
+    "detr": OutputFormatEntry(
         "(B, queries, 4 + classes): centre x, centre y, width, height from 0 to 1, then scores",
         _one_output(2, 4, ""),
         _detr,
     ),
-    "detr_rows": LayoutEntry(
+    "detr_rows": OutputFormatEntry(
         "(B, queries, 6): centre x, centre y, width, height from 0 to 1, score, label",
         _one_output(2, None, "centre x, centre y, width, height, score, label"),
         _detr_rows,
     ),
-    "detr_sigmoid": LayoutEntry(
+    "detr_sigmoid": OutputFormatEntry(
         "logits (B, queries, classes) and boxes (B, queries, 4) as in 'detr'",
         _two_outputs(0),
         _detr_sigmoid,
         preprocessing=None,
     ),
-    "detr_softmax": LayoutEntry(
+    "detr_softmax": OutputFormatEntry(
         "the same with a last logit for 'no object'",
         _two_outputs(1),
         _detr_softmax,

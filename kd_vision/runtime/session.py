@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from kd_vision.core.errors import RequestError, first_line
-from kd_vision.runtime.metadata import said_size
+from kd_vision.runtime.metadata import recorded_size
 
 _INPUT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -33,7 +33,7 @@ class OnnxInput:
         channels: 1, 3 or 4.
         size: height and width in pixels; None: any size.
         dtype: of the values.
-        bare: the input has no batch axis, (C, H, W).
+        no_batch_axis: the input has no batch axis, (C, H, W).
     """
 
     name: str
@@ -41,7 +41,7 @@ class OnnxInput:
     channels: int
     size: int | None
     dtype: type[np.floating[Any]]
-    bare: bool = False
+    no_batch_axis: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,12 @@ class OnnxGraph:
             OnnxOutput(each.name, tuple(each.shape), "int" in each.type) for each in self._session.get_outputs()
         )
 
-    def run(self, images: npt.NDArray[Any], at_once: int | None = None) -> list[list[npt.NDArray[Any]]]:
+    def run(self, images: npt.NDArray[Any], max_batch: int | None = None) -> list[list[npt.NDArray[Any]]]:
         """Run the graph.
 
         Args:
             images: (B, C, H, W) as the file wants them; any B: a fixed batch is filled up with zeros.
-            at_once: most images per call; None: as many as the file takes.
+            max_batch: most images per call; None: as many as the file takes.
 
         Returns:
             For each image its part of every output, without the batch axis (where the output has one: a call
@@ -97,7 +97,7 @@ class OnnxGraph:
             RequestError: onnxruntime cannot run it on images of this size.
         """
         images = np.ascontiguousarray(images, dtype=self.input.dtype)
-        size = self.input.batch or at_once or max(len(images), 1)
+        size = self.input.batch or max_batch or max(len(images), 1)
         found: list[list[npt.NDArray[Any]]] = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
@@ -110,10 +110,12 @@ class OnnxGraph:
 
     def _run(self, shown: npt.NDArray[Any]) -> list[Any]:
         try:
-            answers: list[Any] = self._session.run(None, {self.input.name: shown[0] if self.input.bare else shown})
+            answers: list[Any] = self._session.run(
+                None, {self.input.name: shown[0] if self.input.no_batch_axis else shown}
+            )
         except Exception as error:
             height, width = shown.shape[-2:]
-            size = said_size(self.metadata) or "the side it was exported for"
+            size = recorded_size(self.metadata) or "the side it was exported for"
             raise RequestError(
                 f"{self.path}: onnxruntime cannot run it on images of {height}x{width} ({first_line(error)}); give "
                 f"image_size: {size}"
@@ -149,8 +151,8 @@ def _plain_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _read_input(session: onnxruntime.InferenceSession, path: Path) -> OnnxInput:
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
-    bare = len(shape) == 3
-    shape = [1, *shape] if bare else shape
+    no_batch_axis = len(shape) == 3
+    shape = [1, *shape] if no_batch_axis else shape
     if len(shape) != 4 or shape[1] not in (1, 3, 4):
         found = ", ".join(f"{each.name} {each.shape}" for each in inputs)
         raise RequestError(f"{path}: expected one image input (batch, channels, height, width), found {found}")
@@ -161,4 +163,4 @@ def _read_input(session: onnxruntime.InferenceSession, path: Path) -> OnnxInput:
     if size is not None and height != width:
         raise RequestError(f"{path}: takes images of {height}x{width} pixels; only square inputs are supported")
     fixed_batch = batch if isinstance(batch, int) else None
-    return OnnxInput(inputs[0].name, fixed_batch, channels, size, _INPUT_DTYPES[inputs[0].type], bare)
+    return OnnxInput(inputs[0].name, fixed_batch, channels, size, _INPUT_DTYPES[inputs[0].type], no_batch_axis)

@@ -18,9 +18,9 @@ from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.base import Detector, PixelPredictor
-from kd_vision.teachers.base import PixelSource, fixed_size, settle, settle_view
+from kd_vision.teachers.base import BlackBoxDetector, fixed_size, move_to, resolve_input_size
 from kd_vision.teachers.fusion import fuse
-from kd_vision.teachers.tiling import Seen, Window, cut_out, filled, put_together, windows
+from kd_vision.teachers.tiling import TileDetections, Window, cut_out, filled, merge_tiles, windows
 
 
 class TilesConfig(StrictModel):
@@ -58,7 +58,7 @@ class TtaConfig(StrictModel):
         return scales
 
 
-class Tiled(PixelSource):
+class Tiled(BlackBoxDetector):
     """Detects on overlapping square tiles and puts the boxes together.
 
     Args:
@@ -93,21 +93,21 @@ class Tiled(PixelSource):
 
     def to(self, device: torch.device | str) -> Tiled:
         """Move the source."""
-        settle(self.source, device)
+        move_to(self.source, device)
         return self
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `PixelPredictor.detect`."""
         height, width = images.shape[-2:]
-        seen: list[list[Seen]] = [[] for _ in images]
+        seen: list[list[TileDetections]] = [[] for _ in images]
         for window in windows(height, width, self.tile, self.overlap):
             for image, found in enumerate(self.source.detect(cut_out(images, window, self.tile), options)):
-                seen[image].append(Seen.through(window, found, height, width))
+                seen[image].append(TileDetections.through(window, found, height, width))
         several = len(seen[0]) > 1 if seen else False
         if self.whole and several:
             for image, found in enumerate(self._shrunk(images, options)):
-                seen[image].append(Seen(found, np.zeros(len(found), np.bool_), Window(0, 0, width, height)))
-        return [put_together(each, options) for each in seen]
+                seen[image].append(TileDetections(found, np.zeros(len(found), np.bool_), Window(0, 0, width, height)))
+        return [merge_tiles(each, options) for each in seen]
 
     def _shrunk(self, images: Tensor, options: PredictOptions) -> list[Detections]:
         height, width = images.shape[-2:]
@@ -118,7 +118,7 @@ class Tiled(PixelSource):
         return [_mapped(found, factor, factor, height, width) for found in self.source.detect(small, options)]
 
 
-class Augmented(PixelSource):
+class Augmented(BlackBoxDetector):
     """Looks at an image several times, mirrored and resized, and fuses what it found.
 
     Args:
@@ -156,19 +156,19 @@ class Augmented(PixelSource):
             )
         return cls(source, config.flip, config.scales, config.iou)
 
-    def settle_view(self, given: int | None) -> int | None:
-        """See `PixelSource.settle_view`."""
-        return settle_view(self.source, given)
+    def resolve_input_size(self, given: int | None) -> int | None:
+        """See `BlackBoxDetector.resolve_input_size`."""
+        return resolve_input_size(self.source, given)
 
     def to(self, device: torch.device | str) -> Augmented:
         """Move the source."""
-        settle(self.source, device)
+        move_to(self.source, device)
         return self
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `PixelPredictor.detect`."""
         looks = [self._look(images, scale, mirrored, options) for scale in self.scales for mirrored in self._mirrored]
-        return [limited(fuse(found, self.iou), options) for found in zip(*looks, strict=True)]
+        return [top_k_detections(fuse(found, self.iou), options) for found in zip(*looks, strict=True)]
 
     @property
     def _mirrored(self) -> tuple[bool, ...]:
@@ -187,7 +187,7 @@ class Augmented(PixelSource):
         return [_mapped(one, width / sides[1], height / sides[0], height, width) for one in found]
 
 
-def limited(found: Detections, options: PredictOptions) -> Detections:
+def top_k_detections(found: Detections, options: PredictOptions) -> Detections:
     """Keep what counts, best first."""
     kept = found.take(found.scores > options.score_threshold)
     return kept.take(np.arange(min(len(kept), options.max_detections)))

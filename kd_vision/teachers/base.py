@@ -18,7 +18,7 @@ from kd_vision.detectors.base import Detector, PixelPredictor
 from kd_vision.detectors.postprocess import to_original
 
 
-class PixelSource(ABC):
+class BlackBoxDetector(ABC):
     """A `PixelPredictor` that says how it detects; the rest follows.
 
     Attributes:
@@ -38,7 +38,7 @@ class PixelSource(ABC):
         found = self.detect(replace(batch, teacher_images=None).as_float().images, options)
         return [to_original(one, letterbox) for one, letterbox in zip(found, batch.letterboxes, strict=True)]
 
-    def settle_view(self, given: int | None) -> int | None:
+    def resolve_input_size(self, given: int | None) -> int | None:
         """Return the side of the view that the source needs where nobody names one; None: that of any image will do.
 
         Args:
@@ -47,22 +47,22 @@ class PixelSource(ABC):
         """
         return self.fixed_size
 
-    def to(self, device: torch.device | str) -> PixelSource:
+    def to(self, device: torch.device | str) -> BlackBoxDetector:
         """Move what can be moved; a file run by another library stays where it is."""
         return self
 
 
-def settle(source: Detector | PixelPredictor, device: torch.device | str) -> None:
+def move_to(source: Detector | PixelPredictor, device: torch.device | str) -> None:
     """Move a source, and what it is made of, to a device."""
-    if isinstance(source, (Detector, PixelSource)):
+    if isinstance(source, (Detector, BlackBoxDetector)):
         source.to(device)
 
 
-def settle_view(source: Detector | PixelPredictor, given: int | None) -> int | None:
-    """See `PixelSource.settle_view`; a detector needs none."""
-    return source.settle_view(given) if isinstance(source, PixelSource) else None
+def resolve_input_size(source: Detector | PixelPredictor, given: int | None) -> int | None:
+    """See `BlackBoxDetector.resolve_input_size`; a detector needs none."""
+    return source.resolve_input_size(given) if isinstance(source, BlackBoxDetector) else None
 
 
 def fixed_size(source: Detector | PixelPredictor) -> int | None:
     """Height and width that a source insists on; None: it takes others."""
-    return source.fixed_size if isinstance(source, PixelSource) else None
+    return source.fixed_size if isinstance(source, BlackBoxDetector) else None

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from kd_vision.core.errors import RequestError, suggest
-from kd_vision.core.label_map import build_label_map, with_words
+from kd_vision.core.label_map import build_label_map, stringify_keys
 from kd_vision.core.validation import StrictModel, problems
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
 from kd_vision.detectors.base import Detector, PixelPredictor, freeze
 from kd_vision.teachers.augmented import Augmented, Tiled, TilesConfig, TtaConfig
-from kd_vision.teachers.base import fixed_size, settle_view
+from kd_vision.teachers.base import fixed_size, resolve_input_size
 from kd_vision.teachers.frozen import FrozenTeacher
 
 ENSEMBLE = "ensemble"
@@ -50,10 +50,10 @@ class TeacherOptions(StrictModel):
     @field_validator("labels", mode="before")
     @classmethod
     def _words(cls, labels: Any) -> Any:
-        return with_words(labels)
+        return stringify_keys(labels)
 
 
-def parse_source(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
+def parse_teacher(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
     """Read one source.
 
     Args:
@@ -77,9 +77,10 @@ def parse_source(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
     model: type[BaseModel] = getattr(family_module(family, where), entry.config)
     asked = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
     own = {str(key): value for key, value in content.items() if key not in asked}
+    readable = {*model.model_fields, *getattr(model, "renamed_keys", {})}
     possible = (*model.model_fields, *TeacherOptions.model_fields)
-    found = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in own if key not in model.model_fields]
-    config = _read(model, {key: value for key, value in own.items() if key in model.model_fields}, where, found)
+    found = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in own if key not in readable]
+    config = _read(model, {key: value for key, value in own.items() if key in readable}, where, found)
     options = _read(TeacherOptions, asked, where, found)
     if family == ENSEMBLE:
         found += _wrong_members(own.get("members"), where)
@@ -108,7 +109,7 @@ def _wrong_members(members: Any, where: str) -> list[str]:
 
 
 def parse_member(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
-    """Read one member of an ensemble; see `parse_source`.
+    """Read one member of an ensemble; see `parse_teacher`.
 
     Raises:
         RequestError: as there, or its family cannot be asked about an image beside others.
@@ -116,10 +117,10 @@ def parse_member(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
     family = str(content.get("family", DEFAULT_FAMILY)) if isinstance(content, Mapping) else ""
     if family in _ALONE:
         raise RequestError(f"{where}.family: '{family}' cannot be a member of an ensemble: {_ALONE[family]}")
-    return parse_source(content, where)
+    return parse_teacher(content, where)
 
 
-def build_source(
+def build_teacher(
     config: BaseModel,
     options: TeacherOptions,
     student_classes: tuple[str, ...] | None,
@@ -152,7 +153,7 @@ def build_source(
     source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
     if isinstance(source, Detector):
         freeze(source)
-        source.settle_for_inference()
+        source.fuse()
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
@@ -160,15 +161,15 @@ def build_source(
     cut = options.image_size or given
     if cut is not None:
         refuse_idle_tiles(options, cut, where, fixed_size(source))
-    view = options.image_size or _settled_view(shown, given, where)
+    view = options.image_size or _input_size(shown, given, where)
     if view is not None:
         shown.spec.refuse_wrong_size(view, f"{where}.image_size")
     return FrozenTeacher(shown, labels, view)
 
 
-def _settled_view(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
+def _input_size(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
     try:
-        return settle_view(shown, given) or given
+        return resolve_input_size(shown, given) or given
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
 
@@ -212,7 +213,7 @@ def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, wher
     if options.tiles is not None:
         shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
     if options.tta is not None:
-        has_sizes = settle_view(source, None) is not None and fixed_size(source) is None
+        has_sizes = resolve_input_size(source, None) is not None and fixed_size(source) is None
         if has_sizes and set(options.tta.scales) != {1.0}:
             raise RequestError(
                 f"{where}.tta.scales: members of the ensemble look at sizes of their own, to which every look would "

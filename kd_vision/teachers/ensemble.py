@@ -17,13 +17,13 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from kd_vision.core.batch import to_channels
-from kd_vision.core.errors import RequestError, few, suggest
+from kd_vision.core.errors import RequestError, quote_some, suggest
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
-from kd_vision.teachers.augmented import limited
-from kd_vision.teachers.base import PixelSource
-from kd_vision.teachers.build import build_source, parse_member
+from kd_vision.teachers.augmented import top_k_detections
+from kd_vision.teachers.base import BlackBoxDetector
+from kd_vision.teachers.build import build_teacher, parse_member
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.fusion import fuse
 
@@ -61,7 +61,7 @@ class EnsembleConfig(StrictModel):
         return weights
 
 
-class Ensemble(PixelSource):
+class Ensemble(BlackBoxDetector):
     """Asks every member, at its own image size, and fuses what they say of each image.
 
     Args:
@@ -87,19 +87,21 @@ class Ensemble(PixelSource):
         for position, member in enumerate(members):
             if member.spec.classes != classes:
                 raise RequestError(
-                    f"ensemble: member {position} answers in {few(member.spec.classes)}, member 0 in "
-                    f"{few(classes)}; map them to the same classes with labels"
+                    f"ensemble: member {position} answers in {quote_some(member.spec.classes)}, member 0 in "
+                    f"{quote_some(classes)}; map them to the same classes with labels"
                 )
         self.members = tuple(members)
         self.weights = weights
         self.iou = iou
         self.min_score = min_score
-        heard = np.array([[name not in member.spec.silent for name in classes] for member in members], np.float64)
-        self.class_weights = heard if class_weights is None else heard * np.asarray(class_weights, np.float64)
+        known_mask = np.array(
+            [[name not in member.spec.missing_classes for name in classes] for member in members], np.float64
+        )
+        self.class_weights = known_mask if class_weights is None else known_mask * np.asarray(class_weights, np.float64)
         self.spec = _spec(self.members)
 
-    def settle_view(self, given: int | None) -> int | None:
-        """Return the side of the largest view that a member names; see `PixelSource.settle_view`.
+    def resolve_input_size(self, given: int | None) -> int | None:
+        """Return the side of the largest view that a member names; see `BlackBoxDetector.resolve_input_size`.
 
         Raises:
             RequestError: the members that name no size cannot take `given`.
@@ -131,7 +133,7 @@ class Ensemble(PixelSource):
         asked = replace(options, score_threshold=self.min_score)
         said = [member.detect(to_channels(images, member.spec.input_channels), asked) for member in self.members]
         return [
-            limited(fuse(found, self.iou, self.weights, self.class_weights), options)
+            top_k_detections(fuse(found, self.iou, self.weights, self.class_weights), options)
             for found in zip(*said, strict=True)
         ]
 
@@ -153,7 +155,7 @@ def build(config: EnsembleConfig, classes: tuple[str, ...] | None, where: str) -
         key = f"{where}.members.{position}"
         source, options = parse_member(content, key)
         wanted = members[0].spec.classes if classes is None and members else classes
-        members.append(build_source(source, options, wanted, key))
+        members.append(build_teacher(source, options, wanted, key))
         names.append(options.name)
     words = members[0].spec.classes
     wrong = _wrong_names(config, names, words, where)
@@ -205,5 +207,5 @@ def _spec(members: Sequence[FrozenTeacher]) -> DetectorSpec:
         size_multiple=math.lcm(*shown_as_given),
         end_to_end=True,
         parameters=sum(spec.parameters for spec in specs),
-        silent=frozenset.intersection(*(spec.silent for spec in specs)),
+        missing_classes=frozenset.intersection(*(spec.missing_classes for spec in specs)),
     )

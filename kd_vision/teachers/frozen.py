@@ -16,21 +16,21 @@ from torch.nn import functional
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import (
-    Channel,
     Detections,
     DetectorOutput,
-    Grade,
     GridPredictions,
     PredictOptions,
-    Regions,
-    to_soft_targets,
+    RefineRegions,
+    RoIPredictions,
+    Signal,
+    collate_pseudo_labels,
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, PixelPredictor, freeze
-from kd_vision.detectors.postprocess import as_soft_boxes, merge_overlaps, visible
-from kd_vision.teachers.base import settle
+from kd_vision.detectors.postprocess import classwise_nms, drop_outside, to_pseudo_labels
+from kd_vision.teachers.base import move_to
 
-TEACHING = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
+DEFAULT_TEACHER_POSTPROCESS = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
 """What counts as said: below, a box is rather a guess, and costs the student time."""
 
 
@@ -52,7 +52,7 @@ class FrozenTeacher:
         source: Detector | PixelPredictor,
         labels: LabelMap | None = None,
         image_size: int | None = None,
-        options: PredictOptions = TEACHING,
+        options: PredictOptions = DEFAULT_TEACHER_POSTPROCESS,
     ) -> None:
         self.source = source
         self.labels = None if labels is None or labels.is_identity else labels
@@ -68,7 +68,7 @@ class FrozenTeacher:
         if self.labels is None:
             return own
         ignored = frozenset(self.labels.teacher[position] for position in self.labels.ignored)
-        return replace(own, classes=self.labels.student, silent=self.labels.silent, ignored=ignored)
+        return replace(own, classes=self.labels.student, missing_classes=self.labels.missing_classes, ignored=ignored)
 
     def follow(self, source: Detector) -> None:
         """Answer by another detector of the same kind from now on (the student's moving average)."""
@@ -76,7 +76,7 @@ class FrozenTeacher:
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Move the teacher; a file that another library runs stays where it is."""
-        settle(self.source, device)
+        move_to(self.source, device)
         return self
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
@@ -92,23 +92,23 @@ class FrozenTeacher:
         return [replace(one, boxes_xyxy=one.boxes_xyxy * factor) for one in found]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, channels: frozenset[Channel], frame: int | None = None) -> DetectorOutput:
+    def __call__(self, images: Tensor, signals: frozenset[Signal], frame: int | None = None) -> DetectorOutput:
         """Say what is asked for.
 
         Args:
             images: (B, C, H, W) in [0, 1], square.
-            channels: nothing else is computed.
+            signals: nothing else is computed.
             frame: side of the square whose pixels the answers are in; None: that of `images`.
         """
         frame = frame or int(images.shape[-1])
         images = self._shown(images)
         side = int(images.shape[-1])
         if isinstance(self.source, Detector):
-            output: DetectorOutput = self.source(images, channels=channels)
-            decide = output.decide
+            output: DetectorOutput = self.source(images, signals=signals)
+            postprocess = output.postprocess
         else:
-            output, decide = DetectorOutput(), lambda options: self.source.detect(images, options)
-        return self._translated(output, decide, channels, images, frame / side)
+            output, postprocess = DetectorOutput(), lambda options: self.source.detect(images, options)
+        return self._translated(output, postprocess, signals, images, frame / side)
 
     def _shown(self, images: Tensor) -> Tensor:
         """Return the images at the side that the source is shown."""
@@ -120,25 +120,25 @@ class FrozenTeacher:
     def _translated(
         self,
         output: DetectorOutput,
-        decide: Callable[[PredictOptions], list[Detections]] | None,
-        channels: frozenset[Channel],
+        postprocess: Callable[[PredictOptions], list[Detections]] | None,
+        signals: frozenset[Signal],
         images: Tensor,
         factor: float,
     ) -> DetectorOutput:
         soft = None
-        if "detections" in channels and decide is not None:
+        if "detections" in signals and postprocess is not None:
             height, width = images.shape[-2:]
-            seen = [visible(one, height, width) for one in decide(self.options)]
-            found = [as_soft_boxes(one, self.labels, self.options.nms_iou) for one in seen]
-            soft = to_soft_targets(found, len(self.spec.classes)).to(images.device).scaled(factor)
+            seen = [drop_outside(one, height, width) for one in postprocess(self.options)]
+            found = [to_pseudo_labels(one, self.labels, self.options.nms_iou) for one in seen]
+            soft = collate_pseudo_labels(found, len(self.spec.classes)).to(images.device).scaled(factor)
         return replace(
             output,
             grids={branch: self._grid(grid, factor) for branch, grid in output.grids.items()},
-            soft=soft,
-            grade=None if output.grade is None else self._grade(output.grade, factor),
-            decide=None,
-            answer=None,
-            rows=None,
+            pseudo_labels=soft,
+            refine_regions=None if output.refine_regions is None else self._grade(output.refine_regions, factor),
+            postprocess=None,
+            assign=None,
+            raw_predictions=None,
         )
 
     def _mapped(self, found: Detections, options: PredictOptions) -> Detections:
@@ -146,7 +146,7 @@ class FrozenTeacher:
         if self.labels is None:
             return found
         mapped = self.labels.detections(found)
-        return merge_overlaps(mapped, options.nms_iou) if self.labels.merges else mapped
+        return classwise_nms(mapped, options.nms_iou) if self.labels.merges else mapped
 
     def _grid(self, grid: GridPredictions, factor: float) -> GridPredictions:
         logits = grid.logits if self.labels is None else self.labels.logits(grid.logits)
@@ -156,13 +156,13 @@ class FrozenTeacher:
             logits, grid.boxes_xyxy * factor, grid.points_xy * factor, grid.strides * factor, grid.box_bins
         )
 
-    def _grade(self, grade: Grade, factor: float) -> Grade:
+    def _grade(self, grade: RefineRegions, factor: float) -> RefineRegions:
         labels = self.labels
 
         @torch.no_grad()
-        def graded(boxes_xyxy: Tensor) -> Regions:
+        def graded(boxes_xyxy: Tensor) -> RoIPredictions:
             found = grade(boxes_xyxy / factor)
             probs = found.class_probs if labels is None else labels.probabilities(found.class_probs)
-            return Regions(probs, found.boxes_xyxy * factor)
+            return RoIPredictions(probs, found.boxes_xyxy * factor)
 
         return graded

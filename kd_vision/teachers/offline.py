@@ -10,11 +10,11 @@ from typing import Protocol
 
 import numpy as np
 
-from kd_vision.core.errors import RequestError, shortened
+from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.detectors.postprocess import as_soft_boxes
+from kd_vision.detectors.postprocess import to_pseudo_labels
 
 _MERGE_IOU = 0.6
 
@@ -28,7 +28,7 @@ class Knowledge(Protocol):
         ...
 
     @property
-    def silent(self) -> tuple[str, ...]:
+    def missing_classes(self) -> tuple[str, ...]:
         """Those of `classes` that nobody asked ever learned: that they are not seen says nothing."""
         ...
 
@@ -50,7 +50,7 @@ class JsonKnowledge:
         path: of the file, for messages.
     """
 
-    silent: tuple[str, ...] = ()
+    missing_classes: tuple[str, ...] = ()
 
     def __init__(self, found: Mapping[int, Detections], data: DetectionData, path: Path) -> None:
         # By path: images of another source may have the same ids.
@@ -75,7 +75,7 @@ class OwnLabels:
         classes: of the data.
     """
 
-    silent: tuple[str, ...] = ()
+    missing_classes: tuple[str, ...] = ()
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = classes
@@ -110,8 +110,8 @@ def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = 
         answers = list(threads.map(lambda record: _asked(knowledge, record), data.images))
     lost = [answer for answer in answers if isinstance(answer, str)]
     if lost:
-        raise RequestError(*shortened(lost))
-    found = [as_soft_boxes(answer, labels, _MERGE_IOU) for answer in answers if isinstance(answer, Detections)]
+        raise RequestError(*truncate(lost))
+    found = [to_pseudo_labels(answer, labels, _MERGE_IOU) for answer in answers if isinstance(answer, Detections)]
     pairs = zip(data.images, found, strict=True)
     return replace(data, images=tuple(replace(image, knowledge=one) for image, one in pairs))
 

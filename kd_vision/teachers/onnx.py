@@ -6,7 +6,7 @@ Shapes: B images, C channels, H W input pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -26,36 +26,37 @@ from kd_vision.detectors.postprocess import to_original
 from kd_vision.runtime.class_names import COCO80, COCO91, SHORT_WORDS
 from kd_vision.runtime.metadata import (
     KEY_CLASSES,
-    KEY_LAYOUT,
+    KEY_OUTPUT_FORMAT,
     KEY_PARITY,
     KEY_PREPROCESSING,
     KEY_TRAINING_RUN,
     KEY_VERSION,
-    said_classes,
-    said_layout,
-    said_preprocessing,
-    said_size,
-    said_stride,
+    RENAMED_FORMATS,
+    recorded_classes,
+    recorded_output_format,
+    recorded_preprocessing,
+    recorded_size,
+    recorded_stride,
 )
-from kd_vision.runtime.output_formats import LAYOUTS, Layout, Question, found
+from kd_vision.runtime.output_formats import OUTPUT_FORMATS, DecodeContext, OutputFormat, found
 from kd_vision.runtime.preprocessing import ChannelOrder, Preprocessing, ValueRange
 from kd_vision.runtime.session import OnnxGraph, OnnxInput, OnnxOutput, open_session
-from kd_vision.teachers.base import PixelSource
+from kd_vision.teachers.base import BlackBoxDetector
 
 __all__ = [
     "COCO80",
     "COCO91",
     "KEY_CLASSES",
-    "KEY_LAYOUT",
+    "KEY_OUTPUT_FORMAT",
     "KEY_PARITY",
     "KEY_PREPROCESSING",
     "KEY_TRAINING_RUN",
     "KEY_VERSION",
-    "LAYOUTS",
-    "Layout",
+    "OUTPUT_FORMATS",
     "OnnxConfig",
     "OnnxInput",
     "OnnxPredictor",
+    "OutputFormat",
     "build",
     "open_session",
 ]
@@ -66,7 +67,7 @@ class OnnxConfig(StrictModel):
 
     Attributes:
         weights: the file.
-        layout: what its outputs mean, a name of `LAYOUTS`.
+        output_format: what its outputs mean, a name of `OUTPUT_FORMATS`.
         classes: names in label order, or a short word: `coco80`, or `coco91` for files that answer with
             COCO's category ids.
         channel_order: `rgb` or `bgr`; None: what the layout's files want.
@@ -78,7 +79,7 @@ class OnnxConfig(StrictModel):
 
     family: Literal["onnx"] = "onnx"
     weights: Path
-    layout: Layout | None = None
+    output_format: OutputFormat | None = None
     classes: tuple[str, ...] | Literal["coco80", "coco91"] | None = None
     channel_order: ChannelOrder | None = None
     value_range: ValueRange | None = None
@@ -86,7 +87,13 @@ class OnnxConfig(StrictModel):
     std: tuple[float, ...] | None = None
     threads: int = 0
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"threads"})
+    renamed_keys: ClassVar[Mapping[str, str]] = {"layout": "output_format"}
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    @field_validator("output_format", mode="before")
+    @classmethod
+    def _renamed(cls, given: Any) -> Any:
+        return RENAMED_FORMATS.get(given, given) if isinstance(given, str) else given
 
     @field_validator("std")
     @classmethod
@@ -102,7 +109,7 @@ class OnnxConfig(StrictModel):
         return {key: value for key, value in declared.items() if value is not None}
 
 
-class OnnxPredictor(PixelSource):
+class OnnxPredictor(BlackBoxDetector):
     """Final boxes from an ONNX file, on the CPU provider of onnxruntime.
 
     Boxes pass through the same post-processing as those of a torch detector, so that figures are
@@ -112,7 +119,7 @@ class OnnxPredictor(PixelSource):
     Args:
         path: the file.
         classes: names in label order (or a short word, see `OnnxConfig`), for a file that does not say them.
-        layout: what the output means, for a file that does not say it.
+        output_format: what the output means, for a file that does not say it.
         threads: of onnxruntime within one operator; 0: its own choice.
         preprocessing: what is declared of it, in the words of `Preprocessing`.
 
@@ -124,7 +131,7 @@ class OnnxPredictor(PixelSource):
         self,
         path: Path,
         classes: Sequence[str] | str | None = None,
-        layout: Layout | None = None,
+        output_format: OutputFormat | None = None,
         threads: int = 0,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
@@ -133,15 +140,15 @@ class OnnxPredictor(PixelSource):
         self.metadata = self._graph.metadata
         self.input = self._graph.input
         outputs = self._graph.outputs
-        said = said_classes(self.metadata, path)
-        names = _spelled_out(classes, layout, path) or said
-        self.layout: Layout = _find_layout(self._graph, names, layout)
+        said = recorded_classes(self.metadata, path)
+        names = _spelled_out(classes, output_format, path) or said
+        self.output_format: OutputFormat = _find_output_format(self._graph, names, output_format)
         if names is None:
             raise RequestError(f"{path}: the file does not name its classes; declare them, in label order")
-        self._order = _fit(self.layout, outputs, names, path)
-        self.preprocessing = _find_preprocessing(self._graph, self.layout, preprocessing or {})
+        self._order = _fit(self.output_format, outputs, names, path)
+        self.preprocessing = _find_preprocessing(self._graph, self.output_format, preprocessing or {})
         self.fixed_size = self.input.size
-        multiple = said_stride(self.metadata) or LAYOUTS[self.layout].multiple
+        multiple = recorded_stride(self.metadata) or OUTPUT_FORMATS[self.output_format].multiple
         self.spec = DetectorSpec(
             family="onnx",
             name=path.stem,
@@ -151,13 +158,13 @@ class OnnxPredictor(PixelSource):
             provides=frozenset({"detections"}),
             input_channels=self.input.channels,
             size_multiple=math.gcd(multiple, self.input.size or 0),  # the only size it takes fits it
-            end_to_end=not LAYOUTS[self.layout].needs_nms,
+            end_to_end=not OUTPUT_FORMATS[self.output_format].needs_nms,
         )
 
     @property
     def image_size(self) -> int | None:
         """Height and width the file wants; None where it takes any size and recommends none."""
-        return self.input.size or said_size(self.metadata)
+        return self.input.size or recorded_size(self.metadata)
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `PixelPredictor.detect`.
@@ -184,11 +191,11 @@ class OnnxPredictor(PixelSource):
         Returns:
             For each image the raw outputs in the file's order, without the batch axis.
         """
-        return self._graph.run(self.preprocessing.apply(images), LAYOUTS[self.layout].at_once)
+        return self._graph.run(self.preprocessing.apply(images), OUTPUT_FORMATS[self.output_format].max_batch)
 
     def _found(self, images: Tensor, options: PredictOptions, names: Sequence[str]) -> list[Detections]:
         self._check_images(images.shape)
-        question = Question(len(self.spec.classes), int(images.shape[2]), int(images.shape[3]), options)
+        question = DecodeContext(len(self.spec.classes), int(images.shape[2]), int(images.shape[3]), options)
         answers = self.run(images.detach().cpu().float().numpy())
         return [self._decode(outputs, question, name) for outputs, name in zip(answers, names, strict=True)]
 
@@ -205,17 +212,19 @@ class OnnxPredictor(PixelSource):
         if problems:
             raise RequestError(*problems)
 
-    def _decode(self, outputs: Sequence[npt.NDArray[Any]], question: Question, name: str) -> Detections:
+    def _decode(self, outputs: Sequence[npt.NDArray[Any]], question: DecodeContext, name: str) -> Detections:
         """Turn the outputs for one image into boxes in input pixels."""
         values = [torch.from_numpy(outputs[position]) for position in self._order]
         if any(bool(value.isnan().any()) for value in values):
             raise RequestError(f"{self.path}: the output for {name} holds NaN; the file is broken, export it again")
         try:
-            answer = LAYOUTS[self.layout].decode(values, question)
+            answer = OUTPUT_FORMATS[self.output_format].decode(values, question)
         except ValueError as error:
-            raise RequestError(f"{self.path}: {name}: {error}; is its layout really '{self.layout}'?") from None
+            raise RequestError(f"{self.path}: {name}: {error}; is its layout really '{self.output_format}'?") from None
         if not np.isfinite(answer.boxes_xyxy).all():
-            raise RequestError(f"{self.path}: {name}: boxes are not finite; is its layout really '{self.layout}'?")
+            raise RequestError(
+                f"{self.path}: {name}: boxes are not finite; is its layout really '{self.output_format}'?"
+            )
         return answer
 
 
@@ -231,7 +240,9 @@ def build(config: OnnxConfig, classes: tuple[str, ...] | None, where: str) -> On
         RequestError: see `OnnxPredictor`; its classes are others.
     """
     try:
-        predictor = OnnxPredictor(config.weights, config.classes, config.layout, config.threads, config.preprocessing)
+        predictor = OnnxPredictor(
+            config.weights, config.classes, config.output_format, config.threads, config.preprocessing
+        )
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
     if classes is not None and predictor.spec.classes != classes:
@@ -239,12 +250,14 @@ def build(config: OnnxConfig, classes: tuple[str, ...] | None, where: str) -> On
     return predictor
 
 
-def _spelled_out(classes: Sequence[str] | str | None, layout: Layout | None, path: Path) -> tuple[str, ...] | None:
+def _spelled_out(
+    classes: Sequence[str] | str | None, output_format: OutputFormat | None, path: Path
+) -> tuple[str, ...] | None:
     if classes is None or not isinstance(classes, str):
         return None if classes is None else tuple(classes)
     if classes not in SHORT_WORDS:
         raise RequestError(f"{path}: classes: '{classes}' is no list and no short word{suggest(classes, SHORT_WORDS)}")
-    if layout != "torchvision":
+    if output_format != "torchvision":
         return SHORT_WORDS[classes]
     if classes == "coco80":
         raise RequestError(
@@ -254,36 +267,40 @@ def _spelled_out(classes: Sequence[str] | str | None, layout: Layout | None, pat
     return SHORT_WORDS[classes][1:]  # 0 is the background
 
 
-def _find_layout(graph: OnnxGraph, classes: tuple[str, ...] | None, declared: Layout | None) -> Layout:
+def _find_output_format(
+    graph: OnnxGraph, classes: tuple[str, ...] | None, declared: OutputFormat | None
+) -> OutputFormat:
     """What the file says counts; what the user declares counts only where the file says nothing."""
     path, outputs = graph.path, graph.outputs
     count = None if classes is None else len(classes)
-    said = said_layout(graph.metadata, outputs[0].shape, count, path)
-    if said is not None and said not in get_args(Layout):
-        raise RequestError(f"{path}: layout '{said}' is unknown{suggest(said, get_args(Layout))}")
+    said = recorded_output_format(graph.metadata, outputs[0].shape, count, path)
+    if said is not None and said not in get_args(OutputFormat):
+        raise RequestError(f"{path}: layout '{said}' is unknown{suggest(said, get_args(OutputFormat))}")
     if said is not None and declared is not None and declared != said:
         raise RequestError(f"{path}: declared as '{declared}', but the file says '{said}'; leave the layout out")
     if said is not None or declared is not None:
-        return cast(Layout, said or declared)
+        return cast(OutputFormat, said or declared)
     if count is not None and len(outputs) == 1 and len(outputs[0].shape) == 3 and outputs[0].shape[1] == 4 + count:
-        return "dense_xywh"
-    known = "; ".join(f"{name} {entry.meaning}" for name, entry in LAYOUTS.items())
+        return "dense_cxcywh"
+    known = "; ".join(f"{name} {entry.meaning}" for name, entry in OUTPUT_FORMATS.items())
     raise RequestError(
         f"{path}: output layout not recognised: found {found(outputs)}, and no metadata says more; "
         f"declare one of the supported layouts: {known}"
     )
 
 
-def _fit(layout: Layout, outputs: Sequence[OnnxOutput], classes: tuple[str, ...], path: Path) -> tuple[int, ...]:
+def _fit(
+    output_format: OutputFormat, outputs: Sequence[OnnxOutput], classes: tuple[str, ...], path: Path
+) -> tuple[int, ...]:
     try:
-        return LAYOUTS[layout].fit(outputs, len(classes))
+        return OUTPUT_FORMATS[output_format].match_outputs(outputs, len(classes))
     except ValueError as error:
-        raise RequestError(f"{path}: layout '{layout}' {error}") from None
+        raise RequestError(f"{path}: layout '{output_format}' {error}") from None
 
 
-def _find_preprocessing(graph: OnnxGraph, layout: Layout, declared: dict[str, Any]) -> Preprocessing:
+def _find_preprocessing(graph: OnnxGraph, output_format: OutputFormat, declared: dict[str, Any]) -> Preprocessing:
     """What the file says, then what is declared, then what the layout's files want."""
-    said = said_preprocessing(graph.metadata, graph.path)
+    said = recorded_preprocessing(graph.metadata, graph.path)
     wrong = [
         f"{graph.path}: {key} declared as {declared[key]}, but the file says {said[key]}; leave it out"
         for key in declared
@@ -297,11 +314,11 @@ def _find_preprocessing(graph: OnnxGraph, layout: Layout, declared: dict[str, An
             wrong.append(
                 f"{graph.path}: {key} has {len(found[key])} numbers, the file takes {graph.input.channels} channels"
             )
-    usual = LAYOUTS[layout].preprocessing
+    usual = OUTPUT_FORMATS[output_format].preprocessing
     if usual is None and "mean" not in found and not said:
         wrong.append(
-            f"{graph.path}: files of layout '{layout}' differ in how images are normalised; declare mean and std, e.g. "
-            f"[0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] (DETR), or [0, 0, 0] and [1, 1, 1] (RT-DETR)"
+            f"{graph.path}: files of layout '{output_format}' differ in how images are normalised; declare mean and "
+            f"std, e.g. [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] (DETR), or [0, 0, 0] and [1, 1, 1] (RT-DETR)"
         )
     if wrong:
         raise RequestError(*wrong)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.detectors.postprocess import groups, merge_overlaps
+from kd_vision.detectors.postprocess import classwise_nms, nms_groups
 
 GRAY = 114 / 255
 """What fills a tile beyond the image, as in the letterbox."""
@@ -70,7 +70,7 @@ def filled(images: Tensor, height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TileDetections:
     """What one look found, in pixels of the whole image.
 
     Attributes:
@@ -84,7 +84,7 @@ class Seen:
     window: Window
 
     @staticmethod
-    def through(window: Window, found: Detections, height: int, width: int) -> Seen:
+    def through(window: Window, found: Detections, height: int, width: int) -> TileDetections:
         """Put boxes in pixels of a tile back, and see which are cut by a border that is not the image's."""
         offset = np.array([window.left, window.top] * 2, np.float32)
         boxes = found.boxes_xyxy + offset
@@ -95,10 +95,10 @@ class Seen:
         cut |= (window.bottom < height) & (boxes[:, 3] >= window.bottom - near)
         boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
         inside = _areas(boxes) > 0
-        return Seen(replace(found, boxes_xyxy=boxes).take(inside), cut[inside], window)
+        return TileDetections(replace(found, boxes_xyxy=boxes).take(inside), cut[inside], window)
 
 
-def put_together(seen: Sequence[Seen], options: PredictOptions) -> Detections:
+def merge_tiles(seen: Sequence[TileDetections], options: PredictOptions) -> Detections:
     """Make one answer of what several looks at an image found.
 
     A cut box goes where another look saw the object whole; cut boxes that agree where their looks overlap become
@@ -113,18 +113,18 @@ def put_together(seen: Sequence[Seen], options: PredictOptions) -> Detections:
         return found
     cut = np.concatenate([each.cut for each in seen])
     look = np.repeat(np.arange(len(seen)), [len(each.found) for each in seen])
-    keep = ~_seen_whole(found, cut)
+    keep = ~_truncated_duplicates(found, cut)
     found, cut, look = found.take(keep), cut[keep], look[keep]
     frames = np.array([[w.left, w.top, w.right, w.bottom] for w in (each.window for each in seen)], np.float32)
-    found = _mended(found, np.flatnonzero(cut), frames, look)
-    merged = merge_overlaps(found.take(np.argsort(-found.scores, kind="stable")), options.nms_iou)
+    found = _join_truncated(found, np.flatnonzero(cut), frames, look)
+    merged = classwise_nms(found.take(np.argsort(-found.scores, kind="stable")), options.nms_iou)
     return merged.take(np.arange(min(len(merged), options.max_detections)))
 
 
-def _seen_whole(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _truncated_duplicates(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return (M,) bool: a cut box that lies within a whole one of its class that is about as sure."""
     result = np.zeros(len(found), np.bool_)
-    group = groups(found)
+    group = nms_groups(found)
     for label in np.unique(group[cut]):
         of_class = group == label
         parts, wholes = np.flatnonzero(of_class & cut), np.flatnonzero(of_class & ~cut)
@@ -138,7 +138,7 @@ def _seen_whole(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np
     return result
 
 
-def _mended(
+def _join_truncated(
     found: Detections,
     parts: npt.NDArray[np.int64],
     frames: npt.NDArray[np.float32],
@@ -152,7 +152,7 @@ def _mended(
         frames: (looks, 4) what each look saw.
         look: (M,) whose box it is.
     """
-    boxes, labels, scores, look = found.boxes_xyxy[parts], groups(found)[parts], found.scores[parts], look[parts]
+    boxes, labels, scores, look = found.boxes_xyxy[parts], nms_groups(found)[parts], found.scores[parts], look[parts]
     # For every two parts the band that both looks see, and the first part within it.
     low = np.maximum(frames[look][:, None, :2], frames[look][None, :, :2])
     high = np.minimum(frames[look][:, None, 2:], frames[look][None, :, 2:])

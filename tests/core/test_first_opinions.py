@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kd_vision.core.predictions import Detections, first_opinions, to_soft_targets
+from kd_vision.core.predictions import Detections, collate_pseudo_labels, keep_top_class
 
 PROBS = np.float32([[0.5, 0.4], [0.5, 0.4], [0.2, 0.6], [0.3, 0.3], [0.3, 0.3]])
 
@@ -19,13 +19,13 @@ def found(ignore: list[bool] | None = None, probs: bool = True) -> Detections:
 
 
 def test_the_second_opinion_on_a_box_goes() -> None:
-    kept = first_opinions(found())
+    kept = keep_top_class(found())
     assert kept.labels.tolist() == [0, 1, 0, 1]
     np.testing.assert_allclose(kept.scores, [0.5, 0.6, 0.3, 0.3])
-    assert to_soft_targets([kept], 2).labels.tolist()[:2] == [0, 1]
+    assert collate_pseudo_labels([kept], 2).labels.tolist()[:2] == [0, 1]
 
 
 def test_places_to_be_ignored_and_boxes_without_probabilities_stay() -> None:
-    assert len(first_opinions(found([False, True, False, False, False]))) == 5
-    assert len(first_opinions(found(probs=False))) == 5
-    assert len(first_opinions(Detections.empty())) == 0
+    assert len(keep_top_class(found([False, True, False, False, False]))) == 5
+    assert len(keep_top_class(found(probs=False))) == 5
+    assert len(keep_top_class(Detections.empty())) == 0

@@ -19,7 +19,7 @@ def test_equal_names_need_no_word_and_the_rest_has_its_own() -> None:
     found = build_label_map(TEACHER, STUDENT, GIVEN, "teacher.labels")
     assert found.sources == ((1, 3), (4,), (2,), ())
     assert found.ignored == {0}
-    assert found.silent == {"tram"}
+    assert found.missing_classes == {"tram"}
     assert found.merges
     assert not found.is_identity
 

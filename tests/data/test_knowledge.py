@@ -83,10 +83,10 @@ def test_unlabelled_images_bring_what_was_said_of_them(both: tuple[DetectionData
         assert len(of_free) > 0
     # Where the unlabelled images are the labelled ones, their boxes are what the truth would have been.
     named = stream(taught(free), None).batch_at(0)
-    silent = stream(without_labels(taught(free)), None).batch_at(0)
-    assert silent.knowledge is not None
-    torch.testing.assert_close(silent.knowledge.boxes_xyxy, named.targets.boxes_xyxy, rtol=0, atol=0)
-    assert len(silent.targets) == 0
+    missing_classes = stream(without_labels(taught(free)), None).batch_at(0)
+    assert missing_classes.knowledge is not None
+    torch.testing.assert_close(missing_classes.knowledge.boxes_xyxy, named.targets.boxes_xyxy, rtol=0, atol=0)
+    assert len(missing_classes.targets) == 0
 
 
 def test_every_box_keeps_its_own_score_probabilities_and_mark(make_data: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kd_vision.core.predictions import PredictOptions
-from kd_vision.detectors.dense import grade_by_rows, padded
+from kd_vision.detectors.dense import padded, refine_by_rows
 from kd_vision.detectors.ultralytics import UltralyticsConfig, build
 
 
@@ -26,7 +26,7 @@ def test_a_box_is_judged_by_overlap_to_the_sixth_times_the_root_of_the_score(
 ) -> None:
     own = torch.tensor([[[0.0, 0.0, 9.0, 10.0], [0.0, 0.0, width, 10.0]]])
     probs = torch.tensor([[[scores[0], 0.01], [0.02, scores[1]]]])
-    found = grade_by_rows(own, probs, torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]))
+    found = refine_by_rows(own, probs, torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]))
     assert torch.equal(found.class_probs[0, 0], probs[0, best])
     assert torch.equal(found.boxes_xyxy[0, 0], own[0, best])
 
@@ -34,7 +34,7 @@ def test_a_box_is_judged_by_overlap_to_the_sixth_times_the_root_of_the_score(
 def test_a_box_that_meets_no_row_is_of_no_class_and_stays_as_it_is() -> None:
     own, probs = torch.tensor([[[0.0, 0.0, 9.0, 10.0]]]), torch.tensor([[[0.8, 0.1]]])
     far = torch.tensor([[[50.0, 50.0, 60.0, 60.0]]])
-    found = grade_by_rows(own, probs, far)
+    found = refine_by_rows(own, probs, far)
     assert found.class_probs.tolist() == [[[0.0, 0.0]]]
     assert torch.equal(found.boxes_xyxy, far)
 
@@ -52,8 +52,8 @@ def test_a_detector_settled_for_inference_says_the_same(awake_file: Callable[[st
         detector = build(UltralyticsConfig(weights=awake_file(name)), None, "teacher").eval()
         images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         before = detector.detect(images, PredictOptions(max_detections=20))
-        detector.settle_for_inference()
+        detector.fuse()
         for one, other in zip(before, detector.detect(images, PredictOptions(max_detections=20)), strict=True):
             np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
         assert not [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        assert len(detector(images, channels=frozenset({"grid"})).grids) == (2 if name == "yolo26n" else 1)
+        assert len(detector(images, signals=frozenset({"grid"})).grids) == (2 if name == "yolo26n" else 1)

@@ -15,13 +15,13 @@ import torch
 from ultralytics.nn import tasks
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
+from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import BACKGROUND, Channels
+from kd_vision.core.predictions import UNMATCHED, Signals
 from kd_vision.core.validation import validate
 from kd_vision.detectors import FAMILIES, family_module
 from kd_vision.detectors.base import Detector, PredictOptions
-from kd_vision.detectors.postprocess import xywh_to_xyxy
+from kd_vision.detectors.postprocess import cxcywh_to_xyxy
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build, known_models
 from kd_vision.losses.soft_boxes import SoftBoxes, SoftBoxesConfig
 
@@ -48,7 +48,7 @@ def targets() -> Targets:
 def test_spec_and_channels_agree(name: str) -> None:
     detector = make(name).eval()
     with torch.no_grad():
-        output = detector(images(), channels=ALL)
+        output = detector(images(), signals=ALL)
     spec = detector.spec
     assert {k: v.shape[1] for k, v in output.features.items()} == dict(spec.level_channels)
     assert {k: 64 // v.shape[2] for k, v in output.features.items()} == dict(spec.level_strides)
@@ -67,10 +67,10 @@ def test_the_grid_is_what_the_family_itself_decodes(name: str) -> None:
     detector = make(name).eval()
     detector.spec.end_to_end and setattr(detector.head, "_end2end", False)
     with torch.no_grad():
-        grid = detector(images(), channels=ALL).grids["one_to_many"]
+        grid = detector(images(), signals=ALL).grids["one_to_many"]
         detector.head.training = False
         raw, _ = detector.net(images())
-    torch.testing.assert_close(xywh_to_xyxy(raw[:, :4].permute(0, 2, 1)), grid.boxes_xyxy, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(cxcywh_to_xyxy(raw[:, :4].permute(0, 2, 1)), grid.boxes_xyxy, atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(raw[:, 4:].permute(0, 2, 1), grid.logits.sigmoid())
 
 
@@ -133,23 +133,23 @@ def test_the_channel_of_detections_is_prediction_in_input_pixels(name: str) -> N
     none = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
     same = (Letterbox(64, 64, 1.0, 1.0, 0, 0),) * 2
     batch = ImageBatch(images(), none, torch.ones(2, dtype=torch.bool), (1, 2), same)
-    said = detector(batch.images, channels=frozenset({"detections"})).decide(PredictOptions())
+    said = detector(batch.images, signals=frozenset({"detections"})).postprocess(PredictOptions())
     for one, other in zip(said, detector.predict(batch)):
         assert len(one) > 0
         np.testing.assert_array_equal(one.scores, other.scores)
         np.testing.assert_allclose(np.clip(one.boxes_xyxy, 0, 64), other.boxes_xyxy, atol=1e-4)
 
 
-def crowd() -> SoftTargets:
+def crowd() -> PseudoLabels:
     """Boxes of one sure class each, of images out of order, two of them on one spot; none on the second image."""
     boxes = [[20.0, 8.0, 60.0, 50.0], [4.0, 6.0, 30.0, 40.0], [2.0, 2.0, 5.0, 5.0], [20.0, 8.0, 60.0, 50.0]]
     boxes += [[-6.0, 30.0, 20.0, 70.0], [16.0, 16.0, 48.0, 48.0]]
     index, labels = torch.tensor([2, 0, 2, 0, 0, 2]), torch.tensor([2, 0, 1, 1, 2, 0])
     probs = torch.nn.functional.one_hot(labels, len(CLASSES)).float()
-    return SoftTargets(index, torch.tensor(boxes), probs, torch.ones(6), torch.zeros(6, dtype=torch.bool))
+    return PseudoLabels(index, torch.tensor(boxes), probs, torch.ones(6), torch.zeros(6, dtype=torch.bool))
 
 
-def family_assignments(detector: UltralyticsDetector, shown: torch.Tensor, handed: SoftTargets) -> list[tuple]:
+def family_assignments(detector: UltralyticsDetector, shown: torch.Tensor, pseudo_labels: PseudoLabels) -> list[tuple]:
     """What the assigners of the family's own loss say of hard truth: (scores, foreground, slot) by branch."""
     criterion = (E2ELoss if detector.spec.end_to_end else v8DetectionLoss)(detector.net)
     losses = [criterion.one2many, criterion.one2one] if detector.spec.end_to_end else [criterion]
@@ -157,25 +157,25 @@ def family_assignments(detector: UltralyticsDetector, shown: torch.Tensor, hande
     for loss in losses:
         real = loss.assigner
         loss.assigner = lambda *given, real=real: said.append(real(*given)) or said[-1]
-    order = handed.image_index.argsort(stable=True)
-    low, high = handed.boxes_xyxy[order, :2] / 64, handed.boxes_xyxy[order, 2:] / 64
+    order = pseudo_labels.image_index.argsort(stable=True)
+    low, high = pseudo_labels.boxes_xyxy[order, :2] / 64, pseudo_labels.boxes_xyxy[order, 2:] / 64
     batch = {
-        "batch_idx": handed.image_index[order].float(),
-        "cls": handed.labels[order].float()[:, None],
+        "batch_idx": pseudo_labels.image_index[order].float(),
+        "cls": pseudo_labels.labels[order].float()[:, None],
         "bboxes": torch.cat(((low + high) / 2, high - low), dim=1),
     }
     criterion(detector.net(shown), batch)
     return [each[2:] for each in said]
 
 
-def throng(seed: int) -> SoftTargets:
+def throng(seed: int) -> PseudoLabels:
     """So many boxes that most points lie in several, from slivers to the whole of three images of 64 x 64."""
     random = torch.Generator().manual_seed(seed)
     index, labels = torch.randint(3, (40,), generator=random), torch.randint(len(CLASSES), (40,), generator=random)
     corner, sides = torch.rand(40, 2, generator=random) * 60, torch.rand(40, 2, generator=random) ** 2 * 64 + 1
     probs = torch.nn.functional.one_hot(labels, len(CLASSES)).float()
     boxes = torch.cat((corner, (corner + sides).clamp(max=64.0)), dim=1)
-    return SoftTargets(index, boxes, probs, torch.ones(40), torch.zeros(40, dtype=torch.bool))
+    return PseudoLabels(index, boxes, probs, torch.ones(40), torch.zeros(40, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
@@ -183,17 +183,17 @@ def throng(seed: int) -> SoftTargets:
 def test_a_throng_is_paired_as_the_familys_assigner_pairs_it(name: str, seed: int) -> None:
     detector = make(name).eval()
     shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-    handed = throng(seed)
+    pseudo_labels = throng(seed)
     with torch.no_grad():
-        stages = detector(shown, channels=frozenset({"detections"})).answer(handed)
-        expected = family_assignments(detector, shown, handed)
-    own = [(handed.image_index == image).nonzero()[:, 0] for image in range(3)]
+        stages = detector(shown, signals=frozenset({"detections"})).assign(pseudo_labels)
+        expected = family_assignments(detector, shown, pseudo_labels)
+    own = [(pseudo_labels.image_index == image).nonzero()[:, 0] for image in range(3)]
     for stage, (scores, foreground, slot) in zip(stages, expected, strict=True):
         wanted = torch.stack([boxes[place.long()] for boxes, place in zip(own, slot, strict=True)])
-        assert torch.equal(stage.index >= 0, foreground)
+        assert torch.equal(stage.matched_idx >= 0, foreground)
         counts = stage.quality > 0  # the family gives points that meet none of their boxes to any, for nothing
         assert counts.sum() > 20
-        assert torch.equal(stage.index[counts], wanted[counts])
+        assert torch.equal(stage.matched_idx[counts], wanted[counts])
         torch.testing.assert_close(stage.quality, scores.amax(dim=-1).to(stage.quality.dtype))
 
 
@@ -202,22 +202,22 @@ def test_answers_for_hard_truth_are_the_targets_of_the_familys_own_loss(name: st
     detector = make(name).eval()
     detector.set_progress(0.4)
     shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    handed = crowd()
+    pseudo_labels = crowd()
     with torch.no_grad():
-        stages = detector(shown, channels=frozenset({"detections"})).answer(handed)
-        expected = family_assignments(detector, shown, handed)
+        stages = detector(shown, signals=frozenset({"detections"})).assign(pseudo_labels)
+        expected = family_assignments(detector, shown, pseudo_labels)
     both = detector.spec.end_to_end
     assert [stage.stage for stage in stages] == (["one_to_many", "one_to_one"] if both else ["one_to_many"])
     assert sum(stage.weight for stage in stages) == pytest.approx(1.0)
     assert stages[0].weight == pytest.approx(0.52 if both else 1.0)
     of_image = [[1, 3, 4], [], [0, 2, 5]]
     for stage, (scores, foreground, slot) in zip(stages, expected, strict=True):
-        wanted = torch.full_like(stage.index, BACKGROUND)
+        wanted = torch.full_like(stage.matched_idx, UNMATCHED)
         for image, point in foreground.nonzero().tolist():
             wanted[image, point] = of_image[image][int(slot[image, point])]
-        assert torch.equal(stage.index, wanted)
-        assert set(wanted.unique().tolist()) >= {BACKGROUND, 0, 1, 2, 4, 5}
-        target = stage.quality[..., None] * handed.class_probs[stage.index.clamp(min=0)]
+        assert torch.equal(stage.matched_idx, wanted)
+        assert set(wanted.unique().tolist()) >= {UNMATCHED, 0, 1, 2, 4, 5}
+        target = stage.quality[..., None] * pseudo_labels.class_probs[stage.matched_idx.clamp(min=0)]
         torch.testing.assert_close(target, scores.to(target.dtype))
         assert float(stage.quality.max()) > 0
 
@@ -225,31 +225,31 @@ def test_answers_for_hard_truth_are_the_targets_of_the_familys_own_loss(name: st
 def test_a_one_to_one_branch_answers_for_a_box_once() -> None:
     detector = make("yolo26n").eval()
     shown = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    many, one = detector(shown, channels=frozenset({"detections"})).answer(crowd())
-    assert int((one.index >= 0).sum()) <= 6 < int((many.index >= 0).sum())
+    many, one = detector(shown, signals=frozenset({"detections"})).assign(crowd())
+    assert int((one.matched_idx >= 0).sum()) <= 6 < int((many.matched_idx >= 0).sum())
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
 def test_nothing_handed_in_is_background_everywhere(name: str) -> None:
     nobody = crowd().take(torch.zeros(6, dtype=torch.bool))
-    for stage in make(name).train()(images(), channels=frozenset({"detections"})).answer(nobody):
-        assert (stage.index == BACKGROUND).all()
+    for stage in make(name).train()(images(), signals=frozenset({"detections"})).assign(nobody):
+        assert (stage.matched_idx == UNMATCHED).all()
         assert float(stage.quality.abs().sum()) == 0
 
 
 def test_mixed_precision_does_not_round_decoded_boxes() -> None:
     detector = make("yolov8n").eval()
     with torch.autocast("cpu", torch.bfloat16):
-        output = detector(images(), channels=frozenset({"grid", "regions"}))
+        output = detector(images(), signals=frozenset({"grid", "regions"}))
     grid = output.grids["one_to_many"]
     distances = grid.box_bins.softmax(-1) @ torch.arange(16.0) * grid.strides[:, None]
     expected = torch.cat((grid.points_xy - distances[..., :2], grid.points_xy + distances[..., 2:]), dim=-1)
     torch.testing.assert_close(grid.boxes_xyxy, expected)
-    torch.testing.assert_close(output.rows().boxes_xyxy, expected)
+    torch.testing.assert_close(output.raw_predictions().boxes_xyxy, expected)
 
 
 def test_a_row_is_decoded_alone_as_among_all() -> None:
-    rows = make("yolov8n").train()(images(), channels=frozenset({"regions"})).rows()
+    rows = make("yolov8n").train()(images(), signals=frozenset({"regions"})).raw_predictions()
     assert not rows.boxes_xyxy.requires_grad
     image, row = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 70])
     alone = rows.boxes_at(image, row)
@@ -374,8 +374,8 @@ def test_a_scale_of_a_model_that_has_none_is_unknown(name: str) -> None:
 def test_soft_boxes_teach_background_where_no_row_has_a_box(name: str) -> None:
     """No box that reaches a row: none at all, or one without area."""
     detector = make(name).train()
-    output = detector(images(), channels=frozenset({"detections"}))
-    flat = SoftTargets(
+    output = detector(images(), signals=frozenset({"detections"}))
+    flat = PseudoLabels(
         torch.tensor([0]),
         torch.tensor([[9.0, 9, 9, 30]]),
         torch.tensor([[0.9, 0.0, 0.0]]),
@@ -385,6 +385,6 @@ def test_soft_boxes_teach_background_where_no_row_has_a_box(name: str) -> None:
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     for said in (flat.take(torch.zeros(0, dtype=torch.int64)), flat):
         loss = SoftBoxes(SoftBoxesConfig(), detector.spec, detector.spec)
-        value = loss(output.channels(), Channels(soft=said), nothing)
+        value = loss(output.signals(), Signals(pseudo_labels=said), nothing)
         (gradient,) = torch.autograd.grad(value, detector.head.cv3[0][-1].bias, retain_graph=True)
         assert float(gradient.min()) > 0.0  # every class goes down

@@ -14,10 +14,10 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.models.utils.ops import HungarianMatcher
 
-from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
+from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import BACKGROUND, Detections, PredictOptions
-from kd_vision.detectors.postprocess import xywh_to_xyxy
+from kd_vision.core.predictions import UNMATCHED, Detections, PredictOptions
+from kd_vision.detectors.postprocess import cxcywh_to_xyxy
 from kd_vision.detectors.ultralytics import (
     RtdetrDetector,
     UltralyticsConfig,
@@ -73,10 +73,10 @@ def targets() -> Targets:
     return Targets(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 1]), torch.tensor(boxes))
 
 
-def hard(truth: Targets) -> SoftTargets:
+def hard(truth: Targets) -> PseudoLabels:
     probs = torch.nn.functional.one_hot(truth.labels, len(CLASSES)).float()
     count = len(truth)
-    return SoftTargets(
+    return PseudoLabels(
         truth.image_index, truth.boxes_xyxy, probs, torch.ones(count), torch.zeros(count, dtype=torch.bool)
     )
 
@@ -94,7 +94,7 @@ def family_batch(truth: Targets, count: int = 3) -> dict[str, torch.Tensor]:
 def test_features_are_what_the_decoder_takes() -> None:
     detector = lively().eval()
     with torch.no_grad():
-        output = detector(images(), channels=frozenset({"features", "detections"}))
+        output = detector(images(), signals=frozenset({"features", "detections"}))
         again = detector.head(list(output.features.values()))[0]
         whole = detector.net(images())[0]
     assert {k: v.shape[1] for k, v in output.features.items()} == {"P3": 16, "P4": 24, "P5": 32}
@@ -109,7 +109,12 @@ def test_features_are_what_the_decoder_takes() -> None:
 
 def test_nothing_is_given_that_was_not_asked_for() -> None:
     output = lively().eval()(images())
-    assert (output.decide, output.answer, output.rows, output.grade) == (None, None, None, None)
+    assert (output.postprocess, output.assign, output.raw_predictions, output.refine_regions) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert not output.features
     assert not output.grids
     assert not output.task_losses
@@ -120,15 +125,15 @@ def test_final_boxes_are_those_of_the_family() -> None:
     shown = images().repeat(1, 1, 1, 2)[..., :96]
     with torch.no_grad():
         rows = detector.net(shown)[0]
-        found = detector(shown, channels=BOXES).decide(EVERYTHING)
+        found = detector(shown, signals=BOXES).postprocess(EVERYTHING)
     sides = torch.tensor([96.0, 64.0, 96.0, 64.0])
     for one, expected in zip(found, rows):
         assert len(one) == QUERIES
-        torch.testing.assert_close(torch.from_numpy(one.boxes_xyxy), xywh_to_xyxy(expected[:, :4]) * sides)
+        torch.testing.assert_close(torch.from_numpy(one.boxes_xyxy), cxcywh_to_xyxy(expected[:, :4]) * sides)
         torch.testing.assert_close(torch.from_numpy(one.scores), expected[:, 4])
         assert one.labels.tolist() == expected[:, 5].tolist()
         np.testing.assert_array_equal(one.class_probs[np.arange(QUERIES), one.labels], one.scores)
-    some = detector(shown, channels=BOXES).decide(PredictOptions(score_threshold=0.5, max_detections=7))
+    some = detector(shown, signals=BOXES).postprocess(PredictOptions(score_threshold=0.5, max_detections=7))
     assert [len(one) for one in some] == [min(7, int((rows[i, :, 4] > 0.5).sum())) for i in range(3)]
 
 
@@ -196,25 +201,25 @@ def test_denoising_draws_from_the_global_generator_alone() -> None:
 def test_each_stage_answers_for_hard_truth_as_the_familys_matcher() -> None:
     detector = frozen_norms(lively())
     truth = targets()
-    output = detector(images(), truth, channels=BOXES)
-    stages = output.answer(hard(truth))
+    output = detector(images(), truth, signals=BOXES)
+    stages = output.assign(hard(truth))
     assert [stage.stage for stage in stages] == ["encoder", "layer 0", "layer 1", "layer 2"]
     assert [stage.weight for stage in stages] == [0.25] * 4
     matcher = RTDETRDetectionLoss(nc=len(CLASSES)).matcher
     batch = family_batch(truth)
     for stage in stages:
-        assert stage.rows.logits.shape == (3, QUERIES, 3)  # the denoising queries are not among them
-        boxes = shares_cxcywh(stage.rows.boxes_xyxy.detach(), (64, 64))
-        pairs = matcher(boxes, stage.rows.logits, batch["bboxes"], truth.labels, [1, 2, 0])
-        expected = torch.full((3, QUERIES), BACKGROUND)
+        assert stage.raw_predictions.logits.shape == (3, QUERIES, 3)  # the denoising queries are not among them
+        boxes = shares_cxcywh(stage.raw_predictions.boxes_xyxy.detach(), (64, 64))
+        pairs = matcher(boxes, stage.raw_predictions.logits, batch["bboxes"], truth.labels, [1, 2, 0])
+        expected = torch.full((3, QUERIES), UNMATCHED)
         for image, (query, position) in enumerate(pairs):
             expected[image, query] = position
-        assert torch.equal(stage.index, expected)
-        for image, query in (stage.index != BACKGROUND).nonzero().tolist():
-            given = truth.boxes_xyxy[stage.index[image, query]][None]
-            overlap = box_iou(stage.rows.boxes_xyxy[image, query][None].detach(), given)
+        assert torch.equal(stage.matched_idx, expected)
+        for image, query in (stage.matched_idx != UNMATCHED).nonzero().tolist():
+            given = truth.boxes_xyxy[stage.matched_idx[image, query]][None]
+            overlap = box_iou(stage.raw_predictions.boxes_xyxy[image, query][None].detach(), given)
             assert float(stage.quality[image, query]) == pytest.approx(float(overlap), abs=1e-5)
-        assert float(stage.quality[stage.index == BACKGROUND].abs().sum()) == 0
+        assert float(stage.quality[stage.matched_idx == UNMATCHED].abs().sum()) == 0
 
 
 def test_the_pairing_has_the_least_cost_of_all() -> None:
@@ -222,20 +227,20 @@ def test_the_pairing_has_the_least_cost_of_all() -> None:
     logits = torch.randn(1, 2, 4, 3, generator=generator)
     boxes = torch.rand(1, 2, 4, 4, generator=generator) * 0.4 + 0.2
     wanted = torch.rand(5, 4, generator=generator) * 0.4 + 0.2
-    handed = SoftTargets(
+    pseudo_labels = PseudoLabels(
         torch.tensor([1, 0, 1, 0, 1]),  # out of order
-        xywh_to_xyxy(wanted) * torch.tensor([96.0, 64.0, 96.0, 64.0]),
+        cxcywh_to_xyxy(wanted) * torch.tensor([96.0, 64.0, 96.0, 64.0]),
         torch.rand(5, 3, generator=generator),
         torch.ones(5),
         torch.zeros(5, dtype=torch.bool),
     )
     matcher = HungarianMatcher({"class": 2, "bbox": 5, "giou": 2})
-    index, _ = assign_hungarian(matcher, logits, boxes, handed, (64, 96))
+    index, _ = assign_hungarian(matcher, logits, boxes, pseudo_labels, (64, 96))
 
     def cost(image: int, query: int, box: int) -> float:
-        s, p = logits[0, image, query].sigmoid(), handed.class_probs[box]
+        s, p = logits[0, image, query].sigmoid(), pseudo_labels.class_probs[box]
         saved = p @ (0.25 * (1 - s) ** 2 * -s.log() - 0.75 * s**2 * -(1 - s).log())
-        apart = 1 - generalized_box_iou(xywh_to_xyxy(boxes[0, image, query])[None], xywh_to_xyxy(wanted[box])[None])
+        apart = 1 - generalized_box_iou(cxcywh_to_xyxy(boxes[0, image, query])[None], cxcywh_to_xyxy(wanted[box])[None])
         return float(2 * saved + 5 * (boxes[0, image, query] - wanted[box]).abs().sum() + 2 * apart)
 
     for image, own in enumerate(([1, 3], [0, 2, 4])):
@@ -243,7 +248,7 @@ def test_the_pairing_has_the_least_cost_of_all() -> None:
             permutations(range(4), len(own)),
             key=lambda chosen, image=image, own=own: sum(cost(image, q, b) for q, b in zip(chosen, own)),
         )
-        expected = [BACKGROUND] * 4
+        expected = [UNMATCHED] * 4
         for query, box in zip(best, own):
             expected[query] = box
         assert index[0, image].tolist() == expected
@@ -255,10 +260,10 @@ def test_class_probabilities_decide_between_boxes_on_one_spot() -> None:
     matcher = HungarianMatcher({"class": 2, "bbox": 5, "giou": 2})
     spot = torch.tensor([[40.0, 40.0, 60.0, 60.0]]).repeat(2, 1)
     for probs, expected in (([[0.7, 0.3], [0.2, 0.8]], [0, 1]), ([[0.2, 0.8], [0.7, 0.3]], [1, 0])):
-        handed = SoftTargets(
+        pseudo_labels = PseudoLabels(
             torch.zeros(2, dtype=torch.int64), spot, torch.tensor(probs), torch.ones(2), torch.zeros(2).bool()
         )
-        index, quality = assign_hungarian(matcher, logits, boxes, handed, (100, 100))
+        index, quality = assign_hungarian(matcher, logits, boxes, pseudo_labels, (100, 100))
         assert index[0, 0].tolist() == expected
         assert quality[0, 0].tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
@@ -274,8 +279,8 @@ def test_a_value_that_is_no_number_does_not_stop_the_pairing() -> None:
 def test_nothing_handed_in_is_background_everywhere() -> None:
     detector = lively().train()
     none = hard(Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)))
-    for stage in detector(images(), channels=BOXES).answer(none):
-        assert (stage.index == BACKGROUND).all()
+    for stage in detector(images(), signals=BOXES).assign(none):
+        assert (stage.matched_idx == UNMATCHED).all()
         assert float(stage.quality.sum()) == 0
 
 
@@ -283,46 +288,46 @@ def test_more_boxes_than_queries_leave_some_without_one() -> None:
     detector = lively().train()
     low = torch.rand(70, 2, generator=torch.Generator().manual_seed(0)) * 40
     crowd = Targets(torch.ones(70, dtype=torch.int64), torch.arange(70) % 3, torch.cat((low, low + 20), dim=1))
-    for stage in detector(images(), channels=BOXES).answer(hard(crowd)):
-        assert stage.index[1].unique().numel() == QUERIES
-        assert (stage.index[[0, 2]] == BACKGROUND).all()
-        assert stage.index.max() < 70
+    for stage in detector(images(), signals=BOXES).assign(hard(crowd)):
+        assert stage.matched_idx[1].unique().numel() == QUERIES
+        assert (stage.matched_idx[[0, 2]] == UNMATCHED).all()
+        assert stage.matched_idx.max() < 70
 
 
 def test_in_evaluation_the_last_layer_answers_beside_the_encoder() -> None:
-    output = lively().eval()(images(), channels=frozenset({"detections", "regions"}))
-    stages = output.answer(hard(targets()))
+    output = lively().eval()(images(), signals=frozenset({"detections", "regions"}))
+    stages = output.assign(hard(targets()))
     assert [(stage.stage, stage.weight) for stage in stages] == [("encoder", 0.5), ("layer 2", 0.5)]
-    torch.testing.assert_close(stages[1].rows.boxes_xyxy, output.rows().boxes_xyxy)
+    torch.testing.assert_close(stages[1].raw_predictions.boxes_xyxy, output.raw_predictions().boxes_xyxy)
 
 
 def test_every_stage_teaches_the_neck() -> None:
     detector = lively().train()
-    output = detector(images(), channels=frozenset({"features", "detections"}))
-    for stage in output.answer(hard(targets())):
-        paired = stage.index >= 0
-        value = stage.rows.logits[paired].sum() + stage.rows.boxes_xyxy[paired].sum()
+    output = detector(images(), signals=frozenset({"features", "detections"}))
+    for stage in output.assign(hard(targets())):
+        paired = stage.matched_idx >= 0
+        value = stage.raw_predictions.logits[paired].sum() + stage.raw_predictions.boxes_xyxy[paired].sum()
         gradients = torch.autograd.grad(value, list(output.features.values()), retain_graph=True)
         assert sum(float(g.abs().sum()) for g in gradients) > 0
 
 
 def test_rows_are_the_last_layer_and_sit_where_their_boxes_are() -> None:
     detector = lively().train()
-    output = detector(images(), targets(), channels=frozenset({"detections", "regions"}))
-    last = output.answer(hard(targets()))[-1].rows
-    assert torch.equal(output.rows().logits, last.logits)
-    boxes = output.rows().boxes_xyxy.detach()
-    torch.testing.assert_close(output.rows().centres_xy, (boxes[..., :2] + boxes[..., 2:]) / 2)
-    assert not output.rows().centres_xy.requires_grad
+    output = detector(images(), targets(), signals=frozenset({"detections", "regions"}))
+    last = output.assign(hard(targets()))[-1].raw_predictions
+    assert torch.equal(output.raw_predictions().logits, last.logits)
+    boxes = output.raw_predictions().boxes_xyxy.detach()
+    torch.testing.assert_close(output.raw_predictions().centres_xy, (boxes[..., :2] + boxes[..., 2:]) / 2)
+    assert not output.raw_predictions().centres_xy.requires_grad
 
 
 def test_a_box_is_graded_by_the_query_that_fits_it_best() -> None:
     detector = lively().eval()
     with torch.no_grad():
-        output = detector(images(), channels=frozenset({"regions"}))
-        mine, scores = output.rows().boxes_xyxy, output.rows().logits.sigmoid()
+        output = detector(images(), signals=frozenset({"regions"}))
+        mine, scores = output.raw_predictions().boxes_xyxy, output.raw_predictions().logits.sigmoid()
         asked = torch.stack((mine[:, 3] + 1.0, mine[:, 17] - 1.5, torch.full((3, 4), 500.0) + torch.arange(4)), dim=1)
-        found = output.grade(asked)
+        found = output.refine_regions(asked)
     for image in range(3):
         for number in range(2):
             fit = box_iou(asked[image, number][None], mine[image])[0] ** 6 * scores[image].amax(-1).sqrt()
@@ -336,7 +341,7 @@ def test_a_box_is_graded_by_the_query_that_fits_it_best() -> None:
 def test_as_a_teacher_it_answers_in_the_frame_of_the_student() -> None:
     detector = lively()
     teacher = FrozenTeacher(detector, image_size=64, options=EVERYTHING)
-    soft = teacher(images(), BOXES, frame=128).soft
+    soft = teacher(images(), BOXES, frame=128).pseudo_labels
     wanted = detector.detect(images(), EVERYTHING)
     assert soft.image_index.tolist() == [0] * 50 + [1] * 50 + [2] * 50
     np.testing.assert_allclose(soft.boxes_xyxy[:50].numpy(), wanted[0].boxes_xyxy * 2, rtol=1e-5)
@@ -348,8 +353,8 @@ def test_half_precision_leaves_nothing_behind() -> None:
     shown = images().repeat(1, 1, 1, 2)  # of a size whose anchors are not yet made
     wanted = copy.deepcopy(detector).detect(shown, EVERYTHING)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        output = detector(shown, channels=frozenset({"regions"}))
-    assert output.rows().logits.dtype == output.rows().boxes_xyxy.dtype == torch.float32
+        output = detector(shown, signals=frozenset({"regions"}))
+    assert output.raw_predictions().logits.dtype == output.raw_predictions().boxes_xyxy.dtype == torch.float32
     for one, other in zip(detector.detect(shown, EVERYTHING), wanted):
         np.testing.assert_array_equal(one.boxes_xyxy, other.boxes_xyxy)
 
@@ -425,10 +430,10 @@ def test_the_exported_file_finds_the_same_boxes(batch: int | str, tmp_path: Path
     detector = lively().eval()
     config = OnnxExportConfig(image_size=96, batch=batch)
     made = export_onnx(detector, tmp_path / "s.onnx", config, {})
-    assert made.proof.passed
-    assert made.proof.matched_share == 1.0
-    assert made.proof.reference_boxes > 100
-    assert made.layout == "end_to_end"
+    assert made.parity.passed
+    assert made.parity.matched_share == 1.0
+    assert made.parity.reference_boxes > 100
+    assert made.output_format == "end_to_end"
     count = 1 if batch == 1 else 3
     shown = torch.rand(count, 3, 96, 96, generator=torch.Generator().manual_seed(9))
     none = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
-from kd_vision.export.parity import synthetic_evidence
+from kd_vision.export.parity import synthetic_inputs
 
 SIZE = 96
 CLASSES = ("car", "bus", "truck")
@@ -28,7 +28,7 @@ def make_lively(model: str, channels: int = 3, classes: tuple[str, ...] = CLASSE
     for norm in norms:
         norm.momentum = None  # the plain mean over what it sees
         norm.reset_running_stats()
-    shown = synthetic_evidence(detector.spec, SIZE).batches
+    shown = synthetic_inputs(detector.spec, SIZE).batches
     images = torch.cat([batch.as_float().images for batch in shown])
     with torch.no_grad():
         detector(images)

@@ -22,7 +22,7 @@ from kd_vision.detectors.postprocess import to_original
 from kd_vision.detectors.ultralytics import UltralyticsDetector
 from kd_vision.export import EXPORTERS, exporter_for, load_exporter
 from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx
-from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityProof, synthetic_evidence
+from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityReport, synthetic_inputs
 from kd_vision.pipeline.predict import frame_batch
 from kd_vision.runtime.media import Frame
 from kd_vision.teachers.onnx import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN, OnnxPredictor
@@ -37,18 +37,18 @@ class Case:
     name: str
     model: str
     options: dict[str, Any]
-    layout: str
+    output_format: str
     output: list[int | None]
 
 
 CASES = [
-    Case("v8", "yolov8n", {}, "dense_xywh", [1, 7, 189]),
-    Case("v11-dynamic", "yolo11n", {"batch": "dynamic"}, "dense_xywh", [None, 7, 189]),
-    Case("v12-opset-11", "yolo12n", {"opset": 11}, "dense_xywh", [1, 7, 189]),
+    Case("v8", "yolov8n", {}, "dense_cxcywh", [1, 7, 189]),
+    Case("v11-dynamic", "yolo11n", {"batch": "dynamic"}, "dense_cxcywh", [None, 7, 189]),
+    Case("v12-opset-11", "yolo12n", {"opset": 11}, "dense_cxcywh", [1, 7, 189]),
     Case("v26-dynamic", "yolo26n", {"batch": "dynamic"}, "end_to_end", [None, 189, 6]),
     Case("v8-nms", "yolov8n", {"nms": True, "max_detections": 50}, "nms", [1, 50, 6]),
     Case("v8-nms-dynamic", "yolov8n", {"nms": True, "batch": "dynamic"}, "nms", [None, 300, 6]),
-    Case("v8-batch-3", "yolov8n", {"batch": 3, "opset": 20, "simplify": False}, "dense_xywh", [3, 7, 189]),
+    Case("v8-batch-3", "yolov8n", {"batch": 3, "opset": 20, "simplify": False}, "dense_cxcywh", [3, 7, 189]),
 ]
 
 
@@ -71,7 +71,7 @@ def exported(request: pytest.FixtureRequest, lively: Lively, tmp_path_factory: p
 
 def one_batch() -> ImageBatch:
     """Four images in one batch, other ones than the gate's first."""
-    batches = list(synthetic_evidence(make_spec(), SIZE, images=4).batches)
+    batches = list(synthetic_inputs(make_spec(), SIZE, images=4).batches)
     return ImageBatch(
         images=torch.cat([batch.images for batch in batches]),
         targets=batches[0].targets,
@@ -116,7 +116,7 @@ def test_graph_is_as_asked(exported: Exported) -> None:
     assert model.ir_version <= 10
     operators = {node.op_type for node in model.graph.node}
     assert ("NonMaxSuppression" in operators) == exported.config.nms
-    assert exported.file.layout == exported.case.layout
+    assert exported.file.output_format == exported.case.output_format
 
 
 def test_metadata_says_what_the_file_is(exported: Exported) -> None:
@@ -134,19 +134,19 @@ def test_metadata_says_what_the_file_is(exported: Exported) -> None:
     }
     assert values["names"] == "{0: 'car', 1: 'bus', 2: 'truck'}"
     assert (values["stride"], values["task"], values["channels"]) == ("32", "detect", "3")
-    proof = ParityProof.model_validate_json(values[KEY_PARITY])
-    assert proof == exported.file.proof
-    assert proof.passed
-    assert proof.source == SYNTHETIC_SOURCE
-    assert proof.reference_boxes > 100
+    parity = ParityReport.model_validate_json(values[KEY_PARITY])
+    assert parity == exported.file.parity
+    assert parity.passed
+    assert parity.source == SYNTHETIC_SOURCE
+    assert parity.reference_boxes > 100
 
 
 def test_predictor_reads_the_file(exported: Exported) -> None:
     predictor = OnnxPredictor(exported.file.path)
-    assert predictor.layout == exported.case.layout
+    assert predictor.output_format == exported.case.output_format
     assert predictor.image_size == SIZE
     assert predictor.spec.classes == CLASSES
-    assert predictor.spec.end_to_end == (exported.case.layout != "dense_xywh")
+    assert predictor.spec.end_to_end == (exported.case.output_format != "dense_cxcywh")
 
 
 def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_p
     assert model.names == dict(enumerate(CLASSES))
     batch = frame_batch([Frame(index, "", picture) for index, picture in enumerate(pictures)], SIZE)
     wanted = OnnxPredictor(exported.file.path).predict(batch, PredictOptions(0.3))
-    if exported.case.layout == "dense_xywh":
+    if exported.case.output_format == "dense_cxcywh":
         wanted = best_class_only(exported.file.path, batch)
     counted = 0
     for result, ours in zip(results, wanted):
@@ -210,7 +210,7 @@ def test_ultralytics_agrees_between_student_pt_and_onnx(lively: Lively, tmp_path
 def test_other_channel_counts(channels: int, lively: Lively, tmp_path: Path) -> None:
     detector = lively("yolov8n", channels)
     exported = export_onnx(detector, tmp_path / "a.onnx", OnnxExportConfig(image_size=SIZE), {})
-    assert exported.proof.passed
+    assert exported.parity.passed
     assert OnnxPredictor(exported.path).input.channels == channels
 
 
@@ -236,7 +236,7 @@ class TestEveryExporter:
         detector = lively("yolov8n").train()
         out = tmp_path / f"a{EXPORTERS[name].suffix}"
         exported = exporter.export(detector, out, exporter.config(image_size=SIZE), {})
-        assert exported.proof.passed
+        assert exported.parity.passed
         assert detector.training
         detector.eval()
         assert list(tmp_path.iterdir()) == [out]

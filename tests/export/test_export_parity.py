@@ -12,11 +12,11 @@ from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.detectors.base import PredictOptions
 from kd_vision.export.parity import (
-    ParityEvidence,
+    ParityInputs,
     ParityLimits,
     check_parity,
     match_boxes,
-    synthetic_evidence,
+    synthetic_inputs,
 )
 
 SPEC = DetectorSpec("test", "test", ("a", "b"), {}, {}, frozenset())
@@ -38,7 +38,7 @@ class Says:
         return self.answers
 
 
-def evidence(images: int = 1, data: DetectionData | None = None) -> ParityEvidence:
+def inputs(images: int = 1, data: DetectionData | None = None) -> ParityInputs:
     none = torch.zeros(0, dtype=torch.int64)
     batch = ImageBatch(
         torch.zeros(images, 3, 8, 8),
@@ -47,28 +47,28 @@ def evidence(images: int = 1, data: DetectionData | None = None) -> ParityEviden
         tuple(range(1, images + 1)),
         (Letterbox(100, 100, 1.0, 1.0, 0, 0),) * images,
     )
-    return ParityEvidence([batch], "two drawn pictures", data)
+    return ParityInputs([batch], "two drawn pictures", data)
 
 
 FIRST = found((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
 
 
 def test_same_answers_pass_with_zero_differences() -> None:
-    proof = check_parity(Says(FIRST, FIRST), Says(FIRST, FIRST), evidence(2))
-    assert proof.passed
-    assert (proof.images, proof.reference_boxes, proof.exported_boxes, proof.matched_share) == (2, 4, 4, 1.0)
-    assert (proof.score_max, proof.pixels_max, proof.unmatched_confident) == (0.0, 0.0, 0)
-    assert (proof.ap_reference, proof.source) == (None, "two drawn pictures")
+    parity = check_parity(Says(FIRST, FIRST), Says(FIRST, FIRST), inputs(2))
+    assert parity.passed
+    assert (parity.images, parity.reference_boxes, parity.exported_boxes, parity.matched_share) == (2, 4, 4, 1.0)
+    assert (parity.score_max, parity.pixels_max, parity.unmatched_confident) == (0.0, 0.0, 0)
+    assert (parity.ap_reference, parity.source) == (None, "two drawn pictures")
 
 
 def test_differences_are_measured() -> None:
     other = found((0, 0, 10, 10.5, 0.9, 0), (51, 50, 70, 90, 0.25, 1))
-    proof = check_parity(Says(FIRST), Says(other), evidence())
-    assert not proof.passed
-    assert proof.pixels_max == pytest.approx(1.0)
-    assert proof.pixels_p99 == pytest.approx(0.5 + 0.99 * 0.5)
-    assert proof.score_max == pytest.approx(0.25)
-    assert proof.reasons == (
+    parity = check_parity(Says(FIRST), Says(other), inputs())
+    assert not parity.passed
+    assert parity.pixels_max == pytest.approx(1.0)
+    assert parity.pixels_p99 == pytest.approx(0.5 + 0.99 * 0.5)
+    assert parity.score_max == pytest.approx(0.25)
+    assert parity.reasons == (
         "score difference, 99th percentile: 0.247; at most 0.0005 is allowed",
         "coordinate difference in pixels, 99th percentile: 0.995; at most 0.25 is allowed",
     )
@@ -76,10 +76,10 @@ def test_differences_are_measured() -> None:
 
 def test_another_class_is_another_box() -> None:
     other = found((0, 0, 10, 10, 0.9, 1), (50, 50, 70, 90, 0.5, 1))
-    proof = check_parity(Says(FIRST), Says(other), evidence())
-    assert proof.matched_share == 0.5
-    assert proof.unmatched_confident == 2
-    assert proof.reasons == (
+    parity = check_parity(Says(FIRST), Says(other), inputs())
+    assert parity.matched_share == 0.5
+    assert parity.unmatched_confident == 2
+    assert parity.reasons == (
         "only 0.5000 of the boxes have a partner; at least 0.995 must",
         "2 of 4 boxes with a score of 0.25 or more have no partner",
     )
@@ -87,25 +87,25 @@ def test_another_class_is_another_box() -> None:
 
 def test_box_more_on_the_exported_side_counts() -> None:
     other = found((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1), (20, 20, 30, 30, 0.1, 0))
-    proof = check_parity(Says(FIRST), Says(other), evidence())
-    assert proof.matched_share == pytest.approx(0.8)
-    assert proof.unmatched_confident == 0
-    assert not proof.passed
+    parity = check_parity(Says(FIRST), Says(other), inputs())
+    assert parity.matched_share == pytest.approx(0.8)
+    assert parity.unmatched_confident == 0
+    assert not parity.passed
 
 
 def test_weak_boxes_are_partners_but_not_missed() -> None:
     """A box beside the floor on one side is a partner; far below it, it is nobody's loss."""
     first = found((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00201, 0), (60, 60, 70, 70, 0.001, 1))
     second = found((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00199, 0))
-    proof = check_parity(Says(first), Says(second), evidence())
-    assert proof.passed
-    assert (proof.reference_boxes, proof.exported_boxes) == (2, 1)
+    parity = check_parity(Says(first), Says(second), inputs())
+    assert parity.passed
+    assert (parity.reference_boxes, parity.exported_boxes) == (2, 1)
 
 
 def test_silence_proves_nothing() -> None:
-    proof = check_parity(Says(Detections.empty()), Says(Detections.empty()), evidence())
-    assert not proof.passed
-    assert proof.reasons == (
+    parity = check_parity(Says(Detections.empty()), Says(Detections.empty()), inputs())
+    assert not parity.passed
+    assert parity.reasons == (
         "neither side found a box with a score of 0.002 or more on 1 images, so nothing is proven; "
         "give --data with images the model knows",
     )
@@ -139,19 +139,19 @@ def test_ap_of_both_sides_is_compared() -> None:
         np.array([100.0, 800.0]), file_name="1.png",
     )  # fmt: skip
     data = DetectionData("val", ("a", "b"), (1, 2), (image,))
-    right = check_parity(Says(FIRST), Says(FIRST), evidence(1, data))
+    right = check_parity(Says(FIRST), Says(FIRST), inputs(1, data))
     assert (right.ap_reference, right.ap_exported) == (pytest.approx(1.0), pytest.approx(1.0))
     assert right.passed
     other = found((80, 0, 90, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
-    wrong = check_parity(Says(FIRST), Says(other), evidence(1, data))
+    wrong = check_parity(Says(FIRST), Says(other), inputs(1, data))
     assert wrong.ap_exported == pytest.approx(0.5)
     assert wrong.reasons[-1] == "AP: 0.5000 of the file, 1.0000 of the model; at most 0.002 apart"
 
 
 def test_limits_are_those_given() -> None:
     other = found((0, 0, 10, 10, 0.7, 0), (50, 50, 70, 90, 0.5, 1))
-    shown = evidence()
-    loose = ParityEvidence(shown.batches, shown.source, None, ParityLimits(score_p99=0.5))
+    shown = inputs()
+    loose = ParityInputs(shown.batches, shown.source, None, ParityLimits(score_p99=0.5))
     assert check_parity(Says(FIRST), Says(other), loose).passed
     assert not check_parity(Says(FIRST), Says(other), shown).passed
 
@@ -159,7 +159,7 @@ def test_limits_are_those_given() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_synthetic_images_are_the_same_every_time(channels: int) -> None:
     spec = DetectorSpec("test", "test", ("a",), {}, {}, frozenset(), input_channels=channels)
-    first, second = (list(synthetic_evidence(spec, 64, images=4).batches) for _ in range(2))
+    first, second = (list(synthetic_inputs(spec, 64, images=4).batches) for _ in range(2))
     assert [batch.image_ids for batch in first] == [(1,), (2,), (3,), (4,)]
     for one, two in zip(first, second):
         assert one.images.shape == (1, channels, 64, 64)

@@ -19,15 +19,15 @@ def exported(student_file: Path, squares: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_gate_ran_on_the_validation_split(exported: ExportResult, student_file: Path, squares: Path) -> None:
-    proof = exported.proof
-    assert (proof.passed, proof.images) == (True, 6)
-    assert proof.source == "all 6 images of the split 'val' of squares.yaml"
-    assert proof.ap_reference == pytest.approx(evaluate(student_file, squares).metrics.ap, abs=1e-9)
-    assert proof.ap_exported == pytest.approx(proof.ap_reference, abs=0.002)
+    parity = exported.parity
+    assert (parity.passed, parity.images) == (True, 6)
+    assert parity.source == "all 6 images of the split 'val' of squares.yaml"
+    assert parity.ap_reference == pytest.approx(evaluate(student_file, squares).metrics.ap, abs=1e-9)
+    assert parity.ap_exported == pytest.approx(parity.ap_reference, abs=0.002)
 
 
 def test_file_scores_what_the_model_scores(exported: ExportResult, squares: Path) -> None:
-    assert evaluate(exported.path, squares).metrics.ap == pytest.approx(exported.proof.ap_exported, abs=1e-9)
+    assert evaluate(exported.path, squares).metrics.ap == pytest.approx(exported.parity.ap_exported, abs=1e-9)
 
 
 def test_size_is_that_of_the_training_run(exported: ExportResult) -> None:
@@ -43,7 +43,7 @@ def test_metadata_names_the_run_and_no_path(exported: ExportResult, student_file
     assert (run["model"], run["run"]) == ("student.pt", "lively-run")
     assert run["model_sha256"] == provenance(student_file)["model_sha256"]
     assert str(student_file.parent) not in json.dumps(metadata)
-    assert json.loads(metadata[KEY_PARITY])["ap_exported"] == exported.proof.ap_exported
+    assert json.loads(metadata[KEY_PARITY])["ap_exported"] == exported.parity.ap_exported
 
 
 def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +54,7 @@ def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "64 px, output nms" in said
     assert "parity  100.00% of" in said
     assert "no data was given" in said
-    assert OnnxPredictor(out).layout == "nms"
+    assert OnnxPredictor(out).output_format == "nms"
 
 
 @pytest.mark.parametrize(

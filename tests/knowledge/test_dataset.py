@@ -14,7 +14,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.records import DetectionData
-from kd_vision.knowledge.dataset import Sureness, write_dataset
+from kd_vision.knowledge.dataset import PseudoLabelThresholds, write_dataset
 from kd_vision.knowledge.store import Store
 
 Make = Callable[[int], DetectionData]
@@ -32,7 +32,10 @@ def told(kit: Any, tmp_path: Path, images: Make) -> tuple[Store, DetectionData]:
 
 
 def written(
-    told: tuple[Store, DetectionData], out: Path, sureness: Sureness, others: tuple[DetectionData, ...] = ()
+    told: tuple[Store, DetectionData],
+    out: Path,
+    sureness: PseudoLabelThresholds,
+    others: tuple[DetectionData, ...] = (),
 ) -> Any:
     store, data = told
     given = {"car": "vehicle", "van": "vehicle", "bus": "ignore", "dog": "drop"}
@@ -41,7 +44,7 @@ def written(
 
 
 def test_sure_boxes_become_labels_of_the_datas_classes(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
-    made = written(told, tmp_path / "set", Sureness(0.5))
+    made = written(told, tmp_path / "set", PseudoLabelThresholds(0.5))
     assert (made.images, made.labels, made.doubtful) == (2, 2, 1)
     train = load_split(load_descriptor(made.descriptor), "train")
     assert (train.classes, train.category_ids) == (OURS, (7, 9))
@@ -59,7 +62,7 @@ def test_sure_boxes_become_labels_of_the_datas_classes(told: tuple[Store, Detect
 def test_doubtful_and_ignored_boxes_become_crowds_where_they_are_kept(
     told: tuple[Store, DetectionData], tmp_path: Path
 ) -> None:
-    made = written(told, tmp_path / "set", Sureness(0.5, 0.2, keep_doubtful=True))
+    made = written(told, tmp_path / "set", PseudoLabelThresholds(0.5, 0.2, keep_ignored=True))
     assert (made.labels, made.doubtful) == (2, 2)
     image = load_split(load_descriptor(made.descriptor), "train").images[0]
     found = sorted(zip(image.boxes_xyxy[:, 0].round().tolist(), image.crowd.tolist(), strict=True))
@@ -73,7 +76,7 @@ def test_splits_with_truth_go_along_but_for_the_one_replaced(told: tuple[Store, 
         areas=np.array([12.0]), labelled=True,
     )  # fmt: skip
     val = replace(told[1], name="val", images=(truth,))
-    made = written(told, tmp_path / "set", Sureness(), (replace(val, name="train"), val))
+    made = written(told, tmp_path / "set", PseudoLabelThresholds(), (replace(val, name="train"), val))
     descriptor = load_descriptor(made.descriptor)
     assert set(descriptor.splits) == {"train", "val"}
     assert load_split(descriptor, "val").images[0].boxes_xyxy.tolist() == [[1, 2, 4, 6]]
@@ -82,19 +85,19 @@ def test_splits_with_truth_go_along_but_for_the_one_replaced(told: tuple[Store, 
 
 def test_wrong_requests_leave_nothing(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        written(told, tmp_path / "set", Sureness(0.01, 0.5, keep_doubtful=True))
+        written(told, tmp_path / "set", PseudoLabelThresholds(0.01, 0.5, keep_ignored=True))
     assert caught.value.problems == (
         "--min-score: 0.01 is out of reach; the store holds scores from 0.05 to 1",
         "--doubt: 0.5 must be at least 0.05 and less than --min-score 0.01",
     )
     assert not (tmp_path / "set").exists()
     with pytest.raises(RequestError, match="store: exists and is not an empty folder; give another --as-dataset"):
-        written(told, tmp_path / "store", Sureness())
+        written(told, tmp_path / "store", PseudoLabelThresholds())
 
 
 def test_a_split_without_images_is_refused(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
     empty = replace(told[1], name="val", images=())
     with pytest.raises(RequestError) as caught:
-        written(told, tmp_path / "set", Sureness(), (empty,))
+        written(told, tmp_path / "set", PseudoLabelThresholds(), (empty,))
     assert str(caught.value) == "split 'val' has no images; a data set needs some in every split"
     assert not (tmp_path / "set").exists()

@@ -114,7 +114,7 @@ def test_a_row_with_two_opinions_is_told_once(mapped: bool, kit: Any, tmp_path: 
 def test_a_results_file_knows_all_its_classes(tmp_path: Path, images: Make) -> None:
     path = tmp_path / "said.json"
     path.write_text("[]")
-    assert read_json_knowledge(path, images(1)).silent == ()
+    assert read_json_knowledge(path, images(1)).missing_classes == ()
 
 
 def test_labels_are_said_with_certainty_and_crowds_are_not(images: Make) -> None:

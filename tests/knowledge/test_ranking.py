@@ -9,13 +9,13 @@ from kd_vision.core.predictions import Detections
 from kd_vision.knowledge.ranking import (
     BEYOND,
     CHOSEN,
-    Worth,
+    AcquisitionScore,
+    acquisition_scores,
     choose,
     class_rarity,
     disagreement,
     picture_hash,
     uncertainty,
-    worths,
 )
 
 
@@ -50,10 +50,10 @@ def test_uncertainty_is_entropy_in_bits() -> None:
 def test_rarity_is_the_root_of_inverse_frequency() -> None:
     images = [said((0, 0.5, 0), (20, 0.5, 0)), said((0, 0.5, 0), (20, 0.5, 0)), said((0, 0.5, 2)), said()]
     np.testing.assert_allclose(class_rarity(images, 4), [0.5, 0, 1, 0])
-    found = worths(images, 4)
+    found = acquisition_scores(images, 4)
     assert [one.rarity for one in found] == pytest.approx([0.25, 0.25, 0.5, 0])
     assert [one.score for one in found] == pytest.approx([0.625, 0.625, 0.75, 0])
-    assert worths(images, 4, [0.2, 0.2, 0.3, 1.0])[2].score == pytest.approx((0.3 + 1 + 0.5) / 3)
+    assert acquisition_scores(images, 4, [0.2, 0.2, 0.3, 1.0])[2].score == pytest.approx((0.3 + 1 + 0.5) / 3)
     assert class_rarity([said()], 2).tolist() == [0, 0]
 
 
@@ -75,7 +75,7 @@ def test_the_best_are_taken_but_none_that_looks_like_one_taken() -> None:
     hashes[1, 0] = 0b1111  # four bits from image 0: alike
     hashes[2, 0] = 0b11111  # five bits from image 0, one from image 1, which is not taken
     hashes[3] = hashes[4] = 255
-    found = [Worth(None, score, 0.0) for score in (0.9, 0.8, 0.7, 0.6, 0.6)]
+    found = [AcquisitionScore(None, score, 0.0) for score in (0.9, 0.8, 0.7, 0.6, 0.6)]
     names = ["a", "b", "c", "e", "d"]
     ranked = choose(found, names, hashes, budget=3)
     assert [(names[one.index], one.reason) for one in ranked] == [

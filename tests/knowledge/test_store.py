@@ -225,13 +225,13 @@ def test_another_teachers_store_is_refused(kit: Any, tmp_path: Path, images: Mak
 def test_a_store_remembers_the_classes_that_nobody_learned(kit: Any, tmp_path: Path, images: Make) -> None:
     data = images(2)
     plain = kit.finish(kit.begin(tmp_path / "plain", data), [Detections.empty()] * 2)
-    assert plain.silent == ()
-    kit.finish(kit.begin(tmp_path / "store", data, silent=("bus", "dog")), [Detections.empty()] * 2)
-    assert read_store(tmp_path / "store").silent == ("bus", "dog")
+    assert plain.missing_classes == ()
+    kit.finish(kit.begin(tmp_path / "store", data, missing_classes=("bus", "dog")), [Detections.empty()] * 2)
+    assert read_store(tmp_path / "store").missing_classes == ("bus", "dog")
     older = json.loads((tmp_path / "store" / "manifest.json").read_text())
-    del older["silent"]
+    del older["missing_classes"]
     (tmp_path / "store" / "manifest.json").write_text(json.dumps(older))
-    assert read_store(tmp_path / "store").silent == ()
+    assert read_store(tmp_path / "store").missing_classes == ()
 
 
 @pytest.mark.parametrize("names", [["images.txt"], ["images.txt.part"], ["manifest.json.part", "images.txt"]])

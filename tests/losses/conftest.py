@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from kd_vision.core.batch import SoftTargets, Targets
-from kd_vision.core.predictions import Assigned, Channels, GridPredictions, Regions, Rows
+from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.predictions import AssignResult, GridPredictions, RawPredictions, RoIPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.grid import full_precision, smallest_box
 
-Scene = tuple[Channels, Channels, Targets]
+Scene = tuple[Signals, Signals, Targets]
 SIZE, CLASSES, BINS = 64, 3, 5
 
 
@@ -26,12 +26,12 @@ class Answering:
 
     grid: GridPredictions
 
-    def __call__(self, handed: SoftTargets) -> tuple[Assigned, ...]:
+    def __call__(self, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
         grid = self.grid
-        boxes = Targets(handed.image_index, handed.labels, handed.boxes_xyxy)
+        boxes = Targets(pseudo_labels.image_index, pseudo_labels.labels, pseudo_labels.boxes_xyxy)
         index = smallest_box(grid.points_xy, boxes, len(grid.logits))
         quality = (1.0 - 0.02 * (torch.arange(index.shape[1]) % 30)).expand_as(index)
-        return (Assigned(rows_of(grid), index, quality),)
+        return (AssignResult(raw_predictions_of(grid), index, quality),)
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Grading:
 
     grid: GridPredictions
 
-    def __call__(self, boxes_xyxy: Tensor) -> Regions:
+    def __call__(self, boxes_xyxy: Tensor) -> RoIPredictions:
         grid = self.grid
         overlap = torch.stack([box_iou(a, b) for a, b in zip(boxes_xyxy, grid.boxes_xyxy.to(boxes_xyxy), strict=True)])
         row = overlap.argmax(dim=-1)
         image = torch.arange(len(row))[:, None]
-        return Regions(full_precision(grid.logits)[image, row].sigmoid(), grid.boxes_xyxy[image, row])
+        return RoIPredictions(full_precision(grid.logits)[image, row].sigmoid(), grid.boxes_xyxy[image, row])
 
 
-def rows_of(grid: GridPredictions) -> Rows:
+def raw_predictions_of(grid: GridPredictions) -> RawPredictions:
     """The rows of a sigmoid head."""
-    return Rows(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
+    return RawPredictions(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def specs() -> tuple[DetectorSpec, DetectorSpec]:
 
 
 @pytest.fixture
-def make_side() -> Callable[..., Channels]:
+def make_side() -> Callable[..., Signals]:
     """Random outputs of the detector of `spec`, seeded."""
 
-    def make(spec: DetectorSpec, seed: int, images: int = 2, dtype: torch.dtype = torch.float64) -> Channels:
+    def make(spec: DetectorSpec, seed: int, images: int = 2, dtype: torch.dtype = torch.float64) -> Signals:
         source = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -105,16 +105,18 @@ def make_side() -> Callable[..., Channels]:
             box_bins=None if spec.box_bins is None else normal(images, count, 4, spec.box_bins).to(dtype),
         )
         maps_by_level = {level: maps.to(dtype) for level, maps in features.items()}
-        return Channels(maps_by_level, grid, claims(images), Answering(grid), partial(rows_of, grid), Grading(grid))
+        return Signals(
+            maps_by_level, grid, claims(images), Answering(grid), partial(raw_predictions_of, grid), Grading(grid)
+        )
 
     return make
 
 
-def claims(images: int = 2) -> SoftTargets:
+def claims(images: int = 2) -> PseudoLabels:
     """Four boxes in each image: three objects, two of them of one class, and a doubtful one."""
     boxes = [[6.0, 4.0, 44.0, 40.0], [30.0, 30.0, 62.0, 60.0], [2.0, 40.0, 26.0, 62.0], [44.0, 2.0, 62.0, 26.0]]
     probs = [[0.9, 0.1, 0.0], [0.05, 0.05, 0.7], [0.6, 0.2, 0.1], [0.1, 0.3, 0.1]]
-    return SoftTargets(
+    return PseudoLabels(
         torch.arange(images).repeat_interleave(4),
         torch.tensor(boxes).repeat(images, 1),
         torch.tensor(probs).repeat(images, 1),
@@ -140,14 +142,14 @@ def no_targets() -> Targets:
 
 
 @pytest.fixture
-def rows_side() -> Callable[..., Channels]:
+def rows_side() -> Callable[..., Signals]:
     """A grid of one image from logits (A, K): points 8 px apart on a line, boxes and bins as given."""
 
-    def make(logits: Tensor, boxes: Tensor | None = None, bins: Tensor | None = None) -> Channels:
+    def make(logits: Tensor, boxes: Tensor | None = None, bins: Tensor | None = None) -> Signals:
         count = len(logits)
         points = torch.stack([8.0 * torch.arange(count) + 4.0, torch.full((count,), 4.0)], dim=-1)
         around = torch.cat([points - 4, points + 4], dim=-1).to(logits.dtype)
-        return Channels(
+        return Signals(
             grid=GridPredictions(
                 logits[None],
                 (around if boxes is None else boxes)[None],

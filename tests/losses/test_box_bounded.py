@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.box_bounded import BoxBounded, BoxBoundedConfig, Form, bounded_error
 from kd_vision.losses.box_iou import iou_distance
@@ -51,7 +51,7 @@ def test_gradient_is_that_of_the_error_beyond_the_bound() -> None:
 
 
 @pytest.fixture
-def scene(rows_side: Callable[..., Channels]) -> tuple[Channels, Channels, Targets, Tensor]:
+def scene(rows_side: Callable[..., Signals]) -> tuple[Signals, Signals, Targets, Tensor]:
     """Points at x = 4, 12, 20, 28; a car covers the first three, where the teacher scores .8, .5, .01."""
     logits = torch.full((4, 3), -300.0, dtype=torch.float64)
     logits[:, 0] = torch.logit(numbers(0.8, 0.5, 0.01, 0.9))
@@ -63,22 +63,22 @@ def scene(rows_side: Callable[..., Channels]) -> tuple[Channels, Channels, Targe
     return rows_side(logits, ours), rows_side(logits, theirs), targets, ours
 
 
-@pytest.mark.parametrize(("form", "paid"), [("hinge", 8 / 24), ("step", 12 / 24)])
+@pytest.mark.parametrize(("form", "expected"), [("hinge", 8 / 24), ("step", 12 / 24)])
 def test_only_points_where_the_student_is_worse_pay(
-    form: Form, paid: float, scene: tuple[Channels, Channels, Targets, Tensor], row_spec: DetectorSpec
+    form: Form, expected: float, scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec
 ) -> None:
     """IoU errors are 12/24 (worse) and 4/24 (better); point 0 alone pays, its weight .8 of .8 + .5."""
     student, teacher, targets, ours = scene
     loss = BoxBounded(BoxBoundedConfig(kind="iou", form=form), row_spec, row_spec)
     found = loss(student, teacher, targets)
-    assert float(found) == pytest.approx(0.8 * paid / 1.3, abs=1e-9)
+    assert float(found) == pytest.approx(0.8 * expected / 1.3, abs=1e-9)
     (gradient,) = torch.autograd.grad(found, ours)
     assert float(gradient[0, 2]) < 0, "the right side must grow toward ground truth"
     assert float(gradient[1:].abs().max()) == 0.0
 
 
 def test_pulls_to_ground_truth_not_to_the_teacher(
-    scene: tuple[Channels, Channels, Targets, Tensor], row_spec: DetectorSpec
+    scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec
 ) -> None:
     student, teacher, targets, ours = scene
     loss = BoxBounded(BoxBoundedConfig(margin=0.1), row_spec, row_spec)
@@ -90,11 +90,11 @@ def test_pulls_to_ground_truth_not_to_the_teacher(
 
 
 def test_zero_without_ground_truth_or_as_good_as_the_teacher(
-    scene: tuple[Channels, Channels, Targets, Tensor], row_spec: DetectorSpec, no_targets: Targets
+    scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec, no_targets: Targets
 ) -> None:
     student, teacher, targets, ours = scene
     loss = BoxBounded(BoxBoundedConfig(), row_spec, row_spec)
-    assert BoxBounded.may_vanish
+    assert BoxBounded.can_be_zero
     unlabelled = loss(student, teacher, no_targets)
     (gradient,) = torch.autograd.grad(unlabelled, ours)
     assert float(unlabelled) == 0.0

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.box_iou import BoxIoU, BoxIoUConfig, Kind, iou_distance, open_boxes
+from kd_vision.losses.box_iou import BoxIoU, BoxIoUConfig, Kind, fix_degenerate_boxes, iou_distance
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -70,14 +70,14 @@ def test_a_crossed_side_is_pulled_open() -> None:
     ours = boxes([5, 2, 3, 8]).requires_grad_()
     (gradient,) = torch.autograd.grad(iou_distance(ours, boxes([2, 2, 8, 8]), "giou").sum(), ours)
     assert float(gradient[0, 2]) < 0
-    assert open_boxes(ours)[0].tolist() == pytest.approx([5, 2, 5.001, 8])
+    assert fix_degenerate_boxes(ours)[0].tolist() == pytest.approx([5, 2, 5.001, 8])
     fine = boxes([0, 0, 4, 7])
-    assert torch.equal(open_boxes(fine), fine)
+    assert torch.equal(fix_degenerate_boxes(fine), fine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weighted_by_the_teachers_score(
-    kind: Kind, row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    kind: Kind, row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """Scores .9, .6 and .04: the last is below min_score, takes no part, but counts in N_q."""
     scores = torch.tensor([0.9, 0.6, 0.04], dtype=torch.float64)
@@ -100,10 +100,10 @@ def test_unknown_kind_is_refused() -> None:
 
 
 def test_a_teacher_that_is_sure_of_nothing_rightly_gives_zero(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """All scores are below min_score: no fault of the graph, so a run must not stop over it."""
     loss = BoxIoU(BoxIoUConfig(), row_spec, row_spec)
     side = rows_side(torch.full((3, 3), -5.0, dtype=torch.float64))
     assert float(loss(side, side, no_targets)) == 0.0
-    assert loss.may_vanish
+    assert loss.can_be_zero

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.box_ld import BinReduction, BoxLD, BoxLDConfig, bins_divergence
 
@@ -58,7 +58,7 @@ def test_sees_what_the_mean_distance_hides() -> None:
 
 
 def test_side_mean_weighted_by_the_teachers_score(
-    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     s, t = wave(3, 4, 5)
     logits = torch.full((3, 3), -300.0, dtype=torch.float64)
@@ -72,14 +72,14 @@ def test_side_mean_weighted_by_the_teachers_score(
 
 
 def test_heads_without_the_same_bins_are_refused(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     direct, coarse = replace(row_spec, box_bins=None), replace(row_spec, box_bins=16)
     for student, teacher, line in [
         (direct, direct, "teacher none, student none"),
         (row_spec, coarse, "teacher 16, student 5"),
     ]:
-        assert BoxLD.mismatches(BoxLDConfig(), student, teacher) == [
+        assert BoxLD.incompatibilities(BoxLDConfig(), student, teacher) == [
             f"needs the same number of box bins; {line}; use box_iou instead"
         ]
     loss = BoxLD(BoxLDConfig(), row_spec, row_spec)

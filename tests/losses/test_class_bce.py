@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
 from kd_vision.losses.divergence import binary_divergence
@@ -53,7 +53,7 @@ def test_sum_over_the_teachers_objects(
     points: int,
     normaliser: float,
     row_spec: DetectorSpec,
-    rows_side: Callable[..., Channels],
+    rows_side: Callable[..., Signals],
     no_targets: Targets,
 ) -> None:
     """s = 0 and q = 3/4 cost ln 2 - H(3/4) = .130812 nats; sum u is .75 or 3, never less than 1 in N_q."""
@@ -68,7 +68,7 @@ def test_sum_over_the_teachers_objects(
 
 
 def test_temperature_scales_the_gradient_by_t(
-    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     s, t = wave(7, 3)
     s.requires_grad_()

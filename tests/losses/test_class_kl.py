@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_kl import ClassKL, ClassKLConfig
 from kd_vision.losses.divergence import softmax_divergence
@@ -50,7 +50,7 @@ def test_reductions(
     reduction: str,
     wave: Wave,
     row_spec: DetectorSpec,
-    rows_side: Callable[..., Channels],
+    rows_side: Callable[..., Signals],
     no_targets: Targets,
 ) -> None:
     s, t = wave(7, 3)
@@ -66,7 +66,7 @@ def test_reductions(
 
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
     single = replace(row_spec, classes=("car",))
-    assert ClassKL.mismatches(ClassKLConfig(), single, single) == [
+    assert ClassKL.incompatibilities(ClassKLConfig(), single, single) == [
         "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
     ]
 
@@ -74,8 +74,8 @@ def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
 def test_one_class_that_the_teacher_knows_is_refused(row_spec: DetectorSpec) -> None:
     """The other column is hidden on both sides, so that a softmax over the rest is always 1."""
     both = replace(row_spec, classes=("person", "helmet"))
-    knows_one = replace(both, silent=frozenset({"helmet"}))
-    assert ClassKL.mismatches(ClassKLConfig(), both, both) == []
-    assert ClassKL.mismatches(ClassKLConfig(), both, knows_one) == [
+    knows_one = replace(both, missing_classes=frozenset({"helmet"}))
+    assert ClassKL.incompatibilities(ClassKLConfig(), both, both) == []
+    assert ClassKL.incompatibilities(ClassKLConfig(), both, knows_one) == [
         "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import validate
 from kd_vision.losses.class_qfl import ClassQFL, ClassQFLConfig, quality_focal
@@ -55,7 +55,7 @@ def test_gradient_is_exact_away_from_equality_and_smooth_with_beta_two(wave: Wav
 
 
 def test_sum_over_the_teachers_objects(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     teacher = torch.full((4, 3), -300.0, dtype=torch.float64)
     student = teacher.clone()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_weighted_soft import (
     ClassWeightedSoft,
@@ -85,7 +85,7 @@ def test_a_seen_object_does_not_excuse_a_missed_one_of_its_class() -> None:
 
 
 def test_module_applies_trust_and_normaliser(
-    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     s, t = wave(7, 3)
     config = ClassWeightedSoftConfig(foreground=2.0, background=1.0, confident=0.5, false_positive=0.0)

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels, GridPredictions, Rows
+from kd_vision.core.predictions import GridPredictions, RawPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import validate
 from kd_vision.losses import LOSSES, load_loss
 from kd_vision.losses.base import DistillationLoss
 
 Pair = tuple[DetectorSpec, DetectorSpec]
-MakeSide = Callable[..., Channels]
+MakeSide = Callable[..., Signals]
 
 WITH_ADAPTERS = {"feature_mse", "feature_pkd", "feature_cwd", "feature_sl2"}
 # The others ask for more than the teacher: hard labels, weighted sides, a projector from scratch.
@@ -47,11 +47,11 @@ def build(name: str, pair: Pair, **settings: object) -> DistillationLoss:
     torch.manual_seed(0)
     kind = load_loss(name)
     config = validate(kind.Config, settings, "test")
-    assert kind.mismatches(config, *pair) == []
+    assert kind.incompatibilities(config, *pair) == []
     return kind(config, *pair).double()
 
 
-def leaves(side: Channels) -> list[Tensor]:
+def leaves(side: Signals) -> list[Tensor]:
     """All tensors of a side a loss may pull at, made to require gradients."""
     assert side.grid is not None
     assert side.grid.box_bins is not None
@@ -59,7 +59,7 @@ def leaves(side: Channels) -> list[Tensor]:
     return [tensor.requires_grad_() for tensor in found]
 
 
-def changed(side: Channels, change: Callable[[Tensor], Tensor]) -> Channels:
+def changed(side: Signals, change: Callable[[Tensor], Tensor]) -> Signals:
     """The same side with every tensor replaced."""
     grid = side.grid
     assert grid is not None
@@ -73,14 +73,14 @@ def changed(side: Channels, change: Callable[[Tensor], Tensor]) -> Channels:
     return on_grid(replace(side, features={level: change(maps) for level, maps in side.features.items()}), new)
 
 
-def on_grid(side: Channels, grid: GridPredictions) -> Channels:
+def on_grid(side: Signals, grid: GridPredictions) -> Signals:
     """The same side with another grid, and all that is computed from it."""
-    answer, grade = replace(side.answer, grid=grid), replace(side.grade, grid=grid)
-    rows = Rows(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
-    return replace(side, grid=grid, answer=answer, rows=lambda: rows, grade=grade)
+    answer, grade = replace(side.assign, grid=grid), replace(side.refine_regions, grid=grid)
+    rows = RawPredictions(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
+    return replace(side, grid=grid, assign=answer, raw_predictions=lambda: rows, refine_regions=grade)
 
 
-def grid_of(side: Channels) -> GridPredictions:
+def grid_of(side: Signals) -> GridPredictions:
     assert side.grid is not None
     return side.grid
 
@@ -161,17 +161,19 @@ def test_gradient_is_exact_and_leads_downhill(name: str, specs: Pair, make_side:
 def test_teacher_gets_no_gradient(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     leaves(student)
-    taught = leaves(teacher)
+    pseudo_labels_of = leaves(teacher)
     build(name, specs)(student, teacher, targets).backward()
-    assert all(tensor.grad is None for tensor in taught)
+    assert all(tensor.grad is None for tensor in pseudo_labels_of)
 
 
 @every_loss
 def test_batch_without_objects_is_finite(name: str, specs: Pair, make_side: MakeSide, no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    silent = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
+    missing_classes = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
     pulled = leaves(student)
-    nothing = replace(on_grid(teacher, silent), soft=teacher.soft.take(teacher.soft.scores > 1))
+    nothing = replace(
+        on_grid(teacher, missing_classes), pseudo_labels=teacher.pseudo_labels.take(teacher.pseudo_labels.scores > 1)
+    )
     value = build(name, specs)(student, nothing, no_targets)
     gradients = torch.autograd.grad(value, pulled, allow_unused=True)
     assert torch.isfinite(value)
@@ -192,12 +194,14 @@ def test_value_does_not_depend_on_the_batch_size(name: str, specs: Pair, make_si
     def doubled(x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
-    soft = teacher.soft
-    assert soft is not None
-    moved = replace(soft, image_index=soft.image_index + 2)
-    again = SoftTargets(*(torch.cat([getattr(soft, f.name), getattr(moved, f.name)]) for f in fields(soft)))
+    pseudo_labels = teacher.pseudo_labels
+    assert pseudo_labels is not None
+    moved = replace(pseudo_labels, image_index=pseudo_labels.image_index + 2)
+    again = PseudoLabels(
+        *(torch.cat([getattr(pseudo_labels, f.name), getattr(moved, f.name)]) for f in fields(pseudo_labels))
+    )
     single = float(loss(student, teacher, targets))
-    double = float(loss(changed(student, doubled), replace(changed(teacher, doubled), soft=again), twice))
+    double = float(loss(changed(student, doubled), replace(changed(teacher, doubled), pseudo_labels=again), twice))
     assert double == pytest.approx(single, rel=2e-2 if name in BATCH_STATISTICS else 1e-7)
 
 
@@ -206,7 +210,7 @@ def test_missing_channel_is_named(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     for channel in kind.requires:
         lacking = replace(specs[1], provides=specs[1].provides - {channel})
-        assert kind.mismatches(kind.Config(), specs[0], lacking) == [
+        assert kind.incompatibilities(kind.Config(), specs[0], lacking) == [
             f"needs the channel '{channel}', which the teacher large does not provide"
         ]
 
@@ -215,7 +219,7 @@ def test_missing_channel_is_named(name: str, specs: Pair) -> None:
 def test_unknown_level_is_named(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     config = validate(kind.Config, {"levels": ["P4", "P9"]}, "test")
-    found = kind.mismatches(config, *specs)
+    found = kind.incompatibilities(config, *specs)
     assert found[:2] == [
         "level 'P9' is not among the teacher's: P3, P4",
         "level 'P9' is not among the student's: P3, P4",
@@ -261,14 +265,14 @@ def test_zero_at_equality(name: str, specs: Pair, make_side: MakeSide, targets: 
 def test_losses_on_rows_refuse_levels(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     config = validate(kind.Config, {"levels": ["P4"]}, "test")
-    assert kind.mismatches(config, *specs) == ["levels: acts on all rows of the head; leave it out"]
+    assert kind.incompatibilities(config, *specs) == ["levels: acts on all rows of the head; leave it out"]
 
 
 @every_loss_about_classes
 def test_classes_must_agree_by_name(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     swapped = replace(specs[1], classes=("car", "person", "bus"))
-    assert kind.mismatches(kind.Config(), specs[0], swapped) == [
+    assert kind.incompatibilities(kind.Config(), specs[0], swapped) == [
         "needs the same classes in the same order; teacher has 'car', 'person', 'bus', student 'car', 'bus', 'person'; "
         "map the teacher's with 'labels'"
     ]
@@ -285,16 +289,16 @@ def test_a_teacher_is_not_heard_on_classes_it_never_learned(
     name: str, specs: Pair, make_side: MakeSide, targets: Targets
 ) -> None:
     """It never learned "bus": neither that column nor the bus of image 1 (20..50, 8..40) gets a gradient."""
-    unlearned = replace(specs[1], silent=frozenset({"bus"}))
+    unlearned = replace(specs[1], missing_classes=frozenset({"bus"}))
     kind = load_loss(name)
-    assert kind.remarks(kind.Config(), specs[0], specs[1]) == []
-    assert kind.remarks(kind.Config(), specs[0], unlearned) == [
+    assert kind.pair_warnings(kind.Config(), specs[0], specs[1]) == []
+    assert kind.pair_warnings(kind.Config(), specs[0], unlearned) == [
         "the teacher never learned 'bus': it teaches nothing about them"
     ]
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
     loss = build(name, (specs[0], unlearned))
-    assert loss.may_vanish
+    assert loss.can_be_zero
     assert loss.state_dict() == {}
     value = loss(student, teacher, targets)
     gradients = torch.autograd.grad(value, pulled, allow_unused=True)
@@ -341,7 +345,7 @@ def test_student_with_one_more_level(name: str, specs: Pair, make_side: MakeSide
         assert second is not None
         return torch.cat([first.movedim(at, 0)[extra], second.movedim(at, 0)]).movedim(0, at)
 
-    more = Channels(
+    more = Signals(
         {"P2": wide.features["P2"], **student.features},
         GridPredictions(
             joined(grid_of(wide).logits, grid.logits, 1),
@@ -369,16 +373,16 @@ def test_only_losses_on_final_boxes_and_on_maps_take_a_teacher_whose_boxes_are_i
     refused = bool(kind.requires & {"grid", "regions"}) and "features" not in kind.requires
     text = "the label map ignores {}, which only losses on final boxes can honour; use soft_boxes, or say drop"
     config = kind.Config()
-    assert kind.mismatches(config, specs[0], one) == ([text.format("'dog'")] if refused else [])
-    assert kind.mismatches(config, specs[0], two) == ([text.format("'cat', 'dog'")] if refused else [])
+    assert kind.incompatibilities(config, specs[0], one) == ([text.format("'dog'")] if refused else [])
+    assert kind.incompatibilities(config, specs[0], two) == ([text.format("'cat', 'dog'")] if refused else [])
     told = ["acts on whole maps, also where objects lie that the label map ignores ('dog')"]
-    assert kind.remarks(config, specs[0], one) == (told if "features" in kind.requires else [])
+    assert kind.pair_warnings(config, specs[0], one) == (told if "features" in kind.requires else [])
 
 
 @pytest.mark.parametrize("name", sorted(name for name in LOSSES if "features" in load_loss(name).requires))
 def test_losses_on_maps_say_that_they_do_not_spare_classes_the_teacher_never_learned(name: str, specs: Pair) -> None:
     kind = load_loss(name)
-    assert kind.remarks(kind.Config(), *specs) == []
-    assert kind.remarks(kind.Config(), specs[0], replace(specs[1], silent=frozenset({"bus"}))) == [
+    assert kind.pair_warnings(kind.Config(), *specs) == []
+    assert kind.pair_warnings(kind.Config(), specs[0], replace(specs[1], missing_classes=frozenset({"bus"}))) == [
         "acts on whole maps, also where objects of classes lie that the teacher never learned ('bus')"
     ]

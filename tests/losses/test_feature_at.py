@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.feature_at import FeatureAT, FeatureATConfig, attention_map
 
@@ -21,7 +21,7 @@ def build(spec: DetectorSpec) -> FeatureAT:
 
 def test_reference_value(wave: Wave, row_spec: DetectorSpec, no_targets: Targets) -> None:
     s, t = wave(2, 4, 3, 5)
-    found = build(row_spec)(Channels({"P3": s}), Channels({"P3": t}), no_targets)
+    found = build(row_spec)(Signals({"P3": s}), Signals({"P3": t}), no_targets)
     assert float(found) == pytest.approx(0.0175774343713, abs=1e-9)
 
 
@@ -44,8 +44,8 @@ def test_smooth_and_finite_on_silent_maps(wave: Wave, row_spec: DetectorSpec) ->
     s, t = wave(2, 4, 3, 5)
     loss = build(row_spec)
     assert torch.autograd.gradcheck(lambda x: loss.level_loss(x, t), (s.requires_grad_(),))
-    silent = torch.zeros(2, 4, 3, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad(loss.level_loss(silent, t.float()), silent)
+    missing_classes = torch.zeros(2, 4, 3, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss.level_loss(missing_classes, t.float()), missing_classes)
     assert bool(torch.isfinite(gradient).all())
 
 
@@ -53,6 +53,6 @@ def test_widths_may_differ_without_an_adapter(row_spec: DetectorSpec, no_targets
     wide = replace(row_spec, level_channels={"P3": 9})
     loss = FeatureAT(FeatureATConfig(), row_spec, wide)
     maps = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    sides = (Channels({"P3": maps.expand(1, 4, 4, 4)}), Channels({"P3": maps.expand(1, 9, 4, 4)}))
+    sides = (Signals({"P3": maps.expand(1, 4, 4, 4)}), Signals({"P3": maps.expand(1, 9, 4, 4)}))
     assert not list(loss.parameters())
     assert float(loss(*sides, no_targets)) == pytest.approx(0.0, abs=1e-12)

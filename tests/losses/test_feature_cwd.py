@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.feature_cwd import FeatureCWD, FeatureCWDConfig, channel_wise_divergence
 
@@ -41,7 +41,7 @@ def test_standardising_takes_the_scale_away(wave: Wave, row_spec: DetectorSpec, 
     def value(student: Tensor, **settings: float | bool) -> float:
         config = FeatureCWDConfig.model_validate(settings)
         loss = FeatureCWD(config, row_spec, row_spec)
-        return float(loss(Channels({"P3": student}), Channels({"P3": t}), no_targets))
+        return float(loss(Signals({"P3": student}), Signals({"P3": t}), no_targets))
 
     assert value(5 * s + 3) == pytest.approx(value(s), abs=1e-5)
     s_unit, t_unit = (x / (x.std(dim=(0, 2, 3), keepdim=True) + 1e-6) for x in (s, t))

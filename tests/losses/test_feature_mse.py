@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.feature_mse import FeatureMSE
@@ -19,7 +19,7 @@ def test_reference_value_without_adapter(wave: Wave, row_spec: DetectorSpec, no_
     s, t = wave(2, 4, 3, 5)
     loss = FeatureMSE(LossConfig(), row_spec, row_spec)
     assert not list(loss.parameters())
-    found = loss(Channels({"P3": s}), Channels({"P3": t}), no_targets)
+    found = loss(Signals({"P3": s}), Signals({"P3": t}), no_targets)
     assert float(found) == pytest.approx(1.69672765391, abs=1e-6)
 
 
@@ -36,6 +36,6 @@ def test_adapter_is_linear_with_bias(specs: tuple[DetectorSpec, DetectorSpec], n
         for name, parameter in loss.named_parameters():
             parameter.fill_(1.0 if name.endswith("bias") else 1 / 3)
     same = torch.ones(1, 6, 2, 2)
-    student = Channels({"P3": torch.full((1, 3, 4, 4), 2.0), "P4": same})
-    teacher = Channels({"P3": torch.full((1, 5, 4, 4), 5.0), "P4": same})
+    student = Signals({"P3": torch.full((1, 3, 4, 4), 2.0), "P4": same})
+    teacher = Signals({"P3": torch.full((1, 5, 4, 4), 5.0), "P4": same})
     assert float(loss(student, teacher, no_targets)) == pytest.approx(4.0, abs=1e-5)

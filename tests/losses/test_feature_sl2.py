@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.feature_sl2 import FeatureSL2, FeatureSL2Config, score_weighted_l2
 
@@ -44,14 +44,14 @@ def test_smooth(wave: Wave, scores: Tensor) -> None:
 
 
 def test_scores_of_a_level_meet_their_own_positions(
-    specs: Pair, make_side: Callable[..., Channels], no_targets: Targets
+    specs: Pair, make_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """With one confident point, only the teacher's map at that row and column matters."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     assert teacher.grid is not None
     logits = torch.full_like(teacher.grid.logits, -600.0)
     logits[1, 64 + 2 * 4 + 3, 1] = 2.0  # P4 starts after the 64 points of P3; row 2, column 3 of 4 x 4
-    side = Channels(teacher.features, replace(teacher.grid, logits=logits))
+    side = Signals(teacher.features, replace(teacher.grid, logits=logits))
     loss = FeatureSL2(FeatureSL2Config(), *specs).double()
     projected = loss.projectors["P4"](student.features["P4"])
     gap = (projected - teacher.features["P4"])[1, :, 2, 3]
@@ -67,14 +67,14 @@ def test_projector_is_two_layers_at_the_teachers_width(specs: Pair) -> None:
     assert [tuple(p.shape) for p in projector.parameters()] == [(5, 3, 1, 1), (5,), (5, 5, 1, 1), (5,)]
 
 
-def test_grid_and_map_must_agree(specs: Pair, make_side: Callable[..., Channels], no_targets: Targets) -> None:
+def test_grid_and_map_must_agree(specs: Pair, make_side: Callable[..., Signals], no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     loss = FeatureSL2(FeatureSL2Config(levels=("P3",)), *specs).double()
-    cut = Channels({"P3": teacher.features["P3"][..., :4]}, teacher.grid)
+    cut = Signals({"P3": teacher.features["P3"][..., :4]}, teacher.grid)
     with pytest.raises(RequestError) as caught:
         loss(student, cut, no_targets)
     assert caught.value.problems == (
         "FeatureSL2: level P3 of the teacher has 64 grid points and a map of 8 x 4; they must agree",
     )
     with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
-        loss(student, Channels(teacher.features), no_targets)
+        loss(student, Signals(teacher.features), no_targets)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import LossConfig
 from kd_vision.losses.feature_mse import FeatureMSE
@@ -19,14 +19,14 @@ from kd_vision.losses.features import FeatureLoss, LinearFeatureLoss, centred, c
 Pair = tuple[DetectorSpec, DetectorSpec]
 
 
-def linear_pairs(count: int, maps: Callable[[Tensor], Tensor]) -> list[tuple[Channels, Channels]]:
+def linear_pairs(count: int, maps: Callable[[Tensor], Tensor]) -> list[tuple[Signals, Signals]]:
     """Batches whose teacher P3 is a function of the student's P3."""
     source = torch.Generator().manual_seed(4)
     pairs = []
     for _ in range(count):
         ours = torch.randn(2, 3, 8, 8, generator=source, dtype=torch.float64) + 2.0
         same = torch.randn(2, 6, 4, 4, generator=source, dtype=torch.float64)
-        pairs.append((Channels({"P3": ours, "P4": same}), Channels({"P3": maps(ours), "P4": same})))
+        pairs.append((Signals({"P3": ours, "P4": same}), Signals({"P3": maps(ours), "P4": same})))
     return pairs
 
 
@@ -72,8 +72,8 @@ def test_fit_without_bias_still_centres(specs: Pair, no_targets: Targets) -> Non
 
 
 def test_fit_survives_constant_and_resized_maps(specs: Pair) -> None:
-    student = Channels({"P3": torch.full((2, 3, 4, 4), 7.0), "P4": torch.zeros(2, 6, 4, 4)})
-    teacher = Channels({"P3": torch.full((2, 5, 8, 8), 3.0), "P4": torch.zeros(2, 6, 4, 4)})
+    student = Signals({"P3": torch.full((2, 3, 4, 4), 7.0), "P4": torch.zeros(2, 6, 4, 4)})
+    teacher = Signals({"P3": torch.full((2, 5, 8, 8), 3.0), "P4": torch.zeros(2, 6, 4, 4)})
     loss = FeatureMSE(LossConfig(), *specs)
     loss.fit([(student, teacher)])
     adapter = loss.adapters["P3"]
@@ -108,7 +108,7 @@ def test_a_smaller_student_map_is_compared_at_the_teachers_size(specs: Pair, no_
 
     ours, theirs = torch.full((1, 6, 2, 2), 4.0), torch.full((1, 6, 4, 4), 1.5)
     loss = Same(LossConfig(levels=("P4",)), *specs)
-    assert float(loss(Channels({"P4": ours}), Channels({"P4": theirs}), no_targets)) == 2.5
+    assert float(loss(Signals({"P4": ours}), Signals({"P4": theirs}), no_targets)) == 2.5
 
 
 def test_levels_are_summed(specs: Pair, no_targets: Targets) -> None:
@@ -116,7 +116,7 @@ def test_levels_are_summed(specs: Pair, no_targets: Targets) -> None:
         def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
             return student.mean() + 10 * teacher.mean()
 
-    sides = [Channels({"P3": torch.full((1, 3, 2, 2), 1.0), "P4": torch.full((1, 6, 1, 1), float(a))}) for a in (2, 3)]
+    sides = [Signals({"P3": torch.full((1, 3, 2, 2), 1.0), "P4": torch.full((1, 6, 1, 1), float(a))}) for a in (2, 3)]
     assert float(Mean(LossConfig(), *specs)(*sides, no_targets)) == pytest.approx(1 + 10 + 2 + 30)
 
 

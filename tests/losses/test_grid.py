@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
 from kd_vision.losses.grid import class_weights, full_precision, images_with_targets, points_in_boxes, smallest_box
@@ -62,7 +62,7 @@ def test_only_half_precision_is_raised(given: torch.dtype, kept: torch.dtype) ->
 
 
 def test_one_normaliser_for_all_levels(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """Four points at q = .75 and sixty silent ones count 3 objects, not 3 per something."""
     logits = torch.full((64, 3), -300.0, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.predictions import GridPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import validate
 from kd_vision.losses import LOSSES, load_loss
@@ -37,15 +37,15 @@ def grid(size: int, *strides: float, anchors: int = 1) -> GridPredictions:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("teacher_grid", "student_grid"),
     [((8, 16, 32), (8, 16, 32)), ((8, 16, 32, 64), (4, 8)), ((8, 16), (16, 64)), ((7.0, 12.0, 30.0), (8, 16))],
 )
-def test_agrees_with_trying_all(theirs: tuple[float, ...], ours: tuple[float, ...]) -> None:
-    teacher, student = grid(192, *theirs), grid(192, *ours)
-    found = Resampler((1,) * len(theirs), same_stride=False)(teacher, student)
+def test_agrees_with_trying_all(teacher_grid: tuple[float, ...], student_grid: tuple[float, ...]) -> None:
+    teacher, student = grid(192, *teacher_grid), grid(192, *student_grid)
+    found = Resampler((1,) * len(teacher_grid), same_stride=False)(teacher, student)
     for index in range(0, len(student.points_xy), 7):
         wanted = student.strides[index]
-        level = min(theirs, key=lambda stride: (abs(float((torch.tensor(stride) / wanted).log2())), stride))
+        level = min(teacher_grid, key=lambda stride: (abs(float((torch.tensor(stride) / wanted).log2())), stride))
         gaps = (teacher.points_xy - student.points_xy[index]).norm(dim=-1)
         gaps = gaps.masked_fill(teacher.strides != level, float("inf"))
         taken = int(found.logits[0, index])
@@ -112,7 +112,7 @@ def test_a_grid_with_holes_is_refused() -> None:
 
 
 def test_a_teacher_at_twice_the_image_size_speaks_at_its_next_level(
-    specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Channels], no_targets: Targets
+    specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """In the student's frame its strides are 4 and 8: the second answers at the student's P3 with the same bins."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
@@ -122,16 +122,16 @@ def test_a_teacher_at_twice_the_image_size_speaks_at_its_next_level(
     assert student.grid is not None
     p3 = replace(specs[0], level_channels={"P3": 3}, level_strides={"P3": 8})
     fine = student.grid.strides == 8
-    small = Channels(grid=_at(student.grid, fine))
+    small = Signals(grid=_at(student.grid, fine))
     found = BoxLD(BoxLDConfig(), p3, replace(specs[1], level_strides={"P2": 8, "P4": 16}))
     coarse = _at(large.grid, large.grid.strides == 8)
     expected = BoxLD(BoxLDConfig(), p3, replace(p3, name="large"))(
-        small, Channels(grid=replace(coarse, points_xy=small.grid.points_xy)), no_targets
+        small, Signals(grid=replace(coarse, points_xy=small.grid.points_xy)), no_targets
     )
     assert float(found(small, large, no_targets)) == pytest.approx(float(expected), rel=1e-12)
 
 
-def _teacher_of_double_size(spec: DetectorSpec, make_side: Callable[..., Channels]) -> Channels:
+def _teacher_of_double_size(spec: DetectorSpec, make_side: Callable[..., Signals]) -> Signals:
     """What `FrozenTeacher` gives for a teacher that was shown 128 px where the student sees 64."""
     whole = grid(128, 8, 16)
     count = len(whole.points_xy)
@@ -139,7 +139,7 @@ def _teacher_of_double_size(spec: DetectorSpec, make_side: Callable[..., Channel
     logits = torch.randn(2, count, 3, generator=source, dtype=torch.float64)
     bins = torch.randn(2, count, 4, 5, generator=source, dtype=torch.float64)
     boxes = whole.boxes_xyxy.expand(2, -1, -1)
-    return Channels(grid=GridPredictions(logits, boxes / 2, whole.points_xy / 2, whole.strides / 2, bins))
+    return Signals(grid=GridPredictions(logits, boxes / 2, whole.points_xy / 2, whole.strides / 2, bins))
 
 
 def _at(side: GridPredictions, keep: Tensor) -> GridPredictions:
@@ -155,7 +155,7 @@ def _at(side: GridPredictions, keep: Tensor) -> GridPredictions:
 
 @pytest.mark.parametrize("name", [name for name in GRID_LOSSES if not load_loss(name).needs_box_bins])
 def test_a_teacher_with_anchors_teaches_as_its_best_anchor(
-    name: str, specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Channels], targets: Targets
+    name: str, specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], targets: Targets
 ) -> None:
     """Each point twice, the second time with lower scores and another box: as if it were not there."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
@@ -176,9 +176,9 @@ def test_a_teacher_with_anchors_teaches_as_its_best_anchor(
     kind = load_loss(name)
     config = validate(kind.Config, {}, "test")
     anchored = replace(specs[1], level_anchors={"P3": 2, "P4": 2})
-    assert kind.mismatches(config, specs[0], anchored) == []
+    assert kind.incompatibilities(config, specs[0], anchored) == []
     expected = kind(config, *specs)(student, teacher, targets)
-    found = kind(config, specs[0], anchored)(student, Channels(grid=double), targets)
+    found = kind(config, specs[0], anchored)(student, Signals(grid=double), targets)
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
 
 
@@ -186,38 +186,40 @@ def test_what_cannot_be_paired_is_refused_by_name(specs: tuple[DetectorSpec, Det
     student, teacher = specs
     config = ClassBCEConfig()
     anchored = replace(student, level_anchors={"P3": 9, "P4": 9})
-    assert ClassBCE.mismatches(config, anchored, teacher) == [
+    assert ClassBCE.incompatibilities(config, anchored, teacher) == [
         "the student has 9 anchors at a point and the teacher not the same, so no row of the teacher's grid answers "
         "to one of the student's; use soft_boxes or region_feedback instead"
     ]
     twin = replace(teacher, level_anchors={"P3": 9, "P4": 9})
-    assert ClassBCE.mismatches(config, anchored, twin) == []
-    assert ClassBCE.mismatches(config, anchored, replace(twin, family="other"))[0].startswith("the student has 9")
+    assert ClassBCE.incompatibilities(config, anchored, twin) == []
+    assert ClassBCE.incompatibilities(config, anchored, replace(twin, family="other"))[0].startswith(
+        "the student has 9"
+    )
     coarse = replace(teacher, level_strides={"P3": 8, "P4": 32})
-    assert ClassBCE.mismatches(config, student, coarse) == []
-    assert BoxLD.mismatches(BoxLDConfig(), student, coarse) == [
+    assert ClassBCE.incompatibilities(config, student, coarse) == []
+    assert BoxLD.incompatibilities(BoxLDConfig(), student, coarse) == [
         "box bins are in units of the stride, and level 'P4' has stride 32 in the teacher and 16 in the student; "
         "use box_iou instead"
     ]
-    assert BoxLD.mismatches(BoxLDConfig(levels=("P3",)), student, coarse) == []
+    assert BoxLD.incompatibilities(BoxLDConfig(levels=("P3",)), student, coarse) == []
 
 
 def test_what_is_resampled_is_said(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
     student, teacher = specs
-    assert ClassBCE.remarks(ClassBCEConfig(), student, teacher) == []
+    assert ClassBCE.pair_warnings(ClassBCEConfig(), student, teacher) == []
     coarse = replace(teacher, level_strides={"P3": 8, "P4": 32}, level_anchors={"P4": 3})
-    assert ClassBCE.remarks(ClassBCEConfig(), student, coarse) == [
+    assert ClassBCE.pair_warnings(ClassBCEConfig(), student, coarse) == [
         "level 'P4' has stride 32 in the teacher and 16 in the student; level 'P4' has anchors per point 3 in the "
         "teacher and 1 in the student: each point of the student learns from the nearest point of the teacher's "
         "level of the nearest stride"
     ]
     other = replace(teacher, level_channels={"C4": 5}, level_strides={"C4": 16})
-    assert ClassBCE.mismatches(ClassBCEConfig(), student, other) == []
-    assert ClassBCE.remarks(ClassBCEConfig(), student, other)[0].startswith("teacher and student share no level")
+    assert ClassBCE.incompatibilities(ClassBCEConfig(), student, other) == []
+    assert ClassBCE.pair_warnings(ClassBCEConfig(), student, other)[0].startswith("teacher and student share no level")
 
 
 def test_bins_of_another_stride_are_refused_where_only_the_grids_tell(
-    specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Channels], no_targets: Targets
+    specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     student = make_side(specs[0], 1)
     with pytest.raises(RequestError, match="teacher and student have other strides"):
@@ -225,7 +227,7 @@ def test_bins_of_another_stride_are_refused_where_only_the_grids_tell(
 
 
 def test_other_images_or_classes_are_refused(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     loss = ClassBCE(ClassBCEConfig(), row_spec, row_spec)
     with pytest.raises(RequestError) as caught:
@@ -235,7 +237,7 @@ def test_other_images_or_classes_are_refused(
         "classes",
     )
     with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
-        loss(Channels(), rows_side(torch.zeros(4, 3)), no_targets)
+        loss(Signals(), rows_side(torch.zeros(4, 3)), no_targets)
 
 
 def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_looking_for_the_nearest() -> None:
@@ -256,7 +258,7 @@ def test_a_student_with_anchors_needs_a_grid_of_the_same_size(
     """A teacher that is shown a larger image has more points; its best anchor would be told to all of the student's."""
     spec = replace(specs[0], classes=("car",), level_strides={"P3": 8, "P4": 16}, level_anchors={"P3": 3, "P4": 3})
     loss = load_loss(name)(load_loss(name).Config(), spec, spec)
-    student, teacher = Channels(grid=grid(64, 8, 16, anchors=3)), Channels(grid=grid(64, 4, 8, anchors=3))
+    student, teacher = Signals(grid=grid(64, 8, 16, anchors=3)), Signals(grid=grid(64, 4, 8, anchors=3))
     assert float(loss(student, student, no_targets)) == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(RequestError, match=r"the student has 3 anchors at a point, and the teacher's grid is of anoth"):
         loss(student, teacher, no_targets)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Channels, GridPredictions
+from kd_vision.core.predictions import GridPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.divergence import softmax_divergence
 from kd_vision.losses.hinton import Hinton, HintonConfig, hinton_loss
@@ -17,7 +17,7 @@ from kd_vision.losses.hinton import Hinton, HintonConfig, hinton_loss
 Wave = Callable[..., tuple[Tensor, Tensor]]
 
 
-def plain_python(s: Tensor, t: Tensor, labels: list[int], alpha: float, heat: float) -> float:
+def plain_python(s: Tensor, t: Tensor, labels: list[int], alpha: float, temperature: float) -> float:
     """The same combination with nothing but math.exp and math.log."""
 
     def softmax(row: list[float], by: float) -> list[float]:
@@ -27,17 +27,17 @@ def plain_python(s: Tensor, t: Tensor, labels: list[int], alpha: float, heat: fl
     total = 0.0
     for ours, theirs, label in zip(s.tolist(), t.tolist(), labels, strict=True):
         hard = -math.log(softmax(ours, 1.0)[label])
-        pairs = zip(softmax(ours, heat), softmax(theirs, heat), strict=True)
-        total += alpha * hard + (1 - alpha) * heat**2 * sum(q * math.log(q / p) for p, q in pairs)
+        pairs = zip(softmax(ours, temperature), softmax(theirs, temperature), strict=True)
+        total += alpha * hard + (1 - alpha) * temperature**2 * sum(q * math.log(q / p) for p, q in pairs)
     return total / len(labels)
 
 
-@pytest.mark.parametrize(("alpha", "heat"), [(0.1, 2.0), (0.5, 4.0), (1.0, 7.0), (0.0, 1.0)])
-def test_agrees_with_plain_python(alpha: float, heat: float, wave: Wave) -> None:
+@pytest.mark.parametrize(("alpha", "temperature"), [(0.1, 2.0), (0.5, 4.0), (1.0, 7.0), (0.0, 1.0)])
+def test_agrees_with_plain_python(alpha: float, temperature: float, wave: Wave) -> None:
     s, t = wave(6, 5)
     labels = [k % 5 for k in range(6)]
-    found = hinton_loss(s, t, torch.tensor(labels), alpha, heat)
-    assert float(found) == pytest.approx(plain_python(s, t, labels, alpha, heat), abs=1e-12)
+    found = hinton_loss(s, t, torch.tensor(labels), alpha, temperature)
+    assert float(found) == pytest.approx(plain_python(s, t, labels, alpha, temperature), abs=1e-12)
 
 
 def test_soft_part_alone_has_the_reference_value(wave: Wave) -> None:
@@ -55,7 +55,7 @@ def test_smooth_and_zero_without_rows(wave: Wave) -> None:
     assert float(gradient.abs().max()) == 0.0
 
 
-def two_images(first: Channels, second: Channels) -> Channels:
+def two_images(first: Signals, second: Signals) -> Signals:
     assert first.grid is not None
     assert second.grid is not None
     grid: GridPredictions = replace(
@@ -63,11 +63,11 @@ def two_images(first: Channels, second: Channels) -> Channels:
         logits=torch.cat([first.grid.logits, second.grid.logits]),
         boxes_xyxy=torch.cat([first.grid.boxes_xyxy, second.grid.boxes_xyxy]),
     )
-    return Channels(grid=grid)
+    return Signals(grid=grid)
 
 
 def test_points_in_boxes_take_labels_and_confident_points_elsewhere_only_the_soft_part(
-    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Channels]
+    wave: Wave, row_spec: DetectorSpec, rows_side: Callable[..., Signals]
 ) -> None:
     """Points lie at x = 4, 12, 20, 28, 36. Image 0: the wide box holds 1-3, the small one inside takes 2."""
     s, t = wave(10, 3)
@@ -80,22 +80,22 @@ def test_points_in_boxes_take_labels_and_confident_points_elsewhere_only_the_sof
     hard = hinton_loss(s[1:4], t[1:4], torch.tensor([1, 2, 1]), 0.3, 2.0) * 3
     confident = t[5:].sigmoid().amax(-1) > 0.5
     assert 0 < int(confident.sum()) < 5
-    soft = 0.7 * softmax_divergence(s[5:][confident], t[5:][confident], 2.0).sum()
-    assert float(found) == pytest.approx(float((hard + soft) / (3 + confident.sum())), abs=1e-12)
+    pseudo_labels = 0.7 * softmax_divergence(s[5:][confident], t[5:][confident], 2.0).sum()
+    assert float(found) == pytest.approx(float((hard + pseudo_labels) / (3 + confident.sum())), abs=1e-12)
 
 
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
     single = replace(row_spec, classes=("car",))
-    assert Hinton.mismatches(HintonConfig(), single, single) == [
+    assert Hinton.incompatibilities(HintonConfig(), single, single) == [
         "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"
     ]
 
 
 def test_a_batch_without_anything_to_learn_is_no_mistake(
-    row_spec: DetectorSpec, rows_side: Callable[..., Channels], no_targets: Targets
+    row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     """No box, and a teacher that is sure of nothing: rightly 0, so the guard has to wait."""
     quiet = rows_side(torch.full((7, 3), -4.0, dtype=torch.float64))
     loss = Hinton(HintonConfig(), row_spec, row_spec)
     assert float(loss(rows_side(torch.zeros(7, 3, dtype=torch.float64)), quiet, no_targets)) == 0.0
-    assert loss.may_vanish
+    assert loss.can_be_zero

@@ -7,29 +7,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_vision.core.batch import SoftTargets, Targets
-from kd_vision.core.predictions import Channels
+from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.predictions import Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.rank_list import RankList, RankListConfig, grouped_divergence
 
 Wave = Callable[..., tuple[Tensor, Tensor]]
-RowsSide = Callable[..., Channels]
+RowsSide = Callable[..., Signals]
 
 
-def divergence(s: Tensor, t: Tensor, heat: float) -> float:
-    p, q = (s / heat).softmax(0), (t / heat).softmax(0)
-    return float(heat**2 * (q * (q / p).log()).sum())
+def divergence(s: Tensor, t: Tensor, temperature: float) -> float:
+    p, q = (s / temperature).softmax(0), (t / temperature).softmax(0)
+    return float(temperature**2 * (q * (q / p).log()).sum())
 
 
-@pytest.mark.parametrize("heat", [1.0, 3.0])
-def test_groups_agree_with_one_softmax_each(wave: Wave, heat: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_groups_agree_with_one_softmax_each(wave: Wave, temperature: float) -> None:
     """Groups of 4, 1, 0 and 5 values, mixed; one of them with logits that would overflow without care."""
     s, t = wave(10)
     s = s + 800.0
     group = torch.tensor([0, 3, 0, 1, 3, 0, 3, 3, 0, 3])
-    found = grouped_divergence(s, t, group, 4, heat)
+    found = grouped_divergence(s, t, group, 4, temperature)
     for index in (0, 3):
-        assert float(found[index]) == pytest.approx(divergence(s[group == index], t[group == index], heat), rel=1e-9)
+        assert float(found[index]) == pytest.approx(
+            divergence(s[group == index], t[group == index], temperature), rel=1e-9
+        )
     assert found[1:3].tolist() == [0.0, 0.0]
 
 
@@ -79,14 +81,14 @@ def test_without_ground_truth_the_teachers_boxes_are_the_objects(
     assert float(nothing) == 0.0
     assert nothing.requires_grad
     truth = boxes((0, 24), (24, 40), (40, 48))
-    claims = SoftTargets(
+    claims = PseudoLabels(
         truth.image_index,
         truth.boxes_xyxy,
         torch.ones(3, 3),
         torch.tensor([0.9, 0.4, 0.9]),
         torch.tensor([0, 0, 1]) > 0,
     )
-    told = replace(teacher, soft=claims)
+    told = replace(teacher, pseudo_labels=claims)
     expected = loss(student, teacher, boxes((0, 24)))  # the second is unsure, the third to be ignored
     assert float(loss(student, told, no_targets)) == pytest.approx(float(expected), rel=1e-12)
     labelled = boxes((24, 48))

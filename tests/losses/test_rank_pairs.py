@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_vision.core.batch import SoftTargets, Targets
-from kd_vision.core.predictions import BACKGROUND, Assigned, Channels, Rows
+from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.predictions import UNMATCHED, AssignResult, RawPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.rank_pairs import RankPairs, RankPairsConfig, ranking_loss
 
@@ -17,10 +17,10 @@ def numbers(*values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def claims(scores: list[float], labels: list[int]) -> SoftTargets:
+def claims(scores: list[float], labels: list[int]) -> PseudoLabels:
     """One box in each image."""
     count = len(scores)
-    return SoftTargets(
+    return PseudoLabels(
         torch.arange(count),
         torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(count, 1),
         torch.nn.functional.one_hot(torch.tensor(labels), 2) * torch.tensor(scores)[:, None],
@@ -29,9 +29,11 @@ def claims(scores: list[float], labels: list[int]) -> SoftTargets:
     )
 
 
-def student_of(logits: Tensor, index: Tensor, background: Tensor | None = None) -> Channels:
-    rows = Rows(logits, torch.zeros(*logits.shape[:2], 4), torch.full((1, logits.shape[1], 2), 4.0), background)
-    return Channels(answer=lambda handed: (Assigned(rows, index, torch.ones(index.shape)),))
+def student_of(logits: Tensor, index: Tensor, background: Tensor | None = None) -> Signals:
+    rows = RawPredictions(
+        logits, torch.zeros(*logits.shape[:2], 4), torch.full((1, logits.shape[1], 2), 4.0), background
+    )
+    return Signals(assign=lambda pseudo_labels: (AssignResult(rows, index, torch.ones(index.shape)),))
 
 
 @pytest.fixture
@@ -63,9 +65,9 @@ def test_without_a_pair_it_is_zero_with_a_gradient(
     loss = RankPairs(RankPairsConfig(), *pair)
     logits = torch.zeros(2, 1, 2, dtype=torch.float64).requires_grad_()
     other_class, too_near, too_low = ([0.9, 0.5], [0, 1]), ([0.9, 0.85], [0, 0]), ([0.9, 0.2], [0, 0])
-    for said, second in ((other_class, 1), (too_near, 1), (too_low, BACKGROUND)):
+    for said, second in ((other_class, 1), (too_near, 1), (too_low, UNMATCHED)):
         student = student_of(logits, torch.tensor([[0], [second]]))
-        value = loss(student, Channels(soft=claims(*said)), no_targets)
+        value = loss(student, Signals(pseudo_labels=claims(*said)), no_targets)
         (gradient,) = torch.autograd.grad(value, logits)
         assert float(value) == 0.0
         assert float(gradient.abs().max()) == 0.0
@@ -74,9 +76,9 @@ def test_without_a_pair_it_is_zero_with_a_gradient(
 def test_the_best_row_of_a_box_speaks_for_it(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     """Box 0 has rows of logits 1 and 3 for its class, box 1 one of 2; the surest row of image 1 is background."""
     logits = numbers([[1.0, 9.0], [3.0, 9.0]], [[2.0, 9.0], [8.0, 9.0]])
-    index = torch.tensor([[0, 0], [1, BACKGROUND]])
+    index = torch.tensor([[0, 0], [1, UNMATCHED]])
     found = RankPairs(RankPairsConfig(), *pair)(
-        student_of(logits, index), Channels(soft=claims([0.9, 0.4], [0, 0])), no_targets
+        student_of(logits, index), Signals(pseudo_labels=claims([0.9, 0.4], [0, 0])), no_targets
     )
     assert float(found) == pytest.approx(math.log1p(math.exp(-1.0)), rel=1e-9)
 
@@ -85,7 +87,9 @@ def test_a_softmax_head_is_ranked_by_log_odds(pair: tuple[DetectorSpec, Detector
     """Probabilities 1/2 and 1/5 have log-odds 0 and -log 4."""
     logits, background = numbers([[0.0, -300.0]], [[0.0, math.log(3.0)]]), numbers([0.0], [0.0])
     found = RankPairs(RankPairsConfig(), *pair)(
-        student_of(logits, torch.tensor([[0], [1]]), background), Channels(soft=claims([0.4, 0.9], [0, 0])), no_targets
+        student_of(logits, torch.tensor([[0], [1]]), background),
+        Signals(pseudo_labels=claims([0.4, 0.9], [0, 0])),
+        no_targets,
     )
     assert float(found) == pytest.approx(math.log1p(4.0), rel=1e-9)
 
@@ -93,15 +97,15 @@ def test_a_softmax_head_is_ranked_by_log_odds(pair: tuple[DetectorSpec, Detector
 def test_an_unassigned_box_has_no_pair_and_many_boxes_are_thinned(
     pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
 ) -> None:
-    handed: list[SoftTargets] = []
+    pseudo_labels: list[PseudoLabels] = []
     logits = torch.zeros(5, 1, 2, dtype=torch.float64)
-    rows = Rows(logits, torch.zeros(5, 1, 4), torch.full((1, 1, 2), 4.0))
+    rows = RawPredictions(logits, torch.zeros(5, 1, 4), torch.full((1, 1, 2), 4.0))
 
-    def answer(boxes: SoftTargets) -> tuple[Assigned, ...]:
-        handed.append(boxes)
-        return (Assigned(rows, torch.tensor([[0], [BACKGROUND], [BACKGROUND], [BACKGROUND], [2]]), torch.ones(5, 1)),)
+    def answer(boxes: PseudoLabels) -> tuple[AssignResult, ...]:
+        pseudo_labels.append(boxes)
+        return (AssignResult(rows, torch.tensor([[0], [UNMATCHED], [UNMATCHED], [UNMATCHED], [2]]), torch.ones(5, 1)),)
 
-    said = Channels(soft=claims([0.9, 0.8, 0.7, 0.5, 0.3], [0] * 5))
-    found = RankPairs(RankPairsConfig(boxes=3), *pair)(Channels(answer=answer), said, no_targets)
-    assert handed[0].image_index.tolist() == [0, 2, 4]
+    said = Signals(pseudo_labels=claims([0.9, 0.8, 0.7, 0.5, 0.3], [0] * 5))
+    found = RankPairs(RankPairsConfig(boxes=3), *pair)(Signals(assign=answer), said, no_targets)
+    assert pseudo_labels[0].image_index.tolist() == [0, 2, 4]
     assert float(found) == pytest.approx(math.log(2.0), rel=1e-9)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Channels, Regions, Rows
+from kd_vision.core.predictions import RawPredictions, RoIPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.region_feedback import RegionFeedback, RegionFeedbackConfig
 
-MakeSide = Callable[..., Channels]
+MakeSide = Callable[..., Signals]
 FAR = -300.0
 
 
@@ -24,11 +24,11 @@ def pair(row_spec: DetectorSpec) -> tuple[DetectorSpec, DetectorSpec]:
     return spec, spec
 
 
-def student_of(logits: Tensor, background: Tensor | None = None) -> Channels:
+def student_of(logits: Tensor, background: Tensor | None = None) -> Signals:
     """Rows of one image with boxes of 8 x 8, one every 8 px."""
     left = 8.0 * torch.arange(logits.shape[1], dtype=torch.float64)
     boxes = torch.stack([left, torch.zeros_like(left), left + 8, torch.full_like(left, 8.0)], dim=-1)[None]
-    return Channels(rows=lambda: Rows(logits, boxes, (boxes[..., :2] + 4).float(), background))
+    return Signals(raw_predictions=lambda: RawPredictions(logits, boxes, (boxes[..., :2] + 4).float(), background))
 
 
 def test_the_surest_boxes_are_shown_and_graded(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
@@ -36,13 +36,13 @@ def test_the_surest_boxes_are_shown_and_graded(pair: tuple[DetectorSpec, Detecto
     logits = torch.tensor([[[1.0, FAR], [FAR, -1.0], [FAR, 2.0], [-3.0, FAR]]], dtype=torch.float64).requires_grad_()
     seen: list[Tensor] = []
 
-    def grade(boxes: Tensor) -> Regions:
+    def grade(boxes: Tensor) -> RoIPredictions:
         seen.append(boxes)
         probs = torch.tensor([[[0.0, 0.8], [0.25, 0.0]]])
-        return Regions(probs, boxes + torch.tensor([4.0, 0, 4.0, 0]))
+        return RoIPredictions(probs, boxes + torch.tensor([4.0, 0, 4.0, 0]))
 
     config = RegionFeedbackConfig(boxes=2, class_gain=1.0, box_gain=3.0, kind="iou")
-    found = RegionFeedback(config, *pair)(student_of(logits), Channels(grade=grade), no_targets)
+    found = RegionFeedback(config, *pair)(student_of(logits), Signals(refine_regions=grade), no_targets)
     assert seen[0].tolist() == [[[16.0, 0, 24, 8], [0.0, 0, 8, 8]]]
     assert not seen[0].requires_grad
 
@@ -61,7 +61,7 @@ def test_the_surest_boxes_are_shown_and_graded(pair: tuple[DetectorSpec, Detecto
 def test_an_invention_is_graded_down(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     """Where the teacher sees nothing the box is left alone and the score goes down; the normaliser is at least 1."""
     logits = torch.tensor([[[3.0, FAR]]], dtype=torch.float64).requires_grad_()
-    nothing = Channels(grade=lambda boxes: Regions(torch.zeros(1, 1, 2), boxes + 100))
+    nothing = Signals(refine_regions=lambda boxes: RoIPredictions(torch.zeros(1, 1, 2), boxes + 100))
     found = RegionFeedback(RegionFeedbackConfig(class_gain=1.0), *pair)(student_of(logits), nothing, no_targets)
     assert float(found) == pytest.approx(math.log1p(math.exp(3.0)), rel=1e-9)
     (gradient,) = torch.autograd.grad(found, logits)
@@ -76,12 +76,12 @@ def test_softmax_head_shows_by_probability_and_learns_the_distribution(
     background = torch.tensor([[5.0, 0.0]], dtype=torch.float64)
     shown: list[Tensor] = []
 
-    def grade(boxes: Tensor) -> Regions:
+    def grade(boxes: Tensor) -> RoIPredictions:
         shown.append(boxes)
-        return Regions(torch.tensor([[[0.5, 0.25]]]), boxes)
+        return RoIPredictions(torch.tensor([[[0.5, 0.25]]]), boxes)
 
     config = RegionFeedbackConfig(boxes=1)
-    found = RegionFeedback(config, *pair)(student_of(logits, background), Channels(grade=grade), no_targets)
+    found = RegionFeedback(config, *pair)(student_of(logits, background), Signals(refine_regions=grade), no_targets)
     assert shown[0].tolist() == [[[8.0, 0.0, 16.0, 8.0]]]
     assert float(found) == pytest.approx(0.0, abs=1e-7)
 
@@ -91,7 +91,7 @@ def test_a_softmax_head_of_which_most_is_background_pays_per_quarter_of_its_rows
 ) -> None:
     """Eight rows without an opinion, log 3 each, of which the teacher thinks nothing: 8 log 3 / (8 / 4)."""
     student = student_of(torch.zeros(1, 8, 2, dtype=torch.float64), torch.zeros(1, 8, dtype=torch.float64))
-    nothing = Channels(grade=lambda boxes: Regions(torch.zeros(1, 8, 2), boxes))
+    nothing = Signals(refine_regions=lambda boxes: RoIPredictions(torch.zeros(1, 8, 2), boxes))
     found = RegionFeedback(RegionFeedbackConfig(class_gain=1.0), *pair)(student, nothing, no_targets)
     assert float(found) == pytest.approx(4 * math.log(3.0), rel=1e-6)
 
@@ -101,20 +101,20 @@ def test_a_share_of_the_boxes_is_drawn_at_random(
 ) -> None:
     """Of 80 rows 10 are shown: the 5 surest always, 5 others that change with the draw and are never the same."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    assert student.rows is not None
-    assert teacher.grade is not None
+    assert student.raw_predictions is not None
+    assert teacher.refine_regions is not None
     seen: list[Tensor] = []
 
-    def grade(boxes: Tensor) -> Regions:
+    def grade(boxes: Tensor) -> RoIPredictions:
         seen.append(boxes)
-        assert teacher.grade is not None
-        return teacher.grade(boxes)
+        assert teacher.refine_regions is not None
+        return teacher.refine_regions(boxes)
 
     loss = RegionFeedback(RegionFeedbackConfig(boxes=10, random_share=0.5), *specs)
     for seed in range(3):
         torch.manual_seed(seed)
-        loss(student, replace(teacher, grade=grade), no_targets)
-    rows = student.rows()
+        loss(student, replace(teacher, refine_regions=grade), no_targets)
+    rows = student.raw_predictions()
     top = rows.boxes_xyxy[0, rows.logits.amax(dim=-1)[0].topk(5).indices]
     drawn = set()
     for boxes in seen:
@@ -129,13 +129,15 @@ def test_a_box_mended_to_nothing_is_not_regressed_to(
 ) -> None:
     """Both boxes of row 0 are a thousandth of a pixel wide, where the slope of overlap is a thousandfold."""
     student = student_of(torch.zeros(1, 2, 2, dtype=torch.float64))
-    assert student.rows is not None
-    rows = student.rows()
+    assert student.raw_predictions is not None
+    rows = student.raw_predictions()
     boxes = rows.boxes_xyxy.clone()
     boxes[0, 0, 2] = boxes[0, 0, 0] + 1e-3
     boxes.requires_grad_()
-    student = Channels(rows=lambda: replace(rows, boxes_xyxy=boxes))
-    moved = Channels(grade=lambda seen: Regions(torch.full((1, 2, 2), 0.9), seen + torch.tensor([5e-4, 0, 5e-4, 0])))
+    student = Signals(raw_predictions=lambda: replace(rows, boxes_xyxy=boxes))
+    moved = Signals(
+        refine_regions=lambda seen: RoIPredictions(torch.full((1, 2, 2), 0.9), seen + torch.tensor([5e-4, 0, 5e-4, 0]))
+    )
     found = RegionFeedback(RegionFeedbackConfig(), *pair)(student, moved, no_targets)
     (gradient,) = torch.autograd.grad(found, boxes)
     assert float(gradient[0, 0].abs().max()) == 0.0
@@ -144,13 +146,13 @@ def test_a_box_mended_to_nothing_is_not_regressed_to(
 
 def test_fewer_rows_than_boxes(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     logits = torch.zeros(1, 3, 2, dtype=torch.float64)
-    half = Channels(grade=lambda boxes: Regions(torch.full((1, 3, 2), 0.5), boxes))
+    half = Signals(refine_regions=lambda boxes: RoIPredictions(torch.full((1, 3, 2), 0.5), boxes))
     found = RegionFeedback(RegionFeedbackConfig(boxes=64), *pair)(student_of(logits), half, no_targets)
     assert float(found) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_mistakes_are_named(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     with pytest.raises(RequestError, match="the channel 'regions' was not computed"):
-        RegionFeedback(RegionFeedbackConfig(), *pair)(Channels(), Channels(), no_targets)
+        RegionFeedback(RegionFeedbackConfig(), *pair)(Signals(), Signals(), no_targets)
     with pytest.raises(ValueError, match="are both 0: nothing would be taught"):
         RegionFeedbackConfig(class_gain=0.0, box_gain=0.0)

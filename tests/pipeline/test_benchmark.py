@@ -158,7 +158,7 @@ def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., P
         train(config, tmp_path / "run")
     assert str(caught.value) == (
         f"{config}: knowledge: labels say nothing of images without any; set train.unlabelled_ratio to 0, and "
-        f"train.labelled_share above 0"
+        f"train.label_fraction above 0"
     )
     assert not (tmp_path / "run").exists()
 

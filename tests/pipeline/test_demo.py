@@ -24,11 +24,11 @@ def test_teacher_and_student_get_their_own_labels_and_the_same_judges(tmp_path: 
     with pytest.raises(GateError, match="is not better than the untrained student's"):
         demo(out, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, quiet=True, tell=told.append)
     assert [line[:3] for line in told] == ["1/4", "2/4", "3/4"]
-    few, plenty = load_descriptor(out / "scenes" / "data.yaml"), load_descriptor(out / "scenes" / "plenty.yaml")
-    assert len(load_split(few, "train")) == 2
+    quote_some, plenty = load_descriptor(out / "scenes" / "data.yaml"), load_descriptor(out / "scenes" / "plenty.yaml")
+    assert len(load_split(quote_some, "train")) == 2
     assert len(load_split(plenty, "train")) == 3
-    assert load_split(few, "test").content_hash() == load_split(plenty, "test").content_hash()
-    assert len(load_unlabelled(few)) == 2
+    assert load_split(quote_some, "test").content_hash() == load_split(plenty, "test").content_hash()
+    assert len(load_unlabelled(quote_some)) == 2
     pair = load_config(out / "pair.yaml")
     assert pair.recipe == "imitation"
     assert pair.train.unlabelled_ratio == 1

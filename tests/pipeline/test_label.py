@@ -18,17 +18,17 @@ from PIL import Image
 from kd_vision.cli.main import main
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import KDVisionError, RequestError
-from kd_vision.core.predictions import Detections, PredictOptions, first_opinions
+from kd_vision.core.predictions import Detections, PredictOptions, keep_top_class
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled, records_of
 from kd_vision.data.descriptor import load_descriptor
-from kd_vision.knowledge.dataset import Sureness
+from kd_vision.knowledge.dataset import PseudoLabelThresholds
 from kd_vision.knowledge.manifest import TeacherNote
 from kd_vision.knowledge.store import read_store
 from kd_vision.knowledge.writer import StoreWriter
 from kd_vision.pipeline.label import DatasetRequest, LabelOptions, fill, label
 from kd_vision.runtime.images import list_images
-from kd_vision.teachers.frozen import TEACHING
+from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
 
 QUICK = LabelOptions(batch_size=3, shard_size=4, workers=0)
 SPEC = DetectorSpec("fake", "eye", ("red", "blue"), {}, {}, frozenset({"detections"}), size_multiple=1)
@@ -150,13 +150,13 @@ def test_a_configs_teacher_is_stored_in_its_own_words(
 
 
 def test_a_store_becomes_a_data_set_that_trains(tmp_path: Path, write_config: Callable[..., Path]) -> None:
-    request = DatasetRequest(tmp_path / "set", Sureness(0.3, 0.2, keep_doubtful=True))
+    request = DatasetRequest(tmp_path / "set", PseudoLabelThresholds(0.3, 0.2, keep_ignored=True))
     result = label(write_config(), tmp_path / "store", splits=["unlabelled"], options=QUICK, dataset=request)
     assert result.dataset is not None
     descriptor = load_descriptor(result.dataset.descriptor)
     train, val = load_split(descriptor, "train"), load_split(descriptor, "val")
     assert (len(train), len(val), train.classes) == (8, 6, ("red", "blue"))
-    said = [first_opinions(result.store.detections(row)) for row in range(8)]  # a box is labelled once
+    said = [keep_top_class(result.store.detections(row)) for row in range(8)]  # a box is labelled once
     sure = sum(int((one.scores >= 0.3).sum()) for one in said)
     assert result.dataset.labels == sum(int((~image.crowd).sum()) for image in train.images) == sure > 0
 
@@ -303,8 +303,8 @@ def test_an_ensemble_is_shown_what_its_largest_member_wants_and_its_silence_is_s
     config.write_text(config.read_text() + "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items()))
     result = label(config, tmp_path / "store", splits=["val"], options=QUICK)
     assert result.store.manifest.options["image_size"] == 128
-    assert result.store.silent == ("blue",)
+    assert result.store.missing_classes == ("blue",)
 
 
 def test_the_command_stores_a_hundred_boxes_an_image_whatever_a_live_teacher_says() -> None:
-    assert (LabelOptions().max_boxes, TEACHING.max_detections) == (100, 300)
+    assert (LabelOptions().max_boxes, DEFAULT_TEACHER_POSTPROCESS.max_detections) == (100, 300)

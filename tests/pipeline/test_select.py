@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import PredictOptions, first_opinions
+from kd_vision.core.predictions import PredictOptions, keep_top_class
 from kd_vision.data.dataset import load_unlabelled
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
@@ -76,7 +76,7 @@ def test_a_student_is_compared_with_the_store(
     (batch,) = eval_batches(data, 64, 9, 3)
     answers = load_model(other, 64).predictor.predict(batch, PredictOptions(0.05, 0.6, 100))
     expected = {
-        i.file_name: disagreement(first_opinions(store.of(i)), first_opinions(one))
+        i.file_name: disagreement(keep_top_class(store.of(i)), keep_top_class(one))
         for i, one in zip(data.images, answers, strict=True)
     }
     assert {row["file"]: float(row["disagreement"]) for row in found} == pytest.approx(expected, abs=2e-6)

@@ -50,7 +50,7 @@ def test_the_student_teaches_itself_by_its_moving_average(write_config: Write, t
 def test_without_labels_a_gap_between_windows_and_an_auto_weight_are_refused(
     write_config: Write, tmp_path: Path
 ) -> None:
-    bare = ["train.labelled_share=0", "train.unlabelled_ratio=1"]
+    bare = ["train.label_fraction=0", "train.unlabelled_ratio=1"]
     gap = write_config(distill="[{loss: class_bce, schedule: {kind: window, stop: 0.5}}]")
     with pytest.raises(RequestError, match=r"is 0, and at 50 % of training no term of 'distill' is open"):
         train(gap, tmp_path / "a", overrides=bare)

@@ -24,7 +24,7 @@ from kd_vision.data.descriptor import load_descriptor
 from kd_vision.detectors import FAMILIES, family_module
 from kd_vision.detectors.base import Detector
 from kd_vision.detectors.ultralytics import UltralyticsDetector
-from kd_vision.export.parity import ParityEvidence, ParityLimits
+from kd_vision.export.parity import ParityInputs, ParityLimits
 from kd_vision.pipeline import export as export_module
 from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.evaluate import evaluate
@@ -44,7 +44,9 @@ TEACHERS = (*STUDENTS, "onnx", "json")
 ONE_BLACK_BOX = {"dense": "json", "end_to_end": "onnx", "rtdetr": "json", "one_stage": "onnx", "two_stage": "json"}
 # Terms by channel. Each is trained alone: what an untrained teacher says on one channel contradicts the others.
 TERMS: dict[str, list[dict[str, Any]]] = {
-    "detections": [{"loss": "soft_boxes", "accept": 0.1, "doubt": 0.05}],  # untrained teachers are not sure
+    "detections": [
+        {"loss": "soft_boxes", "score_threshold": 0.1, "ignore_threshold": 0.05}
+    ],  # untrained teachers are not sure
     "features": [{"loss": "feature_pkd"}],
     "grid": [{"loss": "class_bce"}, {"loss": "box_iou"}],
     # An untrained teacher mends a mended box again, so that overlap never comes to rest; see SCHOOLED.
@@ -182,7 +184,7 @@ def _config(
         "student": student,
         "distill": terms,
         "allow_weak_teacher": True,
-        "train": {"labelled_share": 0.0, "epochs": 2, "batch_size": 4, "workers": 0, "lr": 0.0005,
+        "train": {"label_fraction": 0.0, "epochs": 2, "batch_size": 4, "workers": 0, "lr": 0.0005,
                   "warmup_epochs": 0.5, "log_every": 1,
                   "validate_every": 0, "keep": "last", "ema_ramp": 4},
         "augment": {"mosaic": 0.0, "scale": 0.0, "translate": 0.0, "horizontal_flip": 0.0, "degrade": 0.0,
@@ -205,7 +207,7 @@ def test_a_teacher_teaches_a_student(
 ) -> None:
     # The branches of an end-to-end head would change weight from one epoch to the other.
     monkeypatch.setattr(UltralyticsDetector, "set_progress", lambda self, done: None)
-    monkeypatch.setattr(export_module, "ParityEvidence", partial(ParityEvidence, limits=HARDLY_TRAINED))
+    monkeypatch.setattr(export_module, "ParityInputs", partial(ParityInputs, limits=HARDLY_TRAINED))
     terms = TERMS[channel]
     if teacher == SCHOOLED:
         terms = [{"loss": term["loss"]} for term in terms]

@@ -14,7 +14,7 @@ import torch
 import kd_vision
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError, TrainingError
-from kd_vision.core.predictions import Channel
+from kd_vision.core.predictions import Signal
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.engine.trainer import Trainer
@@ -187,7 +187,7 @@ def test_a_teacher_with_its_classes_in_another_order_answers_in_the_students(
     config = load_config(write_config())
     images = torch.rand(1, 3, 64, 64)
     straight, swapped = (build_teachers(config, order)["teacher"] for order in (("red", "blue"), ("blue", "red")))
-    channels: frozenset[Channel] = frozenset({"grid"})
+    channels: frozenset[Signal] = frozenset({"grid"})
     one = straight(images, channels).grids["one_to_many"].logits
     other = swapped(images, channels).grids["one_to_many"].logits
     assert torch.equal(one[..., [1, 0]], other)
@@ -445,9 +445,11 @@ def test_what_an_ensemble_never_says_cannot_be_asked_for(
     member = {"weights": str(teacher_file)}
     teacher = {"name": "both", "family": "ensemble", "members": [member, member], "min_score": 0.4}
     config = write_config(teacher=False)
-    distill = [{"loss": "soft_boxes", "doubt": 0.1, "accept": 0.5}]
+    distill = [{"loss": "soft_boxes", "ignore_threshold": 0.1, "score_threshold": 0.5}]
     config.write_text(config.read_text() + f"teacher: {json.dumps(teacher)}\ndistill: {json.dumps(distill)}\n")
-    with pytest.raises(RequestError, match=r"distill.0.doubt: 0.1 is below 0.4, the least score that 'both' speaks of"):
+    with pytest.raises(
+        RequestError, match=r"distill.0.ignore_threshold: 0.1 is below 0.4, the least score that 'both' speaks of"
+    ):
         train(config, tmp_path / "run")
 
 

@@ -43,9 +43,9 @@ BOX = [10, 10, 50, 50]
 
 def test_the_stronger_of_two_detections_takes_the_box() -> None:
     judgement = judge(truth([BOX], [0]), found([BOX, [12, 10, 52, 50]], [0.4, 0.9], [0, 0]))
-    assert judgement.right.tolist() == [False, True]
-    assert judgement.false.tolist() == [True, False]
-    assert judgement.missed.tolist() == [False]
+    assert judgement.tp.tolist() == [False, True]
+    assert judgement.fp.tolist() == [True, False]
+    assert judgement.fn.tolist() == [False]
     assert str(judgement) == "1 right, 1 false, 0 missed"
     assert judgement.mistakes == 1
 
@@ -53,21 +53,21 @@ def test_the_stronger_of_two_detections_takes_the_box() -> None:
 def test_wrong_class_and_low_overlap_are_false_and_the_box_is_missed() -> None:
     # Shifted by half its width: IoU = 20 * 40 / (2 * 1600 - 800) = 1/3.
     judgement = judge(truth([BOX], [0]), found([BOX, [30, 10, 70, 50]], [0.9, 0.8], [1, 0]))
-    assert judgement.false.tolist() == [True, True]
-    assert judgement.missed.tolist() == [True]
+    assert judgement.fp.tolist() == [True, True]
+    assert judgement.fn.tolist() == [True]
     assert judgement.mistakes == 3
 
 
 def test_overlap_of_exactly_one_half_is_right() -> None:
     # 40 x 40 inside 40 x 80: IoU = 1/2.
-    assert judge(truth([[0, 0, 40, 80]], [0]), found([[0, 0, 40, 40]], [0.9], [0])).right.all()
+    assert judge(truth([[0, 0, 40, 80]], [0]), found([[0, 0, 40, 40]], [0.9], [0])).tp.all()
 
 
 def test_weak_detections_do_not_exist() -> None:
     judgement = judge(truth([BOX], [0]), found([BOX, [60, 60, 90, 90]], [0.2, 0.24], [0, 0]))
-    assert not judgement.right.any()
-    assert not judgement.false.any()
-    assert judgement.missed.tolist() == [True]
+    assert not judgement.tp.any()
+    assert not judgement.fp.any()
+    assert judgement.fn.tolist() == [True]
 
 
 def test_detections_in_a_crowd_region_count_for_nothing() -> None:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.teachers.onnx import COCO80, COCO91, KEY_PREPROCESSING, LAYOUTS, OnnxConfig, OnnxPredictor, build
+from kd_vision.teachers.onnx import COCO80, COCO91, KEY_PREPROCESSING, OUTPUT_FORMATS, OnnxConfig, OnnxPredictor, build
 
 NO_MEAN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 IDENTITY: dict[str, dict[str, Any]] = {"detr_sigmoid": NO_MEAN, "detr_softmax": NO_MEAN}
@@ -105,7 +105,7 @@ class Case:
 
 ROWS = np.array([[[*BOX, 0.75, 1.0], [0.0, 0.0, 4.0, 4.0, 0.5, 0.0], [0.0] * 6]])
 CASES: dict[str, Case] = {
-    "dense_xywh": Case(
+    "dense_cxcywh": Case(
         {"output0": np.array([[[12.0, 2.0], [15.0, 2.0], [8.0, 4.0], [12.0, 4.0], [0.0, 0.5], [0.75, 0.0]]])},
         [BOX, [0, 0, 4, 4]], [0.75, 0.5], [1, 0], [[0, 0.75], [0.5, 0]],
     ),
@@ -157,8 +157,8 @@ def batch_of(*values: int, size: int = SIDE) -> ImageBatch:
     )
 
 
-def opened(path: Path, layout: Any = None, **declared: Any) -> OnnxPredictor:
-    return OnnxPredictor(path, ("a", "b"), layout, preprocessing={**IDENTITY.get(layout, {}), **declared})
+def opened(path: Path, output_format: Any = None, **declared: Any) -> OnnxPredictor:
+    return OnnxPredictor(path, ("a", "b"), output_format, preprocessing={**IDENTITY.get(output_format, {}), **declared})
 
 
 def refused(make: Callable[[], Any]) -> str:
@@ -167,11 +167,11 @@ def refused(make: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_each_layout_gives_the_boxes_it_means(layout: str, tmp_path: Path) -> None:
-    case = CASES[layout]
-    predictor = opened(write_constants(tmp_path / "a.onnx", case.outputs), layout)
-    assert predictor.layout == layout
+@pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
+def test_each_layout_gives_the_boxes_it_means(output_format: str, tmp_path: Path) -> None:
+    case = CASES[output_format]
+    predictor = opened(write_constants(tmp_path / "a.onnx", case.outputs), output_format)
+    assert predictor.output_format == output_format
     for found in predictor.detect(torch.zeros(2, 3, SIDE, SIDE)):  # the file takes one image at a time
         np.testing.assert_allclose(found.boxes_xyxy, case.boxes, atol=1e-5)
         np.testing.assert_allclose(found.scores, case.scores, atol=1e-6)
@@ -182,43 +182,43 @@ def test_each_layout_gives_the_boxes_it_means(layout: str, tmp_path: Path) -> No
             np.testing.assert_allclose(found.class_probs, case.probs, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_thresholds_narrow_each_layout(layout: str, tmp_path: Path) -> None:
-    predictor = opened(write_constants(tmp_path / "a.onnx", CASES[layout].outputs), layout)
+@pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
+def test_thresholds_narrow_each_layout(output_format: str, tmp_path: Path) -> None:
+    predictor = opened(write_constants(tmp_path / "a.onnx", CASES[output_format].outputs), output_format)
     image = torch.zeros(1, 3, SIDE, SIDE)
     assert len(predictor.detect(image, PredictOptions(max_detections=1))[0]) == 1
     assert len(predictor.detect(image, PredictOptions(score_threshold=0.76))[0]) == 0
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_nan_is_refused_with_the_image_it_was_said_of(layout: str, tmp_path: Path) -> None:
-    outputs = {name: value.copy() for name, value in CASES[layout].outputs.items()}
+@pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
+def test_nan_is_refused_with_the_image_it_was_said_of(output_format: str, tmp_path: Path) -> None:
+    outputs = {name: value.copy() for name, value in CASES[output_format].outputs.items()}
     value = next(each for each in outputs.values() if each.dtype.kind == "f")
     value[..., -1] = math.nan
-    predictor = opened(write_constants(tmp_path / "a.onnx", outputs), layout)
+    predictor = opened(write_constants(tmp_path / "a.onnx", outputs), output_format)
     text = f"{predictor.path}: the output for {{}} holds NaN; the file is broken, export it again"
     assert refused(lambda: predictor.predict(batch_of(0))) == text.format("image id 7")
     assert refused(lambda: predictor.detect(torch.zeros(1, 3, SIDE, SIDE))) == text.format("image 1 of the batch")
 
 
-@pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"detr_sigmoid", "detr_softmax"}))
-def test_scores_that_are_none_are_refused(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_format", sorted(set(OUTPUT_FORMATS) - {"detr_sigmoid", "detr_softmax"}))
+def test_scores_that_are_none_are_refused(output_format: str, tmp_path: Path) -> None:
     """A file declared as what it is not often gives logits, or pixels, where scores should be."""
-    outputs = {name: value.copy() for name, value in CASES[layout].outputs.items()}
-    name = "scores" if layout == "torchvision" else next(iter(outputs))
-    place = {"dense_xywh": (0, 4, 0), "torchvision": (0,), "yolox": (0, 3, 5)}.get(layout, (0, 0, 4))
+    outputs = {name: value.copy() for name, value in CASES[output_format].outputs.items()}
+    name = "scores" if output_format == "torchvision" else next(iter(outputs))
+    place = {"dense_cxcywh": (0, 4, 0), "torchvision": (0,), "yolox": (0, 3, 5)}.get(output_format, (0, 0, 4))
     outputs[name][place] = -3.0
-    predictor = opened(write_constants(tmp_path / "a.onnx", outputs), layout)
+    predictor = opened(write_constants(tmp_path / "a.onnx", outputs), output_format)
     assert f"{predictor.path}: image id 7: scores go from -3 to " in (
         text := refused(lambda: predictor.predict(batch_of(0)))
     )
-    assert text.endswith(f"not from 0 to 1; is its layout really '{layout}'?")
+    assert text.endswith(f"not from 0 to 1; is its layout really '{output_format}'?")
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_outputs_of_another_shape_are_refused_by_every_layout(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
+def test_outputs_of_another_shape_are_refused_by_every_layout(output_format: str, tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", {"odd": np.zeros((1, 3, 9))})
-    assert refused(lambda: opened(path, layout)).startswith(f"{path}: layout '{layout}' needs ")
+    assert refused(lambda: opened(path, output_format)).startswith(f"{path}: layout '{output_format}' needs ")
 
 
 def test_torchvision_as_it_exports_a_single_image_of_free_size(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_torchvision_as_it_exports_a_single_image_of_free_size(tmp_path: Path) -
         tmp_path / "a.onnx", CASES["torchvision"].outputs, image=(3, "height", "width"), shapes=shapes
     )
     predictor = opened(path, "torchvision")
-    assert (predictor.input.bare, predictor.fixed_size, predictor.spec.end_to_end) == (True, None, True)
+    assert (predictor.input.no_batch_axis, predictor.fixed_size, predictor.spec.end_to_end) == (True, None, True)
     assert [one.labels.tolist() for one in predictor.detect(torch.zeros(3, 3, 64, 64))] == [[1, 0]] * 3
 
 
@@ -377,21 +377,21 @@ BEFORE = {key: value for key, value in RTDETR.items() if key != "head"}
 
 
 @pytest.mark.parametrize(
-    ("metadata", "shape", "layout"),
+    ("metadata", "shape", "output_format"),
     [
         (RTDETR, (1, 300, 7), "detr"),
         (RTDETR, (1, 300, 6), "detr_rows"),
         (BEFORE, (1, 300, 7), "detr"),
         (BEFORE, (1, 300, 6), "detr_rows"),
-        (BEFORE, (1, 7, 300), "dense_xywh"),
-        ({**BEFORE, "head": "Detect"}, (1, 7, 6), "dense_xywh"),
+        (BEFORE, (1, 7, 300), "dense_cxcywh"),
+        ({**BEFORE, "head": "Detect"}, (1, 7, 6), "dense_cxcywh"),
     ],
 )
 def test_rt_detr_of_ultralytics_is_known_by_what_it_says(
-    metadata: dict[str, str], shape: tuple[int, ...], layout: str, tmp_path: Path
+    metadata: dict[str, str], shape: tuple[int, ...], output_format: str, tmp_path: Path
 ) -> None:
     path = write_constants(tmp_path / "a.onnx", {"output0": np.zeros(shape)}, {**metadata, "names": "['a', 'b', 'c']"})
-    assert OnnxPredictor(path).layout == layout
+    assert OnnxPredictor(path).output_format == output_format
 
 
 @pytest.mark.parametrize(
@@ -405,14 +405,14 @@ def test_rows_of_six_that_may_be_two_things_must_be_declared(
     assert refused(lambda: OnnxPredictor(path)).startswith(
         f"{path}: output layout not recognised: found output0 (1, 300, 6), and no metadata says more; declare one of"
     )
-    assert OnnxPredictor(path, layout="detr_rows").layout == "detr_rows"
+    assert OnnxPredictor(path, output_format="detr_rows").output_format == "detr_rows"
 
 
 def test_outputs_without_a_known_meaning_are_listed(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", CASES["torchvision"].outputs, image=("b", 3, "h", "w"))
     text = refused(lambda: OnnxPredictor(path, ("a", "b")))
     assert text.startswith(f"{path}: output layout not recognised: found scores (2), boxes (2, 4), labels (2), and no")
-    assert all(f"{name} {entry.meaning}" in text for name, entry in LAYOUTS.items())
+    assert all(f"{name} {entry.meaning}" in text for name, entry in OUTPUT_FORMATS.items())
 
 
 def test_short_words_for_the_classes_of_coco(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_names_stand_at_cocos_category_ids(shared: Path) -> None:
 
 def test_a_config_builds_it_and_errors_name_the_key(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", CASES["yolox"].outputs)
-    config = OnnxConfig(weights=path, layout="yolox", classes=("a", "b"))
+    config = OnnxConfig(weights=path, output_format="yolox", classes=("a", "b"))
     predictor = build(config, None, "teacher")
     assert (predictor.spec.family, predictor.fixed_size, predictor.spec.end_to_end) == ("onnx", SIDE, False)
     missing = tmp_path / "no.onnx"
@@ -477,7 +477,7 @@ def evaluated(data: Any, path: Path, size: int, best: bool, **declared: Any) -> 
     return evaluate_detections(data, chosen).ap or 0.0
 
 
-YOLOX: dict[str, Any] = {"layout": "yolox", "classes": "coco80"}
+YOLOX: dict[str, Any] = {"output_format": "yolox", "classes": "coco80"}
 
 
 def test_yolox_of_others_finds_what_is_there(shared: Path) -> None:

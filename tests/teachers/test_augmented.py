@@ -15,15 +15,15 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import PixelPredictor
-from kd_vision.detectors.postprocess import merge_overlaps
+from kd_vision.detectors.postprocess import classwise_nms
 from kd_vision.teachers.augmented import Augmented, Tiled, TilesConfig, TtaConfig
-from kd_vision.teachers.base import PixelSource
-from kd_vision.teachers.tiling import GRAY, Seen, Window, put_together, windows
+from kd_vision.teachers.base import BlackBoxDetector
+from kd_vision.teachers.tiling import GRAY, TileDetections, Window, merge_tiles, windows
 
 SPEC = DetectorSpec("fake", "eyes", ("a", "b"), {"P3": 8}, {"P3": 8}, frozenset({"features", "detections"}))
 
 
-class Eyes(PixelSource):
+class Eyes(BlackBoxDetector):
     """Sees each level of brightness in the red channel as one box: the score is the level, the label 0."""
 
     def __init__(self, size: int | None = None) -> None:
@@ -125,7 +125,8 @@ def test_parts_of_an_object_larger_than_a_tile_become_one() -> None:
 def test_a_box_at_the_images_own_border_is_whole() -> None:
     boxes = detections([[0, 10, 9, 20], [55, 10, 64, 20], [20, 0, 30, 9], [20, 55, 30, 64]], [0.9] * 4, [0] * 4)
     tile = [
-        Seen.through(Window(*corner, corner[0] + 64, corner[1] + 64), boxes, 128, 128) for corner in ((0, 0), (64, 64))
+        TileDetections.through(Window(*corner, corner[0] + 64, corner[1] + 64), boxes, 128, 128)
+        for corner in ((0, 0), (64, 64))
     ]
     assert tile[0].cut.tolist() == [False, True, False, True]
     assert tile[1].cut.tolist() == [True, False, True, False]
@@ -135,11 +136,11 @@ def test_parts_of_different_objects_or_classes_stay_apart() -> None:
     """Left tile 0..64, right tile 48..112: two parts that end at the border, but at other heights."""
     left, right = Window(0, 0, 64, 64), Window(48, 0, 112, 64)
     seen = [
-        Seen.through(left, detections([[30, 0, 64, 20], [30, 40, 64, 60]], [0.9, 0.8], [0, 0]), 64, 112),
-        Seen.through(right, detections([[0, 20, 30, 40], [0, 40, 30, 60]], [0.7, 0.6], [0, 1]), 64, 112),
+        TileDetections.through(left, detections([[30, 0, 64, 20], [30, 40, 64, 60]], [0.9, 0.8], [0, 0]), 64, 112),
+        TileDetections.through(right, detections([[0, 20, 30, 40], [0, 40, 30, 60]], [0.7, 0.6], [0, 1]), 64, 112),
     ]
     assert [one.cut.tolist() for one in seen] == [[True, True], [True, True]]
-    found = put_together(seen, PredictOptions())
+    found = merge_tiles(seen, PredictOptions())
     assert len(found) == 4
     assert sorted(rows(found), reverse=True)[0] == [48, 40, 78, 60, 0.6]
 
@@ -150,8 +151,8 @@ def test_parts_that_agree_become_one_only_where_both_are_sure_and_each_tile_says
     bar, rest = [10, 10, 64, 30], [0, 10, 42, 30]
 
     def found(first: Any, second: Any) -> list[list[float]]:
-        seen = [Seen.through(left, first, 64, 112), Seen.through(right, second, 64, 112)]
-        return rows(put_together(seen, PredictOptions(nms_iou=0.9)))
+        seen = [TileDetections.through(left, first, 64, 112), TileDetections.through(right, second, 64, 112)]
+        return rows(merge_tiles(seen, PredictOptions(nms_iou=0.9)))
 
     assert found(detections([bar], [0.9], [0]), detections([rest], [0.3], [0])) == [[10, 10, 90, 30, 0.9]]
     assert len(found(detections([bar], [0.9], [0]), detections([rest], [0.2], [0]))) == 2
@@ -164,15 +165,15 @@ def test_a_whole_that_is_hardly_sure_does_not_replace_a_part() -> None:
     part = detections([[40, 10, 64, 20]], [0.9], [0])
     for score, wanted in ((0.2, 2), (0.3, 1)):
         whole = detections([[8, 10, 40, 20]], [score], [0])
-        seen = [Seen.through(left, part, 64, 96), Seen.through(right, whole, 64, 96)]
-        assert len(put_together(seen, PredictOptions(nms_iou=0.9))) == wanted
+        seen = [TileDetections.through(left, part, 64, 96), TileDetections.through(right, whole, 64, 96)]
+        assert len(merge_tiles(seen, PredictOptions(nms_iou=0.9))) == wanted
 
 
 def test_class_probabilities_travel_with_the_boxes() -> None:
     probs = np.float32([[0.1, 0.9]])
     one = Detections(np.float32([[1, 1, 5, 5]]), np.float32([0.9]), np.array([1]), probs)
     window = Window(32, 0, 64, 32)
-    found = put_together([Seen.through(window, one, 32, 64)], PredictOptions())
+    found = merge_tiles([TileDetections.through(window, one, 32, 64)], PredictOptions())
     assert found.boxes_xyxy.tolist() == [[33, 1, 37, 5]]
     assert found.class_probs is not None
     assert found.class_probs.tolist() == probs.tolist()
@@ -271,7 +272,7 @@ def test_scaled_looks_are_multiples_of_the_stride_and_come_back() -> None:
 
 
 def test_wrong_views_are_refused() -> None:
-    def refused(kind: Any, source: PixelSource, config: Any) -> str:
+    def refused(kind: Any, source: BlackBoxDetector, config: Any) -> str:
         with pytest.raises(RequestError) as caught:
             kind.of(source, config, "teacher.view")
         return str(caught.value)
@@ -312,7 +313,7 @@ def test_places_to_be_ignored_stay_marked_and_apart_from_objects() -> None:
         np.float32([place, [40, 40, 50, 50]]), np.float32([0.9, 0.8]), np.array([0, 0]), None, np.array([True, True])
     )
     plain = detections([place], [0.7], [0])
-    found = put_together([Seen.through(window, one, 64, 64) for one in (marked, plain)], PredictOptions())
+    found = merge_tiles([TileDetections.through(window, one, 64, 64) for one in (marked, plain)], PredictOptions())
     assert rows(found) == [[*place, 0.9], [40, 40, 50, 50, 0.8], [*place, 0.7]]
     assert found.ignore is not None
     assert found.ignore.tolist() == [True, True, False]
@@ -324,8 +325,8 @@ def test_a_place_to_be_ignored_neither_replaces_nor_completes_a_part() -> None:
     part = detections([[40, 10, 64, 20]], [0.9], [0])
     for box in ([8, 10, 40, 20], [8, 10, 64, 20]):  # whole in the right tile; up to its border
         marked = Detections(np.float32([box]), np.float32([0.9]), np.array([0]), None, np.array([True]))
-        seen = [Seen.through(left, part, 64, 96), Seen.through(right, marked, 64, 96)]
-        found = put_together(seen, PredictOptions(nms_iou=0.9))
+        seen = [TileDetections.through(left, part, 64, 96), TileDetections.through(right, marked, 64, 96)]
+        found = merge_tiles(seen, PredictOptions(nms_iou=0.9))
         assert sorted(found.boxes_xyxy[:, [0, 2]].tolist()) == [[40, 64], [40, box[2] + 32]]
 
 
@@ -334,5 +335,5 @@ def test_overlapping_boxes_are_merged_among_objects_and_among_ignored_places() -
     found = Detections(
         boxes, np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 0]), None, np.array([True, False, True, False])
     )
-    kept = merge_overlaps(found, 0.5)
+    kept = classwise_nms(found, 0.5)
     assert kept.scores.tolist() == pytest.approx([0.9, 0.8])

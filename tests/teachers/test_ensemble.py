@@ -17,19 +17,19 @@ from kd_vision.core.label_map import build_label_map
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import PixelPredictor
-from kd_vision.teachers.base import PixelSource
-from kd_vision.teachers.build import build_source, parse_source
+from kd_vision.teachers.base import BlackBoxDetector
+from kd_vision.teachers.build import build_teacher, parse_teacher
 from kd_vision.teachers.ensemble import Ensemble, EnsembleConfig, build
 from kd_vision.teachers.frozen import FrozenTeacher
 
 
-class Says(PixelSource):
+class Says(BlackBoxDetector):
     """Always says the same, as shares of the image's side: [x1, y1, x2, y2, score, label]."""
 
     def __init__(
         self, *rows: list[float], classes: tuple[str, ...] = ("a", "b"), channels: int = 3, multiple: int = 16
     ) -> None:
-        self.rows = np.float32(rows).reshape(-1, 6)
+        self.raw_predictions = np.float32(rows).reshape(-1, 6)
         self.spec = DetectorSpec(
             "fake", "says", classes, {}, {}, frozenset({"detections"}), input_channels=channels, size_multiple=multiple
         )
@@ -40,8 +40,8 @@ class Says(PixelSource):
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         self.shown.append(tuple(images.shape))
         self.asked.append(options)
-        boxes = self.rows[:, :4] * images.shape[-1]
-        one = Detections(boxes, self.rows[:, 4], self.rows[:, 5].astype(np.int64))
+        boxes = self.raw_predictions[:, :4] * images.shape[-1]
+        one = Detections(boxes, self.raw_predictions[:, 4], self.raw_predictions[:, 5].astype(np.int64))
         return [one.take(one.scores > options.score_threshold)] * len(images)
 
 
@@ -80,8 +80,8 @@ def test_a_class_a_member_never_learned_is_left_to_the_others() -> None:
     second = FrozenTeacher(Says([*LEFT, 0.4, 0], classes=("cat",)), knows_a)
     ensemble = Ensemble([first, second])
     assert rows(ensemble.detect(IMAGES)[0]) == [[0, 0, 32, 32, 0.65, 0], [32, 32, 64, 64, 0.6, 1]]
-    assert ensemble.spec.silent == frozenset()
-    assert Ensemble([second]).spec.silent == {"b"}
+    assert ensemble.spec.missing_classes == frozenset()
+    assert Ensemble([second]).spec.missing_classes == {"b"}
     doubled = Ensemble([first, second], class_weights=[[1, 2], [2, 2]])
     assert rows(doubled.detect(IMAGES)[0])[0] == [32, 32, 64, 64, 0.6, 1]
 
@@ -152,11 +152,11 @@ def test_a_config_builds_members_that_answer_in_the_students_words(write_rows: C
         ],
         "class_weights": {1: {"a": 2.0}, "small": {"a": 1.0}},
     }  # fmt: skip
-    teacher = build_source(*parse_source(content, "c.yaml: teacher"), ("b", "a"), "teacher")
+    teacher = build_teacher(*parse_teacher(content, "c.yaml: teacher"), ("b", "a"), "teacher")
     assert teacher.spec.family == "ensemble"
     assert teacher.spec.classes == ("b", "a")
     assert teacher.image_size == 32  # what both files take
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[0, 0, 32, 32]]
     assert soft.labels.tolist() == [1]
@@ -211,8 +211,8 @@ def test_a_config_comes_back_from_plain_values() -> None:
 def build_pair(teacher_file: Path, sizes: tuple[int | None, int | None], given: int | None, **asked: Any) -> Any:
     """An ensemble of two YOLOs of these sizes, for images of side `given`."""
     members = [{"weights": str(teacher_file), **({"image_size": size} if size else {})} for size in sizes]
-    source = parse_source({"family": "ensemble", "members": members, **asked}, "c.yaml: teacher")
-    return build_source(*source, ("red", "blue"), "teacher", given)
+    source = parse_teacher({"family": "ensemble", "members": members, **asked}, "c.yaml: teacher")
+    return build_teacher(*source, ("red", "blue"), "teacher", given)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.label_map import build_label_map
-from kd_vision.core.predictions import Channel, Detections, PredictOptions
+from kd_vision.core.predictions import Detections, PredictOptions, Signal
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import PixelPredictor
 from kd_vision.detectors.ultralytics import UltralyticsConfig, build
 from kd_vision.teachers.frozen import FrozenTeacher
 
-ALL: frozenset[Channel] = frozenset({"features", "grid", "regions", "detections"})
+ALL: frozenset[Signal] = frozenset({"features", "grid", "regions", "detections"})
 
 
 class Corner:
@@ -49,19 +49,19 @@ def test_a_black_box_is_a_pixel_predictor() -> None:
 
 def test_boxes_come_in_the_students_classes_and_twice_seen_objects_once() -> None:
     teacher = FrozenTeacher(Corner(), labels())
-    soft = teacher(torch.zeros(2, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(2, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.image_index.tolist() == [0, 0, 1, 1]
     assert soft.labels.tolist() == [1, 0, 1, 0]
     assert soft.scores.tolist() == pytest.approx([0.9, 0.8, 0.9, 0.8])  # the motorcycle is the same bike again
     assert soft.class_probs[0].tolist() == pytest.approx([0.0, 0.9, 0.0])
     assert teacher.spec.classes == ("bike", "car", "bus")
-    assert teacher.spec.silent == {"bus"}
+    assert teacher.spec.missing_classes == {"bus"}
 
 
 def test_ignored_boxes_stay_for_the_student_and_claim_nothing_in_a_measurement() -> None:
     teacher = FrozenTeacher(Corner(), labels({"bicycle": "ignore", "motorcycle": "bike", "*": "drop"}))
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.ignore.tolist() == [False, True, False]
     none = torch.zeros(0, dtype=torch.int64)
@@ -74,7 +74,7 @@ def test_ignored_boxes_stay_for_the_student_and_claim_nothing_in_a_measurement()
 def test_a_teacher_of_another_size_answers_in_the_students_pixels() -> None:
     source = Corner()
     teacher = FrozenTeacher(source, labels(), image_size=128)
-    soft = teacher(torch.zeros(1, 3, 96, 96), frozenset({"detections"}), frame=64).soft
+    soft = teacher(torch.zeros(1, 3, 96, 96), frozenset({"detections"}), frame=64).pseudo_labels
     assert soft is not None
     assert source.shown == [128]
     assert soft.boxes_xyxy[0].tolist() == [0.0, 0.0, 32.0, 32.0]
@@ -93,9 +93,9 @@ def test_a_detectors_grid_and_grades_follow_the_frame_and_the_map() -> None:
     assert torch.equal(one.points_xy / 2, other.points_xy)
     assert other.strides.unique().tolist() == [4.0, 8.0, 16.0]
     boxes = one.boxes_xyxy[:, :5]
-    assert plain.grade is not None
-    assert small.grade is not None
-    graded, mapped = plain.grade(boxes), small.grade(boxes / 2)
+    assert plain.refine_regions is not None
+    assert small.refine_regions is not None
+    graded, mapped = plain.refine_regions(boxes), small.refine_regions(boxes / 2)
     assert torch.equal(graded.class_probs[..., [1, 0]], mapped.class_probs)
     assert torch.allclose(graded.boxes_xyxy / 2, mapped.boxes_xyxy)
     assert not any(p.requires_grad for p in detector.parameters())
@@ -120,7 +120,7 @@ def test_a_row_with_two_opinions_is_taught_once_and_no_box_of_a_crowded_image_is
     given: dict[str, str] | None,
 ) -> None:
     teacher = FrozenTeacher(Hesitant(), None if given is None else labels(given))
-    soft = teacher(torch.zeros(1, 3, 1024, 1024), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 1024, 1024), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert len(soft) == 251
     assert soft.scores[:2].tolist() == pytest.approx([0.5, 0.3])
@@ -128,7 +128,7 @@ def test_a_row_with_two_opinions_is_taught_once_and_no_box_of_a_crowded_image_is
 
 def test_the_second_opinion_speaks_where_the_first_is_dropped() -> None:
     teacher = FrozenTeacher(Hesitant(), labels({"car": "drop", "bicycle": "car", "motorcycle": "bike", "dog": "drop"}))
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.scores.tolist() == pytest.approx([0.4])
 
@@ -149,6 +149,6 @@ class Careless(Corner):
 
 def test_boxes_without_area_on_the_image_are_never_taught() -> None:
     """Overlapping nothing, they would be paired with every anchor by matchers that give each box its best ones."""
-    soft = FrozenTeacher(Careless())(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = FrozenTeacher(Careless())(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[0, 0, 9, 9], [60, 60, 80, 80]]

@@ -89,7 +89,7 @@ def batch_of(*values: int, size: int = 32, letterbox: Letterbox | None = None) -
 
 def test_dense_layout_of_ultralytics(tmp_path: Path) -> None:
     predictor = OnnxPredictor(write_graph(tmp_path / "a.onnx", (6, 2), DENSE, metadata=ULTRALYTICS))
-    assert predictor.layout == "dense_xywh"
+    assert predictor.output_format == "dense_cxcywh"
     assert predictor.spec.classes == ("car", "it's")
     assert (predictor.image_size, predictor.spec.size_multiple) == (32, 32)
     assert predictor.spec.end_to_end is False
@@ -100,13 +100,13 @@ def test_dense_layout_of_ultralytics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "layout"),
+    ("change", "output_format"),
     [({"end2end": "True"}, "end_to_end"), ({"args": "{'nms': True}"}, "nms")],
 )
-def test_row_layouts_of_ultralytics(change: dict[str, str], layout: str, tmp_path: Path) -> None:
+def test_row_layouts_of_ultralytics(change: dict[str, str], output_format: str, tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", (3, 6), ROWS, metadata={**ULTRALYTICS, **change})
     predictor = OnnxPredictor(path)
-    assert predictor.layout == layout
+    assert predictor.output_format == output_format
     assert predictor.spec.end_to_end is True
     found = predictor.predict(batch_of(0))[0]
     assert found.boxes_xyxy.tolist() == [[1.0, 2.0, 11.0, 12.0], [4.0, 4.0, 8.0, 8.0]]
@@ -157,7 +157,7 @@ def test_free_size_recommends_that_of_the_metadata(tmp_path: Path) -> None:
 
 def test_declared_layout_and_classes(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE)
-    predictor = OnnxPredictor(path, classes=("a", "b"), layout="dense_xywh")
+    predictor = OnnxPredictor(path, classes=("a", "b"), output_format="dense_cxcywh")
     assert predictor.spec.classes == ("a", "b")
     assert predictor.predict(batch_of(0))[0].labels.tolist() == [0, 1]
 
@@ -173,7 +173,7 @@ def test_unknown_layout_is_refused_by_name(tmp_path: Path) -> None:
     assert refused(path) == (
         f"{path}: output layout not recognised: found output0 (1, 6, 2), and no metadata says more; "
         "declare one of the supported layouts: "
-        "dense_xywh (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
+        "dense_cxcywh (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
         "end_to_end (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; "
         "nms (B, boxes, 6): the same rows after NMS in the graph, padded with zeros; "
         "torchvision boxes (boxes, 4) x1 y1 x2 y2, labels (boxes) from 1, scores (boxes) of one image; "
@@ -193,16 +193,16 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     corrupt.write_bytes(b"this is no graph")
     assert refused(corrupt).startswith(f"{corrupt}: onnxruntime cannot open it (")
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE, metadata=ULTRALYTICS)
-    assert refused(path, layout="nms") == (
-        f"{path}: declared as 'nms', but the file says 'dense_xywh'; leave the layout out"
+    assert refused(path, output_format="nms") == (
+        f"{path}: declared as 'nms', but the file says 'dense_cxcywh'; leave the layout out"
     )
     assert refused(path, classes=("a", "b", "c")) == (
-        f"{path}: layout 'dense_xywh' needs 7 values a box (4 + 3 classes), the output is (1, 6, 2)"
+        f"{path}: layout 'dense_cxcywh' needs 7 values a box (4 + 3 classes), the output is (1, 6, 2)"
     )
     assert refused(write_graph(path, (6, 2), DENSE, metadata={**ULTRALYTICS, "task": "segment"})) == (
         f"{path}: is a model for 'segment'; only 'detect' is supported"
     )
-    assert refused(write_graph(path, (6, 2), DENSE), layout="dense_xywh") == (
+    assert refused(write_graph(path, (6, 2), DENSE), output_format="dense_cxcywh") == (
         f"{path}: the file does not name its classes; declare them, in label order"
     )
     assert refused(write_graph(path, (6, 2), DENSE, metadata={**ULTRALYTICS, "names": "{0: car"})) == (
@@ -241,15 +241,15 @@ def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "size", "declared"),
+    ("name", "output_format", "size", "declared"),
     [
         pytest.param("yolo26n_coco_int8.onnx", "end_to_end", 640, {}, marks=pytest.mark.stress),
-        ("yolo11n_coco_int8_320.onnx", "dense_xywh", 320, {}),
-        ("yolox_nano_coco_416.onnx", "yolox", 416, {"layout": "yolox", "classes": "coco80"}),
+        ("yolo11n_coco_int8_320.onnx", "dense_cxcywh", 320, {}),
+        ("yolox_nano_coco_416.onnx", "yolox", 416, {"output_format": "yolox", "classes": "coco80"}),
     ],
 )
 def test_real_files_find_what_the_annotations_say(
-    name: str, layout: str, size: int, declared: dict[str, Any], shared: Path
+    name: str, output_format: str, size: int, declared: dict[str, Any], shared: Path
 ) -> None:
     """On four pictures of COCO, most confident boxes lie on a box of the ground truth of the same class."""
     weights, data = shared / "weights" / name, shared / "data" / "coco_tiny"
@@ -263,7 +263,7 @@ def test_real_files_find_what_the_annotations_say(
     truth = load_split(DataDescriptor(format="coco", root=data, splits={"val": source}), "val")
     truth = replace(truth, images=truth.images[:4])
     predictor = OnnxPredictor(weights, **declared)
-    assert (predictor.layout, predictor.image_size, len(predictor.spec.classes)) == (layout, size, 80)
+    assert (predictor.output_format, predictor.image_size, len(predictor.spec.classes)) == (output_format, size, 80)
     right = total = 0
     for batch in eval_batches(truth, size, 3, 3):
         for image_id, found in zip(batch.image_ids, predictor.predict(batch, PredictOptions(0.5))):

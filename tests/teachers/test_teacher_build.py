@@ -13,7 +13,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.detectors import FAMILIES
 from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector
 from kd_vision.teachers.augmented import Augmented, Tiled
-from kd_vision.teachers.build import TeacherOptions, build_source, parse_source, refuse_idle_tiles
+from kd_vision.teachers.build import TeacherOptions, build_teacher, parse_teacher, refuse_idle_tiles
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.onnx import OnnxConfig, OnnxPredictor
 
@@ -28,41 +28,49 @@ def onnx_file(write_rows: Callable[..., str]) -> Path:
 
 def refused(content: Any) -> tuple[str, ...]:
     with pytest.raises(RequestError) as caught:
-        parse_source(content, WHERE)
+        parse_teacher(content, WHERE)
     return caught.value.problems
 
 
 def refused_build(content: dict[str, Any], classes: tuple[str, ...] | None) -> str:
-    config, options = parse_source(content, WHERE)
+    config, options = parse_teacher(content, WHERE)
     with pytest.raises(RequestError) as caught:
-        build_source(config, options, classes, "teacher")
+        build_teacher(config, options, classes, "teacher")
     return str(caught.value)
 
 
 def built(content: dict[str, Any], classes: tuple[str, ...] | None = None) -> FrozenTeacher:
-    return build_source(*parse_source(content, WHERE), classes, "teacher")
+    return build_teacher(*parse_teacher(content, WHERE), classes, "teacher")
 
 
 def test_keys_of_the_family_and_of_the_asking_stand_side_by_side() -> None:
-    config, options = parse_source(
+    config, options = parse_teacher(
         {"weights": "/t.pt", "name": "big", "image_size": 640, "labels": {"car": "vehicle", 7: "drop"}, "tta": {}},
         WHERE,
     )
     assert config == UltralyticsConfig(weights=Path("/t.pt"))
     assert options == TeacherOptions(name="big", image_size=640, labels={"car": "vehicle", "7": "drop"}, tta={})
-    config, options = parse_source({"family": "onnx", "weights": "/t.onnx", "classes": ["a"], "layout": "yolox"}, WHERE)
-    assert config == OnnxConfig(weights=Path("/t.onnx"), classes=("a",), layout="yolox")
+    config, options = parse_teacher(
+        {"family": "onnx", "weights": "/t.onnx", "classes": ["a"], "layout": "yolox"}, WHERE
+    )
+    assert config == OnnxConfig(weights=Path("/t.onnx"), classes=("a",), output_format="yolox")
     assert options == TeacherOptions()
 
 
 def test_every_mistake_is_told_at_once_with_its_key() -> None:
     assert refused(
-        {"family": "onnx", "lables": {}, "layout": "yolo", "image_size": 8, "tiles": {"overlap": 1.5, "sise": 640}}
+        {
+            "family": "onnx",
+            "lables": {},
+            "output_format": "yolo",
+            "image_size": 8,
+            "tiles": {"overlap": 1.5, "sise": 640},
+        }
     ) == (
         "c.yaml: teacher.lables: unknown key; did you mean 'labels'?",
         "c.yaml: teacher.weights: is missing",
-        "c.yaml: teacher.layout: input should be 'dense_xywh', 'end_to_end', 'nms', 'torchvision', 'yolox', 'detr', "
-        "'detr_rows', 'detr_sigmoid' or 'detr_softmax'; given 'yolo'",
+        "c.yaml: teacher.output_format: input should be 'dense_cxcywh', 'end_to_end', 'nms', 'torchvision', 'yolox', "
+        "'detr', 'detr_rows', 'detr_sigmoid' or 'detr_softmax'; given 'yolo'",
         "c.yaml: teacher.image_size: input should be greater than or equal to 32; given 8",
         "c.yaml: teacher.tiles.overlap: input should be less than 1; given 1.5",
         "c.yaml: teacher.tiles.sise: unknown key; did you mean 'size'?",
@@ -100,7 +108,7 @@ def test_a_torch_model_is_frozen_and_speaks_the_students_words(teacher_file: Pat
     assert isinstance(teacher.source, UltralyticsDetector)
     assert not any(p.requires_grad for p in teacher.source.parameters())
     assert teacher.spec.classes == ("warm", "cold")
-    assert teacher.spec.silent == {"cold"}
+    assert teacher.spec.missing_classes == {"cold"}
     assert teacher.image_size is None
 
 
@@ -108,7 +116,7 @@ def test_an_onnx_file_is_shown_its_own_size(onnx_file: Path) -> None:
     teacher = built({"family": "onnx", "weights": str(onnx_file)}, ("car", "bird"))
     assert isinstance(teacher.source, OnnxPredictor)
     assert teacher.image_size == 32
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).soft
+    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[16, 18, 32, 42], [0, 0, 8, 8]]
     assert soft.labels.tolist() == [0, 1]
@@ -171,11 +179,11 @@ def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path)
     with pytest.raises(RequestError) as caught:
         refuse_idle_tiles(options, 48, "teacher")
     assert str(caught.value) == text(64, 48)
-    config, asked = parse_source(file, WHERE)  # the file's own size is the tile's
+    config, asked = parse_teacher(file, WHERE)  # the file's own size is the tile's
     with pytest.raises(RequestError) as caught:
-        build_source(config, asked, None, "teacher", 32)
+        build_teacher(config, asked, None, "teacher", 32)
     assert str(caught.value) == text(32, 32)
-    assert build_source(config, asked, None, "teacher", 64).image_size == 64
+    assert build_teacher(config, asked, None, "teacher", 64).image_size == 64
     larger = TeacherOptions.model_validate({"tiles": {"size": 64}, "tta": {"scales": [1.0, 1.5]}})
     refuse_idle_tiles(larger, 64, "teacher")  # the larger look is cut
     refuse_idle_tiles(TeacherOptions(), 64, "teacher")

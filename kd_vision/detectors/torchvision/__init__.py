@@ -11,7 +11,7 @@ from typing import Any
 
 from kd_vision.detectors.torchvision.common import TorchvisionDetector
 from kd_vision.detectors.torchvision.config import TorchvisionConfig, known_models
-from kd_vision.detectors.torchvision.models import Layout, construct
+from kd_vision.detectors.torchvision.models import Architecture, construct
 from kd_vision.detectors.torchvision.one_stage import FcosDetector, OneStageDetector, RetinaNetDetector, SsdDetector
 from kd_vision.detectors.torchvision.two_stage import FasterRcnnDetector
 from kd_vision.detectors.torchvision.weights import load
@@ -51,16 +51,16 @@ def build(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str
         RequestError: the file is missing, unreadable or of another model, or a download fails.
     """
     loaded = load(config, classes, where)
-    detector = _adapted(loaded.net, loaded.layout)
+    detector = _adapted(loaded.net, loaded.arch)
     detector.trained_size = loaded.size
     return detector
 
 
 def rebuild(architecture: Mapping[str, Any]) -> TorchvisionDetector:
     """Build the bare detector that `TorchvisionDetector.architecture` described, with fresh weights."""
-    layout = Layout.from_mapping(architecture)
-    return _adapted(construct(layout), layout)
+    arch = Architecture.from_mapping(architecture)
+    return _adapted(construct(arch), arch)
 
 
-def _adapted(net: Any, layout: Layout) -> TorchvisionDetector:
-    return _ADAPTERS[layout.parts.kind](net, layout)
+def _adapted(net: Any, arch: Architecture) -> TorchvisionDetector:
+    return _ADAPTERS[arch.parts.kind](net, arch)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.files import whole_or_nothing
+from kd_vision.core.files import atomic_write
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector, fast_layout
-from kd_vision.detectors.torchvision.models import Layout
+from kd_vision.detectors.base import Detector, channels_last
+from kd_vision.detectors.torchvision.models import Architecture
 
 
 class TorchvisionDetector(Detector):
@@ -28,17 +28,17 @@ class TorchvisionDetector(Detector):
 
     Args:
         net: the family's own model.
-        layout: what it is made of.
+        arch: what it is made of.
     """
 
     net: Any
     _mean: Tensor
     _deviation: Tensor
 
-    def __init__(self, net: Any, layout: Layout) -> None:
+    def __init__(self, net: Any, arch: Architecture) -> None:
         super().__init__()
-        self.net = fast_layout(net)
-        self.layout = layout
+        self.net = channels_last(net)
+        self.arch = arch
         for name, values in (("_mean", self.net.transform.image_mean), ("_deviation", self.net.transform.image_std)):
             self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
         self.spec = self._describe()
@@ -55,13 +55,13 @@ class TorchvisionDetector(Detector):
 
     def architecture(self) -> dict[str, Any]:
         """See `Detector.architecture`."""
-        return self.layout.to_mapping()
+        return self.arch.to_mapping()
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write a plain state dict of the family's model, with what it is made of beside it."""
         state = {name: value.detach().cpu().contiguous().clone() for name, value in self.net.state_dict().items()}
-        note = {**metadata, "family": "torchvision", **self.layout.to_mapping()}
-        with whole_or_nothing(path) as part:
+        note = {**metadata, "family": "torchvision", **self.arch.to_mapping()}
+        with atomic_write(path) as part:
             torch.save({"state_dict": state, "kd_vision": note}, part)
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:

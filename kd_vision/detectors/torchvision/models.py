@@ -36,7 +36,7 @@ _RATIOS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Architecture:
     """What a network is made of: enough to build it again.
 
     Attributes:
@@ -64,10 +64,10 @@ class Layout:
         return {**asdict(self), "classes": list(self.classes)}
 
     @staticmethod
-    def from_mapping(values: Mapping[str, Any]) -> Layout:
+    def from_mapping(values: Mapping[str, Any]) -> Architecture:
         """Read what `to_mapping` wrote, among other keys or alone."""
         proposals = values.get("proposals")
-        return Layout(
+        return Architecture(
             str(values["model"]),
             tuple(str(name) for name in values["classes"]),
             bool(values.get("frozen_norms", False)),
@@ -76,20 +76,20 @@ class Layout:
         )
 
 
-def construct(layout: Layout) -> Any:
+def construct(arch: Architecture) -> Any:
     """Build the network of a layout. Its column 0 is background, class k of ours its column k + 1."""
-    columns = len(layout.classes) + 1
-    parts = layout.parts
-    if layout.model in STOCK:
-        net: Any = torchvision.models.get_model(layout.model, weights=None, weights_backbone=None, num_classes=columns)
+    columns = len(arch.classes) + 1
+    parts = arch.parts
+    if arch.model in STOCK:
+        net: Any = torchvision.models.get_model(arch.model, weights=None, weights_backbone=None, num_classes=columns)
     elif parts.kind == "fasterrcnn":
         net = _faster_rcnn(parts, columns)
     elif parts.kind == "fcos":
         net = FCOS(_dense_pyramid(parts), columns)
     else:
         net = _retinanet(parts, columns)
-    if layout.frozen_norms:
-        _freeze_norms(net.backbone, layout.norm_epsilon)
+    if arch.frozen_norms:
+        _freeze_norms(net.backbone, arch.norm_epsilon)
     return net
 
 

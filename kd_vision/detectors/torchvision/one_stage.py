@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import box_iou
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import (
-    BACKGROUND,
-    NO_PART,
+    IGNORED,
     ONE_TO_MANY,
-    Assigned,
-    Channel,
+    UNMATCHED,
+    AssignResult,
     Detections,
     DetectorOutput,
     GridPredictions,
     PredictOptions,
-    Rows,
+    RawPredictions,
+    Signal,
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import freeze
-from kd_vision.detectors.dense import grade_by_grid, rows_of
-from kd_vision.detectors.postprocess import suppress
+from kd_vision.detectors.dense import raw_predictions_of, refine_by_grid
+from kd_vision.detectors.postprocess import nms
 from kd_vision.detectors.torchvision.common import (
     TorchvisionDetector,
     clipped,
@@ -51,7 +51,7 @@ _SMALLEST_SSD = 268
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class ForwardState:
     """What one run of the network gave.
 
     Attributes:
@@ -87,8 +87,8 @@ class OneStageDetector(TorchvisionDetector):
         levels = [f"P{self._first_level + step}" for step in range(len(widths))]
         return DetectorSpec(
             family="torchvision",
-            name=self.layout.model,
-            classes=self.layout.classes,
+            name=self.arch.model,
+            classes=self.arch.classes,
             level_channels=dict(zip(levels, widths, strict=True)),
             level_strides={level: 2 ** (self._first_level + step) for step, level in enumerate(levels)},
             provides=frozenset({"features", "grid", "regions", "detections"}),
@@ -106,35 +106,35 @@ class OneStageDetector(TorchvisionDetector):
         return [self.net.backbone.out_channels] * len(self.net.anchor_generator.sizes)
 
     @abstractmethod
-    def _boxes(self, ran: _Pass) -> Tensor:
+    def _boxes(self, state: ForwardState) -> Tensor:
         """Return the decoded boxes, (B, A, 4)."""
 
     @abstractmethod
-    def _scores(self, ran: _Pass) -> Tensor:
+    def _scores(self, state: ForwardState) -> Tensor:
         """Return what inference ranks by, (B, A, K) in [0, 1]."""
 
     @abstractmethod
-    def _logits(self, ran: _Pass) -> Tensor:
+    def _logits(self, state: ForwardState) -> Tensor:
         """Return (B, A, K) whose sigmoid are the scores, differentiable."""
 
     @abstractmethod
-    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
-        """Return (A,) position of each row's box among (M, 4), M above 0; `BACKGROUND` or `NO_PART` where none is."""
+    def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
+        """Return (A,) position of each row's box among (M, 4), M above 0; `UNMATCHED` or `IGNORED` where none is."""
 
     def _compute_loss(
-        self, ran: _Pass, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
+        self, state: ForwardState, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
     ) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.net.head.compute_loss(truth, outputs, [ran.anchors] * len(truth), matched)
+        losses: dict[str, Tensor] = self.net.head.compute_loss(truth, outputs, [state.anchors] * len(truth), matched)
         return losses
 
-    def _rows(self, ran: _Pass) -> Rows:
-        return rows_of(self._grid(ran))
+    def _raw_predictions(self, state: ForwardState) -> RawPredictions:
+        return raw_predictions_of(self._grid(state))
 
-    def _quality(self, ran: _Pass, index: Tensor, handed: SoftTargets) -> Tensor:
+    def _quality(self, state: ForwardState, index: Tensor, pseudo_labels: PseudoLabels) -> Tensor:
         """Return (B, A): how well row and box fit; 1 where the rule knows no such thing."""
         return torch.ones(index.shape, device=index.device)
 
-    def _mined(self, ran: _Pass, index: Tensor) -> Tensor:
+    def _hard_negatives(self, state: ForwardState, index: Tensor) -> Tensor:
         """Return (B, A) pairing without the rows that the loss does not look at."""
         return index
 
@@ -143,21 +143,21 @@ class OneStageDetector(TorchvisionDetector):
         images: Tensor,
         targets: Targets | None = None,
         labelled: Tensor | None = None,
-        channels: frozenset[Channel] = frozenset(),
+        signals: frozenset[Signal] = frozenset(),
     ) -> DetectorOutput:
         """See `Detector.forward`."""
-        ran = self._run(images)
-        grid = cache(partial(self._grid, ran))
-        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        state = self._run(images)
+        grid = cache(partial(self._grid, state))
+        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
-            {} if targets is None else self._task_losses(ran, targets, labelled),
-            ran.maps if "features" in channels else {},
-            {ONE_TO_MANY: grid()} if "grid" in channels else {},
-            {ONE_TO_MANY: 1.0},
-            decide=partial(self._decide, ran) if wants_boxes else None,
-            answer=partial(self._answer, ran) if wants_boxes else None,
-            rows=partial(self._rows, ran) if wants_regions else None,
-            grade=(lambda boxes: grade_by_grid(grid(), boxes)) if wants_regions else None,
+            task_losses={} if targets is None else self._task_losses(state, targets, labelled),
+            features=state.maps if "features" in signals else {},
+            grids={ONE_TO_MANY: grid()} if "grid" in signals else {},
+            branch_weights={ONE_TO_MANY: 1.0},
+            postprocess=partial(self._postprocess, state) if wants_boxes else None,
+            assign=partial(self._assign, state) if wants_boxes else None,
+            raw_predictions=partial(self._raw_predictions, state) if wants_regions else None,
+            refine_regions=(lambda boxes: refine_by_grid(grid(), boxes)) if wants_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -168,10 +168,10 @@ class OneStageDetector(TorchvisionDetector):
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return final boxes before NMS, (B, A, 4) corners within the image, and scores, (B, A, K)."""
-        ran = self._run(images)
-        return clipped(self._boxes(ran), *ran.size), self._scores(ran)
+        state = self._run(images)
+        return clipped(self._boxes(state), *state.size), self._scores(state)
 
-    def _run(self, images: Tensor) -> _Pass:
+    def _run(self, images: Tensor) -> ForwardState:
         maps = self._maps(images)
         outputs = {name: value.float() for name, value in self.net.head(list(maps.values())).items()}
         anchors = self._anchors(images, maps)
@@ -179,62 +179,64 @@ class OneStageDetector(TorchvisionDetector):
         counts = tuple(int(f.shape[-2]) * int(f.shape[-1]) * each[level] for level, f in maps.items())
         strides = [anchors.new_full((n,), s) for n, s in zip(counts, self.spec.level_strides.values(), strict=True)]
         size = int(images.shape[-2]), int(images.shape[-1])
-        return _Pass(maps, outputs, anchors, counts, torch.cat(strides), size)
+        return ForwardState(maps, outputs, anchors, counts, torch.cat(strides), size)
 
-    def _grid(self, ran: _Pass) -> GridPredictions:
-        return GridPredictions(self._logits(ran), self._boxes(ran), ran.centres, ran.strides)
+    def _grid(self, state: ForwardState) -> GridPredictions:
+        return GridPredictions(self._logits(state), self._boxes(state), state.centres, state.strides)
 
     @torch.no_grad()
-    def _decide(self, ran: _Pass, options: PredictOptions) -> list[Detections]:
-        pairs = zip(clipped(self._boxes(ran), *ran.size), self._scores(ran), strict=True)
-        return [suppress(boxes, scores, options) for boxes, scores in pairs]
+    def _postprocess(self, state: ForwardState, options: PredictOptions) -> list[Detections]:
+        pairs = zip(clipped(self._boxes(state), *state.size), self._scores(state), strict=True)
+        return [nms(boxes, scores, options) for boxes, scores in pairs]
 
-    def _task_losses(self, ran: _Pass, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
+    def _task_losses(self, state: ForwardState, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
         """The family's own losses over the labelled images."""
-        kept = labelled_images(labelled, len(ran.outputs["cls_logits"]), ran.anchors.device)
+        kept = labelled_images(labelled, len(state.outputs["cls_logits"]), state.anchors.device)
         if not len(kept):
             return {}
         truth = family_targets(targets, kept)
-        matched = [self._paired(ran, each["boxes"]) for each in truth]
-        outputs = {name: value[kept] for name, value in ran.outputs.items()}
-        return self._compute_loss(ran, outputs, truth, matched)
+        matched = [self._paired(state, each["boxes"]) for each in truth]
+        outputs = {name: value[kept] for name, value in state.outputs.items()}
+        return self._compute_loss(state, outputs, truth, matched)
 
-    def _answer(self, ran: _Pass, handed: SoftTargets) -> tuple[Assigned, ...]:
+    def _assign(self, state: ForwardState, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
         """Pair rows with boxes by the rule of the head's own loss."""
         with torch.no_grad():
-            index = torch.stack([self._own(ran, handed, image) for image in range(len(ran.outputs["cls_logits"]))])
-            index = self._mined(ran, index)
-            quality = self._quality(ran, index, handed)
-        return (Assigned(self._rows(ran), index, quality),)
+            index = torch.stack(
+                [self._own(state, pseudo_labels, image) for image in range(len(state.outputs["cls_logits"]))]
+            )
+            index = self._hard_negatives(state, index)
+            quality = self._quality(state, index, pseudo_labels)
+        return (AssignResult(self._raw_predictions(state), index, quality),)
 
-    def _own(self, ran: _Pass, handed: SoftTargets, image: int) -> Tensor:
-        """Return (A,): position in the whole of `handed` of each row's box in one image."""
-        own = (handed.image_index == image).nonzero()[:, 0]
-        place = self._paired(ran, handed.boxes_xyxy[own])
+    def _own(self, state: ForwardState, pseudo_labels: PseudoLabels, image: int) -> Tensor:
+        """Return (A,): position in the whole of `pseudo_labels` of each row's box in one image."""
+        own = (pseudo_labels.image_index == image).nonzero()[:, 0]
+        place = self._paired(state, pseudo_labels.boxes_xyxy[own])
         return place if not len(own) else torch.where(place >= 0, own[place.clamp(min=0)], place)
 
     @torch.no_grad()
-    def _paired(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+    def _paired(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
         if not len(boxes_xyxy):
-            return torch.full((len(ran.anchors),), BACKGROUND, dtype=torch.int64, device=ran.anchors.device)
-        return self._match(ran, boxes_xyxy.float())
+            return torch.full((len(state.anchors),), UNMATCHED, dtype=torch.int64, device=state.anchors.device)
+        return self._match(state, boxes_xyxy.float())
 
 
 class RetinaNetDetector(OneStageDetector):
     """RetinaNet: nine anchors at each point, a sigmoid for each class, focal loss."""
 
-    def _boxes(self, ran: _Pass) -> Tensor:
-        return decode_deltas(ran.outputs["bbox_regression"], ran.anchors, self.net.box_coder)
+    def _boxes(self, state: ForwardState) -> Tensor:
+        return decode_deltas(state.outputs["bbox_regression"], state.anchors, self.net.box_coder)
 
-    def _logits(self, ran: _Pass) -> Tensor:
-        return ran.outputs["cls_logits"][..., 1:]
+    def _logits(self, state: ForwardState) -> Tensor:
+        return state.outputs["cls_logits"][..., 1:]
 
-    def _scores(self, ran: _Pass) -> Tensor:
-        return self._logits(ran).sigmoid()
+    def _scores(self, state: ForwardState) -> Tensor:
+        return self._logits(state).sigmoid()
 
-    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+    def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
         """By overlap with the anchors, as the family's matcher does; its marks for no box are ours."""
-        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, ran.anchors))
+        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
         return found
 
 
@@ -246,25 +248,25 @@ class FcosDetector(OneStageDetector):
     have them.
     """
 
-    def _boxes(self, ran: _Pass) -> Tensor:
-        found: Tensor = self.net.box_coder.decode(ran.outputs["bbox_regression"], ran.anchors)
+    def _boxes(self, state: ForwardState) -> Tensor:
+        found: Tensor = self.net.box_coder.decode(state.outputs["bbox_regression"], state.anchors)
         return found
 
-    def _logits(self, ran: _Pass) -> Tensor:
-        return geometric_mean_logit(ran.outputs["cls_logits"][..., 1:], ran.outputs["bbox_ctrness"])
+    def _logits(self, state: ForwardState) -> Tensor:
+        return geometric_mean_logit(state.outputs["cls_logits"][..., 1:], state.outputs["bbox_ctrness"])
 
-    def _scores(self, ran: _Pass) -> Tensor:
-        return (ran.outputs["cls_logits"][..., 1:].sigmoid() * ran.outputs["bbox_ctrness"].sigmoid()).sqrt()
+    def _scores(self, state: ForwardState) -> Tensor:
+        return (state.outputs["cls_logits"][..., 1:].sigmoid() * state.outputs["bbox_ctrness"].sigmoid()).sqrt()
 
-    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
-        return sample_centres(ran.anchors, ran.counts, boxes_xyxy, self.net.center_sampling_radius)
+    def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
+        return sample_centres(state.anchors, state.counts, boxes_xyxy, self.net.center_sampling_radius)
 
-    def _quality(self, ran: _Pass, index: Tensor, handed: SoftTargets) -> Tensor:
+    def _quality(self, state: ForwardState, index: Tensor, pseudo_labels: PseudoLabels) -> Tensor:
         """Return the root of the centre-ness: the score that the head learns to give a point of a sure box."""
         quality = torch.zeros(index.shape, device=index.device)
         image, row = (index >= 0).nonzero(as_tuple=True)
-        boxes = handed.boxes_xyxy[index[image, row]].float()
-        points = ran.centres[row]
+        boxes = pseudo_labels.boxes_xyxy[index[image, row]].float()
+        points = state.centres[row]
         near, far = points - boxes[:, :2], boxes[:, 2:] - points
         quality[image, row] = (torch.minimum(near, far) / torch.maximum(near, far)).prod(dim=1).pow(0.25)
         return quality
@@ -278,52 +280,52 @@ class SsdDetector(OneStageDetector):
 
     def _describe(self) -> DetectorSpec:
         # SSDLite begins at half the resolution; SSD300's first poolings halve a side of 300 twice.
-        self._first_level, self._size_multiple = (3, 4) if self.layout.parts.kind == "ssd" else (4, 32)
+        self._first_level, self._size_multiple = (3, 4) if self.arch.parts.kind == "ssd" else (4, 32)
         return super()._describe()
 
     def _widths(self) -> list[int]:
         blocks = self.net.head.classification_head.module_list
         return [next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d)) for block in blocks]
 
-    def _run(self, images: Tensor) -> _Pass:
-        if self.layout.parts.kind == "ssd" and min(images.shape[-2:]) < _SMALLEST_SSD:
+    def _run(self, images: Tensor) -> ForwardState:
+        if self.arch.parts.kind == "ssd" and min(images.shape[-2:]) < _SMALLEST_SSD:
             raise RequestError(
-                f"{self.layout.model}: images of {images.shape[-1]}x{images.shape[-2]} pixels are too small for its "
+                f"{self.arch.model}: images of {images.shape[-1]}x{images.shape[-2]} pixels are too small for its "
                 f"last level; use an image_size of {_SMALLEST_SSD} or more (it was made for 300)"
             )
         return super()._run(images)
 
-    def _boxes(self, ran: _Pass) -> Tensor:
-        return decode_deltas(ran.outputs["bbox_regression"], ran.anchors, self.net.box_coder)
+    def _boxes(self, state: ForwardState) -> Tensor:
+        return decode_deltas(state.outputs["bbox_regression"], state.anchors, self.net.box_coder)
 
-    def _scores(self, ran: _Pass) -> Tensor:
-        return ran.outputs["cls_logits"].softmax(dim=-1)[..., 1:]
+    def _scores(self, state: ForwardState) -> Tensor:
+        return state.outputs["cls_logits"].softmax(dim=-1)[..., 1:]
 
-    def _logits(self, ran: _Pass) -> Tensor:
-        return one_against_rest(ran.outputs["cls_logits"])[..., 1:]
+    def _logits(self, state: ForwardState) -> Tensor:
+        return one_against_rest(state.outputs["cls_logits"])[..., 1:]
 
-    def _rows(self, ran: _Pass) -> Rows:
-        logits = ran.outputs["cls_logits"]
-        return Rows(logits[..., 1:], self._boxes(ran), ran.centres[None], background=logits[..., 0])
+    def _raw_predictions(self, state: ForwardState) -> RawPredictions:
+        logits = state.outputs["cls_logits"]
+        return RawPredictions(logits[..., 1:], self._boxes(state), state.centres[None], background=logits[..., 0])
 
-    def _match(self, ran: _Pass, boxes_xyxy: Tensor) -> Tensor:
+    def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
         """By overlap with the default boxes; each box has at least the one that fits it best."""
-        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, ran.anchors))
+        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
         return found
 
     def _compute_loss(
-        self, ran: _Pass, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
+        self, state: ForwardState, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
     ) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.net.compute_loss(truth, outputs, [ran.anchors] * len(truth), matched)
+        losses: dict[str, Tensor] = self.net.compute_loss(truth, outputs, [state.anchors] * len(truth), matched)
         return losses
 
-    def _mined(self, ran: _Pass, index: Tensor) -> Tensor:
+    def _hard_negatives(self, state: ForwardState, index: Tensor) -> Tensor:
         """Keep, of an image's background, the rows that look least like it: three for each row with a box."""
-        silence = -ran.outputs["cls_logits"].log_softmax(dim=-1)[..., 0]
-        cost = silence.masked_fill(index != BACKGROUND, float("-inf"))
+        silence = -state.outputs["cls_logits"].log_softmax(dim=-1)[..., 0]
+        cost = silence.masked_fill(index != UNMATCHED, float("-inf"))
         rank = cost.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
         wanted = self.net.neg_to_pos_ratio * (index >= 0).sum(dim=1, keepdim=True)
-        return index.masked_fill((index == BACKGROUND) & (rank >= wanted), NO_PART)
+        return index.masked_fill((index == UNMATCHED) & (rank >= wanted), IGNORED)
 
 
 class _Dense(nn.Module):
@@ -379,7 +381,7 @@ def sample_centres(anchors: Tensor, counts: Sequence[int], boxes_xyxy: Tensor, r
         radius: in strides.
 
     Returns:
-        (A,) position among the boxes, `BACKGROUND` where there is none.
+        (A,) position among the boxes, `UNMATCHED` where there is none.
 
     Source: Tian et al., FCOS (arXiv:2006.09214), with the ranges of the torchvision package.
     """
@@ -395,4 +397,4 @@ def sample_centres(anchors: Tensor, counts: Sequence[int], boxes_xyxy: Tensor, r
     fits = central & (sides.amin(dim=-1) > 0) & (farthest > least) & (farthest < most)
     area = (high - low).prod(dim=-1).expand_as(farthest).masked_fill(~fits, float("inf"))
     smallest, box = area.min(dim=1)
-    return box.masked_fill(smallest.isinf(), BACKGROUND)
+    return box.masked_fill(smallest.isinf(), UNMATCHED)

@@ -19,17 +19,17 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import batched_nms, box_iou
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import (
-    BACKGROUND,
-    NO_PART,
-    Assigned,
-    Channel,
+    IGNORED,
+    UNMATCHED,
+    AssignResult,
     Detections,
     DetectorOutput,
     PredictOptions,
-    Regions,
-    Rows,
+    RawPredictions,
+    RoIPredictions,
+    Signal,
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import freeze
@@ -50,7 +50,7 @@ _LEAST_SIDE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class ForwardState:
     """What the first stage gave.
 
     Attributes:
@@ -69,10 +69,10 @@ class _Pass:
     counts: tuple[int, ...]
     size: tuple[int, int]
 
-    def of(self, images: Tensor) -> _Pass:
+    def of(self, images: Tensor) -> ForwardState:
         """Return the same of some images."""
         maps = {level: each[images] for level, each in self.maps.items()}
-        return _Pass(maps, self.objectness[images], self.deltas[images], self.anchors, self.counts, self.size)
+        return ForwardState(maps, self.objectness[images], self.deltas[images], self.anchors, self.counts, self.size)
 
 
 class FasterRcnnDetector(TorchvisionDetector):
@@ -80,11 +80,11 @@ class FasterRcnnDetector(TorchvisionDetector):
 
     def _describe(self) -> DetectorSpec:
         # The pyramid of a MobileNet has two maps of one stride; the second is of the deepest layer.
-        strides = {"P5a": 32, "P5": 32, "P6": 64} if self.layout.parts.mobile else {f"P{n}": 2**n for n in range(2, 7)}
+        strides = {"P5a": 32, "P5": 32, "P6": 64} if self.arch.parts.mobile else {f"P{n}": 2**n for n in range(2, 7)}
         return DetectorSpec(
             family="torchvision",
-            name=self.layout.model,
-            classes=self.layout.classes,
+            name=self.arch.model,
+            classes=self.arch.classes,
             level_channels=dict.fromkeys(strides, self.net.backbone.out_channels),
             level_strides=strides,
             provides=frozenset({"features", "regions", "detections"}),
@@ -100,18 +100,18 @@ class FasterRcnnDetector(TorchvisionDetector):
         images: Tensor,
         targets: Targets | None = None,
         labelled: Tensor | None = None,
-        channels: frozenset[Channel] = frozenset(),
+        signals: frozenset[Signal] = frozenset(),
     ) -> DetectorOutput:
         """See `Detector.forward`."""
-        ran = self._run(images)
-        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        state = self._run(images)
+        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
-            {} if targets is None else self._task_losses(ran, targets, labelled),
-            ran.maps if "features" in channels else {},
-            decide=partial(self._decide, ran) if wants_boxes else None,
-            answer=partial(self._answer, ran) if wants_boxes else None,
-            rows=partial(self._best_rows, ran) if wants_regions else None,
-            grade=partial(self._grade, ran) if wants_regions else None,
+            task_losses={} if targets is None else self._task_losses(state, targets, labelled),
+            features=state.maps if "features" in signals else {},
+            postprocess=partial(self._postprocess, state) if wants_boxes else None,
+            assign=partial(self._assign, state) if wants_boxes else None,
+            raw_predictions=partial(self._best_rows, state) if wants_regions else None,
+            refine_regions=partial(self._grade, state) if wants_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -128,7 +128,7 @@ class FasterRcnnDetector(TorchvisionDetector):
         """Return what inference chooses from, by steps that export: (B, N, K, 4) corners and (B, N, K) scores."""
         return self._final(self._run(images), fixed=True)
 
-    def _run(self, images: Tensor) -> _Pass:
+    def _run(self, images: Tensor) -> ForwardState:
         maps = self._maps(images)
         anchors = self._anchors(images, maps)
         scores, deltas = self.net.rpn.head(list(maps.values()))
@@ -137,65 +137,67 @@ class FasterRcnnDetector(TorchvisionDetector):
         total = len(anchors)
         size = int(images.shape[-2]), int(images.shape[-1])
         objectness = flat_scores.reshape(-1, total).float()
-        return _Pass(maps, objectness, flat_deltas.reshape(-1, total, 4).float(), anchors, counts, size)
+        return ForwardState(maps, objectness, flat_deltas.reshape(-1, total, 4).float(), anchors, counts, size)
 
-    def _task_losses(self, ran: _Pass, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
+    def _task_losses(self, state: ForwardState, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
         """The family's own losses over the labelled images, samples drawn from torch's global generator."""
-        kept = labelled_images(labelled, len(ran.objectness), ran.objectness.device)
+        kept = labelled_images(labelled, len(state.objectness), state.objectness.device)
         if not len(kept):
             return {}
-        ran, truth = ran.of(kept), family_targets(targets, kept)
-        rpn, anchors = self.net.rpn, [ran.anchors] * len(truth)
-        proposals = self._training_proposals(ran)
+        state, truth = state.of(kept), family_targets(targets, kept)
+        rpn, anchors = self.net.rpn, [state.anchors] * len(truth)
+        proposals = self._training_proposals(state)
         labels, matched = rpn.assign_targets_to_anchors(anchors, truth)
         goals = rpn.box_coder.encode(matched, anchors)
-        objectness, rpn_box = rpn.compute_loss(ran.objectness.reshape(-1, 1), ran.deltas.reshape(-1, 4), labels, goals)
+        objectness, rpn_box = rpn.compute_loss(
+            state.objectness.reshape(-1, 1), state.deltas.reshape(-1, 4), labels, goals
+        )
         regions, _, labels, goals = self.net.roi_heads.select_training_samples(proposals, truth)
-        logits, deltas = self._second_stage(ran, regions)
+        logits, deltas = self._second_stage(state, regions)
         classifier, box = fastrcnn_loss(logits, deltas.flatten(1), labels, goals)
         return {"classifier": classifier, "box_reg": box, "objectness": objectness, "rpn_box_reg": rpn_box}
 
     @torch.no_grad()
-    def _training_proposals(self, ran: _Pass) -> list[Tensor]:
+    def _training_proposals(self, state: ForwardState) -> list[Tensor]:
         """Proposals of each image by the family's own NMS, as many as its mode asks for."""
-        boxes = decode_deltas(ran.deltas, ran.anchors, self.net.rpn.box_coder)
-        shapes = [ran.size] * len(boxes)
-        found: list[Tensor] = self.net.rpn.filter_proposals(boxes, ran.objectness, shapes, list(ran.counts))[0]
+        boxes = decode_deltas(state.deltas, state.anchors, self.net.rpn.box_coder)
+        shapes = [state.size] * len(boxes)
+        found: list[Tensor] = self.net.rpn.filter_proposals(boxes, state.objectness, shapes, list(state.counts))[0]
         return found
 
     @torch.no_grad()
-    def _proposals(self, ran: _Pass, kept: int | None = None, fixed: bool = False) -> tuple[Tensor, Tensor]:
+    def _proposals(self, state: ForwardState, kept: int | None = None, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """Return (B, N, 4) and (B, N) bool, see `propose`; by the settings of inference, whatever the mode."""
         rpn = self.net.rpn
         rule = ProposalRule(
             rpn._pre_nms_top_n["testing"],
-            kept or self.layout.proposals or rpn._post_nms_top_n["testing"],
+            kept or self.arch.proposals or rpn._post_nms_top_n["testing"],
             rpn.nms_thresh,
             rpn.score_thresh,
             rpn.min_size,
         )
-        boxes = clipped(decode_deltas(ran.deltas, ran.anchors, rpn.box_coder), *ran.size)
-        return propose(ran.objectness, boxes, ran.counts, rule, fixed)
+        boxes = clipped(decode_deltas(state.deltas, state.anchors, rpn.box_coder), *state.size)
+        return propose(state.objectness, boxes, state.counts, rule, fixed)
 
-    def _second_stage(self, ran: _Pass, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _second_stage(self, state: ForwardState, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits (rows, K + 1) and offsets (rows, K + 1, 4) of regions, a table (n, 4) per image."""
-        maps = {str(number): each for number, each in enumerate(list(ran.maps.values())[:-1])}
-        pooled = self.net.roi_heads.box_roi_pool(maps, list(regions), [ran.size] * len(regions))
+        maps = {str(number): each for number, each in enumerate(list(state.maps.values())[:-1])}
+        pooled = self.net.roi_heads.box_roi_pool(maps, list(regions), [state.size] * len(regions))
         return self._judged(pooled)
 
     def _judged(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self.net.roi_heads.box_predictor(self.net.roi_heads.box_head(pooled))
         return logits.float(), deltas.float().reshape(-1, len(self.spec.classes) + 1, 4)
 
-    def _table(self, ran: _Pass, boxes_xyxy: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
+    def _table(self, state: ForwardState, boxes_xyxy: Tensor, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """Return logits (B, N, K + 1) and boxes (B, N, K + 1, 4) of regions (B, N, 4)."""
         if fixed:
             pooler, strides = self.net.roi_heads.box_roi_pool, list(self.spec.level_strides.values())[:-1]
-            maps = list(ran.maps.values())[:-1]
+            maps = list(state.maps.values())[:-1]
             pooled = pool_levels(maps, boxes_xyxy, strides, pooler.output_size[0], pooler.sampling_ratio)
             logits, deltas = self._judged(pooled)
         else:
-            logits, deltas = self._second_stage(ran, boxes_xyxy.unbind())
+            logits, deltas = self._second_stage(state, boxes_xyxy.unbind())
         count, columns = int(boxes_xyxy.shape[1]), len(self.spec.classes) + 1
         if count == 0:  # -1 would have nothing to go by
             return logits.reshape(len(boxes_xyxy), 0, columns), deltas.reshape(len(boxes_xyxy), 0, columns, 4)
@@ -203,73 +205,73 @@ class FasterRcnnDetector(TorchvisionDetector):
         boxes = decode_deltas(shaped, boxes_xyxy[:, :, None], self.net.roi_heads.box_coder)
         return logits.reshape(-1, count, columns), boxes
 
-    def _final(self, ran: _Pass, fixed: bool = False) -> tuple[Tensor, Tensor]:
+    def _final(self, state: ForwardState, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """Return (B, N, K, 4) boxes within the image and (B, N, K) probabilities, 0 where there is no box."""
-        proposals, real = self._proposals(ran, fixed=fixed)
-        logits, boxes = self._table(ran, proposals, fixed)
-        boxes = clipped(boxes[:, :, 1:], *ran.size)
+        proposals, real = self._proposals(state, fixed=fixed)
+        logits, boxes = self._table(state, proposals, fixed)
+        boxes = clipped(boxes[:, :, 1:], *state.size)
         large = (boxes[..., 2:] - boxes[..., :2] >= _LEAST_SIDE).all(dim=-1)
         scores = logits.softmax(dim=-1)[..., 1:]
         return boxes, scores * (real[..., None] & large)
 
     @torch.no_grad()
-    def _decide(self, ran: _Pass, options: PredictOptions) -> list[Detections]:
-        return [_chosen(boxes, scores, options) for boxes, scores in zip(*self._final(ran), strict=True)]
+    def _postprocess(self, state: ForwardState, options: PredictOptions) -> list[Detections]:
+        return [_chosen(boxes, scores, options) for boxes, scores in zip(*self._final(state), strict=True)]
 
     @torch.no_grad()
-    def _grade(self, ran: _Pass, boxes_xyxy: Tensor) -> Regions:
-        logits, boxes = self._table(ran, clipped(boxes_xyxy.float(), *ran.size))
+    def _grade(self, state: ForwardState, boxes_xyxy: Tensor) -> RoIPredictions:
+        logits, boxes = self._table(state, clipped(boxes_xyxy.float(), *state.size))
         probs = logits.softmax(dim=-1)[..., 1:]
-        return Regions(probs, _of_class(boxes, probs.argmax(dim=-1) + 1))
+        return RoIPredictions(probs, _of_class(boxes, probs.argmax(dim=-1) + 1))
 
-    def _best_rows(self, ran: _Pass) -> Rows:
+    def _best_rows(self, state: ForwardState) -> RawPredictions:
         """The best proposals, as many for every image, each with the box of its likeliest class."""
-        proposals, _ = self._proposals(ran, _ROWS)
-        logits, boxes = self._table(ran, proposals)
+        proposals, _ = self._proposals(state, _ROWS)
+        logits, boxes = self._table(state, proposals)
         centres = (proposals[..., :2] + proposals[..., 2:]) / 2
         classes = logits[..., 1:]
-        return Rows(classes, _of_class(boxes, classes.argmax(dim=-1) + 1), centres, background=logits[..., 0])
+        return RawPredictions(classes, _of_class(boxes, classes.argmax(dim=-1) + 1), centres, background=logits[..., 0])
 
-    def _answer(self, ran: _Pass, handed: SoftTargets) -> tuple[Assigned, ...]:
+    def _assign(self, state: ForwardState, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
         """Pair both stages' rows with boxes as the family does in training, samples and all."""
-        return self._answer_anchors(ran, handed), self._answer_regions(ran, handed)
+        return self._answer_anchors(state, pseudo_labels), self._answer_regions(state, pseudo_labels)
 
-    def _answer_anchors(self, ran: _Pass, handed: SoftTargets) -> Assigned:
+    def _answer_anchors(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
         rpn = self.net.rpn
         index = [
-            _sampled(ran.anchors, handed, image, rpn.proposal_matcher, rpn.fg_bg_sampler)
-            for image in range(len(ran.objectness))
+            _sampled(state.anchors, pseudo_labels, image, rpn.proposal_matcher, rpn.fg_bg_sampler)
+            for image in range(len(state.objectness))
         ]
-        boxes = decode_deltas(ran.deltas, ran.anchors, rpn.box_coder)
-        centres = (ran.anchors[:, :2] + ran.anchors[:, 2:]) / 2
-        rows = Rows(ran.objectness[..., None], boxes, centres[None])
+        boxes = decode_deltas(state.deltas, state.anchors, rpn.box_coder)
+        centres = (state.anchors[:, :2] + state.anchors[:, 2:]) / 2
+        rows = RawPredictions(state.objectness[..., None], boxes, centres[None])
         paired = torch.stack(index)
-        return Assigned(rows, paired, torch.ones_like(boxes[..., 0].detach()), PROPOSALS, 0.5, agnostic=True)
+        return AssignResult(rows, paired, torch.ones_like(boxes[..., 0].detach()), PROPOSALS, 0.5, class_agnostic=True)
 
-    def _answer_regions(self, ran: _Pass, handed: SoftTargets) -> Assigned:
+    def _answer_regions(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
         heads = self.net.roi_heads
         regions, index = [], []
-        for image, proposals in enumerate(self._training_proposals(ran)):
-            offered = torch.cat((proposals, handed.boxes_xyxy[handed.image_index == image].float()))
-            paired = _sampled(offered, handed, image, heads.proposal_matcher, heads.fg_bg_sampler)
-            looked_at = paired != NO_PART
+        for image, proposals in enumerate(self._training_proposals(state)):
+            offered = torch.cat((proposals, pseudo_labels.boxes_xyxy[pseudo_labels.image_index == image].float()))
+            paired = _sampled(offered, pseudo_labels, image, heads.proposal_matcher, heads.fg_bg_sampler)
+            looked_at = paired != IGNORED
             regions.append(offered[looked_at])
             index.append(paired[looked_at])
-        logits, deltas = self._second_stage(ran, regions)
+        logits, deltas = self._second_stage(state, regions)
         together, own = torch.cat(regions), torch.cat(index)
         boxes = decode_deltas(deltas, together[:, None], heads.box_coder)
         column = logits[:, 1:].argmax(dim=1) + 1
-        if len(handed):
-            column = torch.where(own >= 0, handed.labels[own.clamp(min=0)] + 1, column)
+        if len(pseudo_labels):
+            column = torch.where(own >= 0, pseudo_labels.labels[own.clamp(min=0)] + 1, column)
         counts = [len(each) for each in regions]
-        rows = Rows(
+        rows = RawPredictions(
             _padded(logits[:, 1:], counts),
             _padded(_of_class(boxes, column), counts),
             _padded((together[:, :2] + together[:, 2:]) / 2, counts),
             background=_padded(logits[:, 0], counts),
         )
-        paired = pad_sequence(index, batch_first=True, padding_value=NO_PART)
-        return Assigned(rows, paired, torch.ones(paired.shape, device=paired.device), REGIONS, 0.5)
+        paired = pad_sequence(index, batch_first=True, padding_value=IGNORED)
+        return AssignResult(rows, paired, torch.ones(paired.shape, device=paired.device), REGIONS, 0.5)
 
 
 class _Dense(nn.Module):
@@ -290,28 +292,28 @@ class _Dense(nn.Module):
 
 
 @torch.no_grad()
-def _sampled(rows_xyxy: Tensor, handed: SoftTargets, image: int, matcher: Any, sampler: Any) -> Tensor:
+def _sampled(rows_xyxy: Tensor, pseudo_labels: PseudoLabels, image: int, matcher: Any, sampler: Any) -> Tensor:
     """Pair the rows of one image with its boxes and draw those that the loss looks at.
 
     Args:
         rows_xyxy: (n, 4) anchors or regions.
-        handed: boxes of the batch.
+        pseudo_labels: boxes of the batch.
         image: which.
         matcher: of the family; its marks for no box are ours.
         sampler: of the family.
 
     Returns:
-        (n,) position in the whole of `handed`; `BACKGROUND`; `NO_PART` for rows not drawn.
+        (n,) position in the whole of `pseudo_labels`; `UNMATCHED`; `IGNORED` for rows not drawn.
     """
-    own = (handed.image_index == image).nonzero()[:, 0]
+    own = (pseudo_labels.image_index == image).nonzero()[:, 0]
     if len(own):
-        place = matcher(box_iou(handed.boxes_xyxy[own].float(), rows_xyxy))
+        place = matcher(box_iou(pseudo_labels.boxes_xyxy[own].float(), rows_xyxy))
         place = torch.where(place >= 0, own[place.clamp(min=0)], place)
     else:
-        place = torch.full((len(rows_xyxy),), BACKGROUND, dtype=torch.int64, device=rows_xyxy.device)
-    marks = torch.where(place >= 0, 1, torch.where(place == BACKGROUND, 0, -1))
+        place = torch.full((len(rows_xyxy),), UNMATCHED, dtype=torch.int64, device=rows_xyxy.device)
+    marks = torch.where(place >= 0, 1, torch.where(place == UNMATCHED, 0, -1))
     positive, negative = sampler([marks])
-    return place.masked_fill(~(positive[0] | negative[0]).bool(), NO_PART)
+    return place.masked_fill(~(positive[0] | negative[0]).bool(), IGNORED)
 
 
 def _chosen(boxes: Tensor, scores: Tensor, options: PredictOptions) -> Detections:

@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor
 
 from kd_vision.core.errors import RequestError, first_line
-from kd_vision.detectors.base import said_side
+from kd_vision.detectors.base import recorded_input_size
 from kd_vision.detectors.torchvision.config import Parts, TorchvisionConfig, parts_of
-from kd_vision.detectors.torchvision.models import Layout, construct
+from kd_vision.detectors.torchvision.models import Architecture, construct
 
 _EXAMPLE = "retinanet_resnet50_fpn"
 _COUNTER = "num_batches_tracked"
@@ -32,7 +32,7 @@ class Loaded:
     """A network ready for its adapter, what it is made of, and the input side that its file was trained at."""
 
     net: Any
-    layout: Layout
+    arch: Architecture
     size: int | None = None
 
 
@@ -42,13 +42,13 @@ class _File:
 
     Attributes:
         state: tensors by the family's names.
-        layout: what our files say of the model; None: a plain state dict.
+        arch: what our files say of the model; None: a plain state dict.
         source: for messages.
         size: input side of training, where the file says so.
     """
 
     state: dict[str, Tensor]
-    layout: Layout | None
+    arch: Architecture | None
     source: str
     size: int | None = None
 
@@ -58,11 +58,9 @@ def load(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str)
     loaded = _loaded(config, classes, where)
     if config.proposals is None:
         return loaded
-    if loaded.layout.parts.kind != "fasterrcnn":
-        raise RequestError(
-            f"{where}.proposals: {loaded.layout.model} has no second stage to look at them; leave it out"
-        )
-    return replace(loaded, layout=replace(loaded.layout, proposals=config.proposals))
+    if loaded.arch.parts.kind != "fasterrcnn":
+        raise RequestError(f"{where}.proposals: {loaded.arch.model} has no second stage to look at them; leave it out")
+    return replace(loaded, arch=replace(loaded.arch, proposals=config.proposals))
 
 
 def _loaded(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str) -> Loaded:
@@ -78,43 +76,43 @@ def _loaded(config: TorchvisionConfig, classes: tuple[str, ...] | None, where: s
     if classes is None:
         raise RequestError(f"{where}: a model without weights knows no classes; give 'weights', or pretrained: coco")
     frozen = config.pretrained == "backbone" and parts_of(model).freezes_norms
-    layout = Layout(model, classes, frozen)
-    net = construct(layout)
+    arch = Architecture(model, classes, frozen)
+    net = construct(arch)
     if config.pretrained == "backbone":
-        _fill(net.backbone, _download_backbone(layout.parts, where), f"the ImageNet weights of {model}", where)
-    return Loaded(net, layout)
+        _fill(net.backbone, _download_backbone(arch.parts, where), f"the ImageNet weights of {model}", where)
+    return Loaded(net, arch)
 
 
 def _from_file(file: _File, config: TorchvisionConfig, classes: tuple[str, ...] | None, where: str) -> Loaded:
     model = _model_of(file, config, where)
     state = file.state
-    if file.layout is not None:
+    if file.arch is not None:
         if config.class_names is not None:
             raise RequestError(f"{where}.class_names: {file.source} names its own classes; leave it out")
-        own: tuple[str, ...] | None = file.layout.classes
-        layout = replace(file.layout, model=model)
+        own: tuple[str, ...] | None = file.arch.classes
+        arch = replace(file.arch, model=model)
     else:
         state, own = _named_classes(state, model, config.class_names, classes is None, file.source, where)
         # A file without the counters of learning norms comes from a model with frozen ones.
         frozen = parts_of(model).freezes_norms and not any(name.endswith(_COUNTER) for name in state)
         exact = config.pretrained == "coco" and model in _WITHOUT_EPSILON
-        layout = Layout(model, own or classes or (), frozen, 0.0 if exact else 1e-5)
+        arch = Architecture(model, own or classes or (), frozen, 0.0 if exact else 1e-5)
     if classes is not None:
-        layout = replace(layout, classes=classes)
-    net = construct(layout)
+        arch = replace(arch, classes=classes)
+    net = construct(arch)
     _transfer(state, net, file.source, classes is None, where)
-    return Loaded(net, layout, file.size)
+    return Loaded(net, arch, file.size)
 
 
 def _model_of(file: _File, config: TorchvisionConfig, where: str) -> str:
     if config.model is not None:
         return config.model
-    if file.layout is None:
+    if file.arch is None:
         raise RequestError(
             f"{where}.model: is missing; {file.source} is a plain state dict, so say which model it fits, e.g. "
             f"{_EXAMPLE}"
         )
-    return file.layout.model
+    return file.arch.model
 
 
 def _named_classes(
@@ -283,7 +281,7 @@ def _read(path: Path, trust: bool, where: str) -> _File:
         return _File(state, None, str(path))
     if not isinstance(note, Mapping) or note.get("family") != "torchvision":
         raise RequestError(f"{where}.weights: {path} is of another family; give its 'family' too")
-    return _File(state, Layout.from_mapping(note), str(path), said_side(note.get("image_size")))
+    return _File(state, Architecture.from_mapping(note), str(path), recorded_input_size(note.get("image_size")))
 
 
 def _state_in(content: Any) -> dict[str, Tensor] | None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_vision.core.batch import SoftTargets
-from kd_vision.core.predictions import BACKGROUND, Rows
+from kd_vision.core.batch import PseudoLabels
+from kd_vision.core.predictions import UNMATCHED, RawPredictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class _Pairs:
 
 
 @torch.no_grad()
-def assign_aligned(assigner: Any, rows: Rows, handed: SoftTargets) -> tuple[Tensor, Tensor]:
+def assign_aligned(assigner: Any, rows: RawPredictions, pseudo_labels: PseudoLabels) -> tuple[Tensor, Tensor]:
     """Pair grid points with boxes by the rule of a task-aligned assigner.
 
     The family's code compares every box of a padded table with every point; only points inside a box can be its
@@ -48,34 +48,34 @@ def assign_aligned(assigner: Any, rows: Rows, handed: SoftTargets) -> tuple[Tens
 
     Args:
         assigner: of the family; its settings are used.
-        rows: predictions, (B, A).
-        handed: (M,) boxes; each counts as of its likeliest class.
+        raw_predictions: predictions, (B, A).
+        pseudo_labels: (M,) boxes; each counts as of its likeliest class.
 
     Returns:
-        (B, A) index into `handed`, `BACKGROUND` where there is none, and (B, A) alignment in [0, 1].
+        (B, A) index into `pseudo_labels`, `UNMATCHED` where there is none, and (B, A) alignment in [0, 1].
 
     Source: Feng et al., TOOD (arXiv:2108.07755), with the tie-breaks of ultralytics' `TaskAlignedAssigner`: points
     of several boxes go to the one they overlap most; the best of a box's points has its best overlap as alignment.
     """
     images, points = rows.logits.shape[:2]
-    index = torch.full((images * points,), BACKGROUND, dtype=torch.int64, device=rows.logits.device)
+    index = torch.full((images * points,), UNMATCHED, dtype=torch.int64, device=rows.logits.device)
     quality = rows.boxes_xyxy.new_zeros(images * points)
-    if len(handed):
-        near = _candidates(assigner, rows, handed)
-        own = _undisputed(near, _best(near, assigner.topk, len(handed), points), images * points)
+    if len(pseudo_labels):
+        near = _candidates(assigner, rows, pseudo_labels)
+        own = _undisputed(near, _best(near, assigner.topk, len(pseudo_labels), points), images * points)
         if assigner.topk2 != assigner.topk:
-            own = own.take(_best(own, assigner.topk2, len(handed), points))
+            own = own.take(_best(own, assigner.topk2, len(pseudo_labels), points))
         index[own.cell] = own.box
-        most = own.metric.new_zeros(2, len(handed))
+        most = own.metric.new_zeros(2, len(pseudo_labels))
         most[0].scatter_reduce_(0, own.box, own.metric, "amax")
         most[1].scatter_reduce_(0, own.box, own.overlap, "amax")
         quality[own.cell] = own.metric * most[1, own.box] / (most[0, own.box] + assigner.eps)
     return index.reshape(images, points), quality.reshape(images, points)
 
 
-def _candidates(assigner: Any, rows: Rows, handed: SoftTargets) -> _Pairs:
+def _candidates(assigner: Any, rows: RawPredictions, pseudo_labels: PseudoLabels) -> _Pairs:
     """Pair every box with the points inside it; a box shorter than the second level's stride counts as that long."""
-    boxes, centres = handed.boxes_xyxy.float(), rows.centres_xy[0].T.contiguous()
+    boxes, centres = pseudo_labels.boxes_xyxy.float(), rows.centres_xy[0].T.contiguous()
     low, high = boxes[:, :2], boxes[:, 2:]
     reach = (high - low).clamp(min=assigner.stride_val) / 2
     middle = (low + high) / 2
@@ -84,8 +84,8 @@ def _candidates(assigner: Any, rows: Rows, handed: SoftTargets) -> _Pairs:
     for found in (centres[1] > low[:, 1:], centres[0] < high[:, :1], centres[1] < high[:, 1:]):
         inside &= found
     box, point = inside.nonzero(as_tuple=True)
-    image = handed.image_index[box]
-    score = rows.logits[image, point, handed.labels[box]].float().sigmoid()
+    image = pseudo_labels.image_index[box]
+    score = rows.logits[image, point, pseudo_labels.labels[box]].float().sigmoid()
     overlap = assigner.iou_calculation(boxes[box], rows.boxes_xyxy[image, point])
     metric = score.pow(assigner.alpha) * overlap.pow(assigner.beta)
     return _Pairs(box, point, image * rows.logits.shape[1] + point, overlap, metric)

@@ -20,9 +20,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.files import whole_or_nothing
+from kd_vision.core.files import atomic_write
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector, fast_layout, freeze, plain_layout
+from kd_vision.detectors.base import Detector, channels_last, contiguous, freeze
 
 
 class FamilyDetector(Detector):
@@ -36,7 +36,7 @@ class FamilyDetector(Detector):
 
     def __init__(self, net: tasks.DetectionModel, classes: Sequence[str], name: str) -> None:
         super().__init__()
-        self.net = fast_layout(net)
+        self.net = channels_last(net)
         self.net.names = dict(enumerate(classes))
         self.net.args = get_cfg()
         self.spec = self._describe(tuple(classes), name)
@@ -50,7 +50,7 @@ class FamilyDetector(Detector):
     def _describe(self, classes: tuple[str, ...], name: str) -> DetectorSpec:
         """Return the facts about `net`."""
 
-    def settle_for_inference(self) -> None:
+    def fuse(self) -> None:
         """Fold BatchNorm into the convolutions and let activations overwrite their input, as the family predicts."""
         # Own modules: the family shares one activation among all its models, and a student's gradient needs its input.
         self.net = copy.deepcopy(self.net)
@@ -61,7 +61,7 @@ class FamilyDetector(Detector):
         for module in self.net.modules():
             if hasattr(module, "inplace"):
                 module.inplace = True
-        fast_layout(self.net)
+        channels_last(self.net)
 
     def architecture(self) -> dict[str, Any]:
         """See `Detector.architecture`."""
@@ -83,12 +83,12 @@ class FamilyDetector(Detector):
             "train_args": dict(net.args),
             "kd_vision": {"name": self.spec.name, **metadata},
         }
-        with whole_or_nothing(path) as part:
+        with atomic_write(path) as part:
             torch.save(content, part)
 
     def _frozen_copy(self) -> tasks.DetectionModel:
         """Return the network on the CPU in evaluation mode, without gradients."""
-        net = plain_layout(copy.deepcopy(self.net)).float().cpu()
+        net = contiguous(copy.deepcopy(self.net)).float().cpu()
         freeze(net)
         return net
 

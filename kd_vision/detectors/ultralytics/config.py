@@ -29,7 +29,7 @@ class UltralyticsConfig(StrictModel):
     trust: bool = False
     input_channels: Literal[1, 3, 4] | None = None
 
-    without_effect: ClassVar[frozenset[str]] = frozenset({"trust"})
+    not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"trust"})
 
     @field_validator("model")
     @classmethod

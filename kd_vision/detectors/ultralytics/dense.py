@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from ultralytics.nn import tasks
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import (
     ONE_TO_MANY,
     ONE_TO_ONE,
-    Assigned,
-    Channel,
+    AssignResult,
     Detections,
     DetectorOutput,
     GridPredictions,
     PredictOptions,
-    Rows,
+    RawPredictions,
+    Signal,
 )
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.dense import grade_by_grid
-from kd_vision.detectors.postprocess import suppress, take_top
+from kd_vision.detectors.dense import refine_by_grid
+from kd_vision.detectors.postprocess import nms, top_k_boxes
 from kd_vision.detectors.ultralytics.assign import assign_aligned
 from kd_vision.detectors.ultralytics.common import FamilyDetector, family_targets
 
@@ -81,28 +81,30 @@ class UltralyticsDetector(FamilyDetector):
         images: Tensor,
         targets: Targets | None = None,
         labelled: Tensor | None = None,
-        channels: frozenset[Channel] = frozenset(),
+        signals: frozenset[Signal] = frozenset(),
     ) -> DetectorOutput:
         """See `Detector.forward`."""
         predictions = self._raw(images)
         losses = {} if targets is None else self._task_losses(predictions, targets, labelled, images)
         features: dict[str, Tensor] = {}
-        if "features" in channels:
+        if "features" in signals:
             maps = predictions["one2many"]["feats"]
             features = dict(zip(self.spec.level_strides, maps, strict=True))
         grids: dict[str, GridPredictions] = {}
-        if "grid" in channels:
+        if "grid" in signals:
             grids = {_BRANCHES[key]: self._grid(value) for key, value in predictions.items()}
-        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
-            losses,
-            features,
-            grids,
-            self._branch_weights(),
-            decide=partial(self._detections, predictions) if wants_boxes else None,
-            answer=partial(self._answer, predictions) if wants_boxes else None,
-            rows=(lambda: self._rows(predictions["one2many"])) if wants_regions else None,
-            grade=(lambda boxes: grade_by_grid(self._inference_grid(predictions), boxes)) if wants_regions else None,
+            task_losses=losses,
+            features=features,
+            grids=grids,
+            branch_weights=self._branch_weights(),
+            postprocess=partial(self._detections, predictions) if wants_boxes else None,
+            assign=partial(self._assign, predictions) if wants_boxes else None,
+            raw_predictions=(lambda: self._raw_predictions(predictions["one2many"])) if wants_regions else None,
+            refine_regions=(lambda boxes: refine_by_grid(self._inference_grid(predictions), boxes))
+            if wants_regions
+            else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -119,14 +121,14 @@ class UltralyticsDetector(FamilyDetector):
     def _detections(self, predictions: Mapping[str, Any], options: PredictOptions) -> list[Detections]:
         """Final boxes of each image in input pixels, from the branch that inference uses."""
         grid = self._inference_grid(predictions)
-        decide = _best_pairs if self.spec.end_to_end else suppress
+        decide = _best_pairs if self.spec.end_to_end else nms
         pairs = zip(grid.boxes_xyxy, grid.logits, strict=True)
         return [decide(boxes, logits.float().sigmoid(), options) for boxes, logits in pairs]
 
     def _inference_grid(self, predictions: Mapping[str, Any]) -> GridPredictions:
         return self._grid(predictions["one2one" if self.spec.end_to_end else "one2many"])
 
-    def _answer(self, predictions: Mapping[str, Any], handed: SoftTargets) -> tuple[Assigned, ...]:
+    def _assign(self, predictions: Mapping[str, Any], pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
         """Pair each branch's points with boxes by the assigner of the family's own loss."""
         criterion = self._loss_function()
         branches = {"one2many": criterion}
@@ -135,9 +137,9 @@ class UltralyticsDetector(FamilyDetector):
         weights = self._branch_weights()
         found = []
         for key, loss in branches.items():
-            rows = self._rows(predictions[key])
-            index, quality = assign_aligned(loss.assigner, rows, handed)
-            found.append(Assigned(rows, index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
+            rows = self._raw_predictions(predictions[key])
+            index, quality = assign_aligned(loss.assigner, rows, pseudo_labels)
+            found.append(AssignResult(rows, index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
         return tuple(found)
 
     def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
@@ -152,14 +154,14 @@ class UltralyticsDetector(FamilyDetector):
         bins = self._bins(sides) if self.head.reg_max > 1 else None
         return GridPredictions(raw["scores"].permute(0, 2, 1), boxes, points, strides, bins)
 
-    def _rows(self, raw: Mapping[str, Any]) -> Rows:
+    def _raw_predictions(self, raw: Mapping[str, Any]) -> RawPredictions:
         """Return the head's rows, their boxes without gradient: losses learn from few of them, which are cheap."""
         points, strides = self._points(raw["feats"])
         sides = raw["boxes"].permute(0, 2, 1)
         with torch.no_grad():
             boxes = self._decoded(sides.float(), points, strides)
         has_bins = self.head.reg_max > 1
-        return Rows(
+        return RawPredictions(
             raw["scores"].permute(0, 2, 1),
             boxes,
             points[None],
@@ -255,4 +257,4 @@ def _best_pairs(boxes: Tensor, scores: Tensor, options: PredictOptions) -> Detec
     flat, index = scores[best_points].flatten().topk(count)
     classes = scores.shape[-1]
     point = best_points[index // classes]
-    return take_top(boxes[point], flat, index % classes, options, scores[point])
+    return top_k_boxes(boxes[point], flat, index % classes, options, scores[point])

@@ -20,20 +20,20 @@ from ultralytics.models.utils.ops import HungarianMatcher
 from ultralytics.nn import tasks
 from ultralytics.utils.metrics import bbox_iou
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import (
-    BACKGROUND,
-    Assigned,
-    Channel,
+    UNMATCHED,
+    AssignResult,
     Detections,
     DetectorOutput,
     PredictOptions,
-    Regions,
-    Rows,
+    RawPredictions,
+    RoIPredictions,
+    Signal,
 )
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.dense import grade_by_rows, padded
-from kd_vision.detectors.postprocess import take_top, xywh_to_xyxy
+from kd_vision.detectors.dense import padded, refine_by_rows
+from kd_vision.detectors.postprocess import cxcywh_to_xyxy, top_k_boxes
 from kd_vision.detectors.ultralytics.common import FamilyDetector, FamilyTargets, family_targets, shares_cxcywh
 
 ENCODER = "encoder"
@@ -67,17 +67,17 @@ class _Queries:
     noisy_boxes: Tensor | None = None
     noise: dict[str, Any] | None = None
 
-    def rows(self, stage: int) -> Rows:
+    def raw_predictions(self, stage: int) -> RawPredictions:
         """Return the queries of a stage, each where its box is."""
         boxes = self.pixels(stage)
         centres = ((boxes[..., :2] + boxes[..., 2:]) / 2).detach()
-        return Rows(self.logits[stage], boxes, centres)
+        return RawPredictions(self.logits[stage], boxes, centres)
 
     def pixels(self, stage: int) -> Tensor:
         """Return the boxes of a stage as corners in input pixels, (B, A, 4)."""
         height, width = self.size
         boxes = self.boxes[stage]
-        return xywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
+        return cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
 
 
 class RtdetrDetector(FamilyDetector):
@@ -123,7 +123,7 @@ class RtdetrDetector(FamilyDetector):
         images: Tensor,
         targets: Targets | None = None,
         labelled: Tensor | None = None,
-        channels: frozenset[Channel] = frozenset(),
+        signals: frozenset[Signal] = frozenset(),
     ) -> DetectorOutput:
         """See `Detector.forward`; with targets in training, denoising queries are drawn from torch's global RNG."""
         height, width = images.shape[-2:]
@@ -134,14 +134,14 @@ class RtdetrDetector(FamilyDetector):
         truth = None if targets is None else family_targets(targets, labelled, (height, width))
         maps = self._maps(images)
         queries = self._queries(maps, truth, (height, width))
-        wants_boxes, wants_regions = "detections" in channels, "regions" in channels
+        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
-            {} if truth is None else self._task_losses(queries, truth, labelled),
-            dict(zip(self.spec.level_strides, maps, strict=True)) if "features" in channels else {},
-            decide=partial(_decide, queries) if wants_boxes else None,
-            answer=partial(self._answer, queries) if wants_boxes else None,
-            rows=(lambda: queries.rows(queries.final)) if wants_regions else None,
-            grade=partial(_grade, queries) if wants_regions else None,
+            task_losses={} if truth is None else self._task_losses(queries, truth, labelled),
+            features=dict(zip(self.spec.level_strides, maps, strict=True)) if "features" in signals else {},
+            postprocess=partial(_postprocess, queries) if wants_boxes else None,
+            assign=partial(self._assign, queries) if wants_boxes else None,
+            raw_predictions=(lambda: queries.raw_predictions(queries.final)) if wants_regions else None,
+            refine_regions=partial(_grade, queries) if wants_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -220,12 +220,14 @@ class RtdetrDetector(FamilyDetector):
         losses["denoising"] = torch.stack([v for k, v in found.items() if k.endswith("_dn")]).sum()
         return losses
 
-    def _answer(self, queries: _Queries, handed: SoftTargets) -> tuple[Assigned, ...]:
+    def _assign(self, queries: _Queries, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
         """Pair the queries of each stage with boxes, one to one, by the matcher of the family's own loss."""
-        index, quality = assign_hungarian(self._criterion.matcher, queries.logits, queries.boxes, handed, queries.size)
+        index, quality = assign_hungarian(
+            self._criterion.matcher, queries.logits, queries.boxes, pseudo_labels, queries.size
+        )
         weight = 1.0 / len(queries.stages)
         return tuple(
-            Assigned(queries.rows(number), index[number], quality[number], stage, weight)
+            AssignResult(queries.raw_predictions(number), index[number], quality[number], stage, weight)
             for number, stage in enumerate(queries.stages)
         )
 
@@ -240,13 +242,13 @@ class _InPixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         height, width = int(images.shape[-2]), int(images.shape[-1])
         found = self.net(images)
-        boxes = xywh_to_xyxy(found[..., :4]) * found.new_tensor([width, height, width, height])
+        boxes = cxcywh_to_xyxy(found[..., :4]) * found.new_tensor([width, height, width, height])
         return torch.cat((boxes, found[..., 4:]), dim=-1)
 
 
 @torch.no_grad()
 def assign_hungarian(
-    matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, handed: SoftTargets, size: tuple[int, int]
+    matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, pseudo_labels: PseudoLabels, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Pair queries with boxes one to one, at the least total cost of each image and stage.
 
@@ -263,27 +265,27 @@ def assign_hungarian(
         matcher: of the family.
         logits: (S, B, A, K).
         boxes: (S, B, A, 4) centre, width and height as shares of the input.
-        handed: boxes in pixels.
+        pseudo_labels: boxes in pixels.
         size: height and width of the input.
 
     Returns:
-        (S, B, A) index into `handed`, `BACKGROUND` where there is none, and (S, B, A) IoU with it, the score that
+        (S, B, A) index into `pseudo_labels`, `UNMATCHED` where there is none, and (S, B, A) IoU with it, the score that
         the family's own loss asks of a paired query; 0 elsewhere.
     """
     stages, images = logits.shape[:2]
-    index = torch.full(logits.shape[:3], BACKGROUND, dtype=torch.int64)
+    index = torch.full(logits.shape[:3], UNMATCHED, dtype=torch.int64)
     quality = boxes.new_zeros(boxes.shape[:3])
-    if len(handed) == 0:
+    if len(pseudo_labels) == 0:
         return index.to(logits.device), quality
-    position, mask = padded(handed.image_index, images)
-    wanted = shares_cxcywh(handed.boxes_xyxy, size)
-    costs = _costs(matcher, logits, boxes, handed.class_probs[position], wanted[position]).cpu().numpy()
+    position, mask = padded(pseudo_labels.image_index, images)
+    wanted = shares_cxcywh(pseudo_labels.boxes_xyxy, size)
+    costs = _costs(matcher, logits, boxes, pseudo_labels.class_probs[position], wanted[position]).cpu().numpy()
     own, counts = position.cpu(), mask.sum(dim=1).tolist()
     for stage, image in product(range(stages), range(images)):
         query, slot = linear_sum_assignment(costs[stage, image, :, : counts[image]])
         index[stage, image, torch.from_numpy(query)] = own[image, torch.from_numpy(slot)]
     index = index.to(logits.device)
-    paired = index != BACKGROUND
+    paired = index != UNMATCHED
     overlap = bbox_iou(boxes[paired], wanted[index[paired]], xywh=True).flatten()
     quality[paired] = overlap.to(quality.dtype).clamp(0.0, 1.0)
     return index, quality
@@ -296,28 +298,28 @@ def _costs(matcher: HungarianMatcher, logits: Tensor, boxes: Tensor, probs: Tens
     negative = (1 - matcher.alpha) * scores**matcher.gamma * -(1 - scores + _EPSILON).log()
     with torch.autocast(logits.device.type, enabled=False):  # half precision would decide near ties anew
         by_class = (positive - negative) @ probs.float().transpose(1, 2)
-    mine, theirs = boxes.float()[..., :, None, :], wanted[:, None]
-    distance = (mine - theirs).abs().sum(dim=-1)
-    apart = 1 - bbox_iou(mine, theirs, xywh=True, GIoU=True).squeeze(-1)
+    student_boxes, target_boxes = boxes.float()[..., :, None, :], wanted[:, None]
+    distance = (student_boxes - target_boxes).abs().sum(dim=-1)
+    apart = 1 - bbox_iou(student_boxes, target_boxes, xywh=True, GIoU=True).squeeze(-1)
     gain = matcher.cost_gain
     cost: Tensor = gain["class"] * by_class + gain["bbox"] * distance + gain["giou"] * apart
     return cost.nan_to_num(0.0, 0.0, 0.0)
 
 
 @torch.no_grad()
-def _decide(queries: _Queries, options: PredictOptions) -> list[Detections]:
+def _postprocess(queries: _Queries, options: PredictOptions) -> list[Detections]:
     """Best pairs of query and class of each image, at most as many as there are queries, in input pixels."""
     found = []
     for boxes, scores in zip(queries.pixels(queries.final), queries.logits[queries.final].sigmoid(), strict=True):
         best, index = scores.flatten().topk(min(options.max_detections, queries.most, scores.numel()))
         query, label = index // scores.shape[-1], index % scores.shape[-1]
-        found.append(take_top(boxes[query], best, label, options, scores[query]))
+        found.append(top_k_boxes(boxes[query], best, label, options, scores[query]))
     return found
 
 
-def _grade(queries: _Queries, boxes_xyxy: Tensor) -> Regions:
+def _grade(queries: _Queries, boxes_xyxy: Tensor) -> RoIPredictions:
     probs = queries.logits[queries.final].detach().sigmoid()
-    return grade_by_rows(queries.pixels(queries.final), probs, boxes_xyxy)
+    return refine_by_rows(queries.pixels(queries.final), probs, boxes_xyxy)
 
 
 def _family_batch(truth: FamilyTargets, images: int) -> dict[str, Any]:

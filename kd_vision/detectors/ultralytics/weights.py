@@ -14,7 +14,7 @@ from ultralytics.nn import tasks
 from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
 
 from kd_vision.core.errors import RequestError, first_line
-from kd_vision.detectors.base import said_side
+from kd_vision.detectors.base import recorded_input_size
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 
 _REFUSED = ("weights_only", "unsupported global", "references types outside")
@@ -117,7 +117,7 @@ def _from_checkpoint(
     own_channels = int(net.yaml.get("channels", 3))
     channels = config.input_channels or own_channels
     if (classes is None or classes == own) and config.model is None and channels == own_channels:
-        return Loaded(net, own, name, said_side(net.args["imgsz"]))
+        return Loaded(net, own, name, recorded_input_size(net.args["imgsz"]))
     wanted = own if classes is None else classes
     if config.model is not None:
         fresh = _from_yaml(config.model, len(wanted), channels, where)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_vision.core.batch import SoftTargets, Targets
+from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.detectors.torchvision import TorchvisionConfig, TorchvisionDetector, build
 
 SIZE = 64
@@ -44,11 +44,11 @@ def truth() -> Targets:
 
 
 @pytest.fixture
-def handed(truth: Targets) -> SoftTargets:
+def pseudo_labels(truth: Targets) -> PseudoLabels:
     """The same boxes as a teacher would say them."""
     probs = torch.full((3, 3), 0.1)
     probs[torch.arange(3), truth.labels] = 0.8
-    return SoftTargets(truth.image_index, truth.boxes_xyxy, probs, torch.full((3,), 0.8), torch.zeros(3).bool())
+    return PseudoLabels(truth.image_index, truth.boxes_xyxy, probs, torch.full((3,), 0.8), torch.zeros(3).bool())
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ import torch
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from kd_vision.core.predictions import PredictOptions
-from kd_vision.detectors.postprocess import suppress, xywh_to_xyxy
+from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms
 from kd_vision.detectors.torchvision import TorchvisionDetector
 from kd_vision.export.onnx import OnnxExportConfig, export_onnx
-from kd_vision.export.parity import synthetic_evidence
+from kd_vision.export.parity import synthetic_inputs
 
 Make = Callable[[str], TorchvisionDetector]
 SIZE = 64
@@ -40,13 +40,13 @@ def test_the_file_finds_the_same_boxes(name: str, batch: int | str, opset: int, 
         for seed in range(2):
             detector(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)))
     detector.eval()
-    evidence = synthetic_evidence(detector.spec, SIZE, images=2)
+    evidence = synthetic_inputs(detector.spec, SIZE, images=2)
     config = OnnxExportConfig.model_validate({"image_size": SIZE, "batch": batch, "opset": opset, "simplify": False})
     exported = export_onnx(detector, tmp_path / "model.onnx", config, {}, evidence)
-    assert exported.layout == "dense_xywh"
-    assert exported.proof.reference_boxes > 100
-    assert exported.proof.matched_share == 1.0
-    assert exported.proof.score_max < 1e-4
+    assert exported.output_format == "dense_cxcywh"
+    assert exported.parity.reference_boxes > 100
+    assert exported.parity.matched_share == 1.0
+    assert exported.parity.score_max < 1e-4
     # Another batch than the one that was traced: the raw output, through the same NMS as the detector's.
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     images = torch.rand(3 if batch == "dynamic" else 1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
@@ -54,7 +54,7 @@ def test_the_file_finds_the_same_boxes(name: str, batch: int | str, opset: int, 
     dense = torch.from_numpy(session.run(None, {"images": images.numpy()})[0]).transpose(1, 2)
     assert len(dense) == len(images)
     for rows, wanted in zip(dense, detector.detect(images, options), strict=True):
-        found = suppress(xywh_to_xyxy(rows[:, :4]), rows[:, 4:], options)
+        found = nms(cxcywh_to_xyxy(rows[:, :4]), rows[:, 4:], options)
         assert len(found) == len(wanted) > 5
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
     # No step of the second stage depends on the data, so that devices without dynamic shapes can run the file.

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from kd_vision.core.batch import ImageBatch, Letterbox, SoftTargets, Targets
+from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets
 from kd_vision.core.predictions import PredictOptions
 from kd_vision.detectors import FAMILIES, family_of
 from kd_vision.detectors.torchvision import TorchvisionConfig, TorchvisionDetector, build, known_models, rebuild
@@ -68,8 +68,8 @@ def test_predictions_are_the_packages_own(name: str, make: Make, own_model: Any,
         detector(images)  # statistics of the norms are no longer those of a fresh model
     detector.eval()
     net = own_model(detector).eval()
-    if detector.layout.proposals is not None:
-        net.rpn._post_nms_top_n["testing"] = detector.layout.proposals
+    if detector.arch.proposals is not None:
+        net.rpn._post_nms_top_n["testing"] = detector.arch.proposals
     for part in (net, getattr(net, "roi_heads", net)):
         part.score_thresh, part.nms_thresh, part.detections_per_img = 0.005, 0.5, 100_000
         part.topk_candidates = 100_000
@@ -134,30 +134,30 @@ def test_images_without_boxes_teach_silence_and_nothing_infinite(name: str, make
 def test_handed_boxes_may_be_none(name: str, make: Make, images: torch.Tensor) -> None:
     detector = make(name)
     index, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3)
-    handed = SoftTargets(index, torch.zeros(0, 4), none, torch.zeros(0), torch.zeros(0).bool())
-    output = detector(images, channels=EVERYTHING)
-    assert output.answer is not None
-    assert output.grade is not None
-    for stage in output.answer(handed):
-        assert not bool((stage.index >= 0).any())
-    assert output.grade(torch.zeros(2, 0, 4)).class_probs.shape == (2, 0, 3)
+    pseudo_labels = PseudoLabels(index, torch.zeros(0, 4), none, torch.zeros(0), torch.zeros(0).bool())
+    output = detector(images, signals=EVERYTHING)
+    assert output.assign is not None
+    assert output.refine_regions is not None
+    for stage in output.assign(pseudo_labels):
+        assert not bool((stage.matched_idx >= 0).any())
+    assert output.refine_regions(torch.zeros(2, 0, 4)).class_probs.shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_teacher_in_half_precision_speaks_finite_words(
-    name: str, make: Make, images: torch.Tensor, truth: Targets, handed: SoftTargets
+    name: str, make: Make, images: torch.Tensor, truth: Targets, pseudo_labels: PseudoLabels
 ) -> None:
     detector = make(name)
     with torch.autocast("cpu", torch.bfloat16):
-        output = detector(images, truth, channels=EVERYTHING)
-        assert output.decide is not None
-        assert output.answer is not None
-        assert output.grade is not None
-        stages = output.answer(handed)
-        graded = output.grade(truth.boxes_xyxy[:2][:, None])
-        found = output.decide(PredictOptions())
+        output = detector(images, truth, signals=EVERYTHING)
+        assert output.postprocess is not None
+        assert output.assign is not None
+        assert output.refine_regions is not None
+        stages = output.assign(pseudo_labels)
+        graded = output.refine_regions(truth.boxes_xyxy[:2][:, None])
+        found = output.postprocess(PredictOptions())
     assert all(bool(value.isfinite()) for value in output.task_losses.values())
-    assert all(bool(stage.rows.boxes_xyxy.isfinite().all()) for stage in stages)
+    assert all(bool(stage.raw_predictions.boxes_xyxy.isfinite().all()) for stage in stages)
     assert bool(graded.boxes_xyxy.isfinite().all())
     assert all(np.isfinite(one.boxes_xyxy).all() for one in found)
 
@@ -167,7 +167,7 @@ def test_spec_says_what_the_channels_hold(name: str, make: Make) -> None:
     detector = make(name).eval()
     size = 256
     with torch.no_grad():
-        output = detector(torch.rand(1, 3, size, size), channels=EVERYTHING)
+        output = detector(torch.rand(1, 3, size, size), signals=EVERYTHING)
     spec = detector.spec
     assert {level: each.shape[1] for level, each in output.features.items()} == dict(spec.level_channels)
     assert {level: size / each.shape[2] for level, each in output.features.items()} == {
@@ -178,8 +178,8 @@ def test_spec_says_what_the_channels_hold(name: str, make: Make) -> None:
         rows = [f.shape[2] * f.shape[3] * spec.level_anchors[level] for level, f in output.features.items()]
         assert grid.logits.shape == (1, sum(rows), 3)
         assert grid.strides.unique_consecutive(return_counts=True)[1].tolist() == rows
-    assert output.rows is not None
-    assert output.rows().logits.shape[2] == 3
+    assert output.raw_predictions is not None
+    assert output.raw_predictions().logits.shape[2] == 3
 
 
 @pytest.mark.parametrize("name", MODELS)

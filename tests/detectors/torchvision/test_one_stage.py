@@ -9,9 +9,9 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from kd_vision.core.batch import SoftTargets
+from kd_vision.core.batch import PseudoLabels
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import BACKGROUND, NO_PART, ONE_TO_MANY
+from kd_vision.core.predictions import IGNORED, ONE_TO_MANY, UNMATCHED
 from kd_vision.detectors.torchvision import OneStageDetector, TorchvisionConfig, TorchvisionDetector, build
 from kd_vision.detectors.torchvision.one_stage import geometric_mean_logit, one_against_rest, sample_centres
 
@@ -28,10 +28,10 @@ def anchors_of(detector: TorchvisionDetector, images: torch.Tensor) -> torch.Ten
     return found
 
 
-def boxes_for(image: int, *boxes: list[float]) -> SoftTargets:
+def boxes_for(image: int, *boxes: list[float]) -> PseudoLabels:
     count = len(boxes)
     probs = torch.tensor([[0.9, 0.1, 0.0]]).repeat(count, 1)
-    return SoftTargets(
+    return PseudoLabels(
         torch.full((count,), image), torch.tensor(boxes), probs, torch.ones(count), torch.zeros(count).bool()
     )
 
@@ -41,7 +41,7 @@ def test_the_sigmoid_of_the_grid_is_the_score(name: str, make: Make, images: tor
     detector = make(name).eval()
     assert isinstance(detector, OneStageDetector)
     with torch.no_grad():
-        grid = detector(images, channels=frozenset({"grid"})).grids[ONE_TO_MANY]
+        grid = detector(images, signals=frozenset({"grid"})).grids[ONE_TO_MANY]
         boxes, scores = detector.dense(images)
     torch.testing.assert_close(grid.logits.sigmoid(), scores)
     torch.testing.assert_close(grid.boxes_xyxy.clamp(0, 64), boxes)
@@ -79,7 +79,7 @@ def test_one_against_rest_against_its_formula_and_at_its_ends() -> None:
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_the_grid_carries_gradients_to_all_of_the_head(name: str, make: Make, images: torch.Tensor) -> None:
     detector = make(name)
-    grid = detector(images, channels=frozenset({"grid"})).grids[ONE_TO_MANY]
+    grid = detector(images, signals=frozenset({"grid"})).grids[ONE_TO_MANY]
     (grid.logits.square().sum() + grid.boxes_xyxy.square().sum()).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in detector.net.head.parameters())
 
@@ -89,23 +89,23 @@ def test_retinanet_pairs_by_overlap(make: Make, images: torch.Tensor) -> None:
     anchors = anchors_of(detector, images)
     inside = ((anchors[:, :2] >= 0) & (anchors[:, 2:] <= 64)).all(dim=1).nonzero()[:, 0]
     chosen = int(inside[0])
-    handed = boxes_for(1, anchors[chosen].tolist(), [44.0, 44.0, 62.0, 62.0])
-    output = detector(images, channels=frozenset({"detections"}))
-    (stage,) = output.answer(handed)
-    overlap = box_iou(handed.boxes_xyxy, anchors)
-    index = stage.index[1]
+    pseudo_labels = boxes_for(1, anchors[chosen].tolist(), [44.0, 44.0, 62.0, 62.0])
+    output = detector(images, signals=frozenset({"detections"}))
+    (stage,) = output.assign(pseudo_labels)
+    overlap = box_iou(pseudo_labels.boxes_xyxy, anchors)
+    index = stage.matched_idx[1]
     assert index[chosen] == 0
     best, whose = overlap.max(dim=0)
     tops = (overlap == overlap.amax(dim=1, keepdim=True)).any(dim=0)
-    expected = torch.where(best >= 0.5, whose, torch.where(best >= 0.4, NO_PART, BACKGROUND))
+    expected = torch.where(best >= 0.5, whose, torch.where(best >= 0.4, IGNORED, UNMATCHED))
     expected = torch.where(tops, whose, expected)
     assert torch.equal(index, expected)
     # The small box reaches 0.5 with no anchor; those that fit it best have it all the same.
     assert overlap[1].max() < 0.5
     assert bool((index == 1).any())
-    assert bool((stage.index[0] == BACKGROUND).all())
+    assert bool((stage.matched_idx[0] == UNMATCHED).all())
     assert bool((stage.quality == 1).all())
-    assert stage.rows.background is None
+    assert stage.raw_predictions.background is None
     assert stage.weight == 1.0
 
 
@@ -113,7 +113,7 @@ def naive_centres(points: list[list[float]], strides: list[float], boxes: list[l
     """FCOS' rule, point by point."""
     found = []
     for (x, y), stride in zip(points, strides, strict=True):
-        own, smallest = BACKGROUND, float("inf")
+        own, smallest = UNMATCHED, float("inf")
         for number, (left, top, right, bottom) in enumerate(boxes):
             sides = (x - left, y - top, right - x, bottom - y)
             least = 0 if stride == 8 else 4 * stride
@@ -145,32 +145,32 @@ def test_centre_sampling_against_the_rule_point_by_point() -> None:
 
 def test_fcos_quality_is_the_root_of_the_centre_ness(make: Make, images: torch.Tensor) -> None:
     # Points of the finest level are multiples of 8: (24, 24) is the centre, (16, 24) is off by half the reach.
-    output = make(FCOS)(images, channels=frozenset({"detections"}))
-    (stage,) = output.answer(boxes_for(0, [8.0, 8.0, 40.0, 40.0]))
+    output = make(FCOS)(images, signals=frozenset({"detections"}))
+    (stage,) = output.assign(boxes_for(0, [8.0, 8.0, 40.0, 40.0]))
     centre, left = 3 * 8 + 3, 3 * 8 + 2
-    assert stage.rows.centres_xy[0, [centre, left]].tolist() == [[24.0, 24.0], [16.0, 24.0]]
-    assert stage.index[0, [centre, left]].tolist() == [0, 0]
+    assert stage.raw_predictions.centres_xy[0, [centre, left]].tolist() == [[24.0, 24.0], [16.0, 24.0]]
+    assert stage.matched_idx[0, [centre, left]].tolist() == [0, 0]
     assert stage.quality[0, centre] == 1.0
     torch.testing.assert_close(stage.quality[0, left], torch.tensor((8 / 24) ** 0.25))
-    assert bool((stage.quality[stage.index < 0] == 0).all())
+    assert bool((stage.quality[stage.matched_idx < 0] == 0).all())
 
 
 def test_ssd_looks_at_three_hard_negatives_for_each_row_with_a_box(make: Make, images: torch.Tensor) -> None:
     detector = make(SSDLITE)
-    handed = boxes_for(1, [4.0, 6.0, 36.0, 40.0], [2.0, 30.0, 22.0, 62.0])
-    (stage,) = detector(images, channels=frozenset({"detections"})).answer(handed)
-    index = stage.index[1]
-    overlap = box_iou(handed.boxes_xyxy, anchors_of(detector, images))
+    pseudo_labels = boxes_for(1, [4.0, 6.0, 36.0, 40.0], [2.0, 30.0, 22.0, 62.0])
+    (stage,) = detector(images, signals=frozenset({"detections"})).assign(pseudo_labels)
+    index = stage.matched_idx[1]
+    overlap = box_iou(pseudo_labels.boxes_xyxy, anchors_of(detector, images))
     positive = index >= 0
     assert bool((index[overlap.argmax(dim=1)] == torch.arange(2)).all())
     assert int(positive.sum()) >= int((overlap.amax(dim=0) >= 0.5).sum()) > 2
-    assert int((index == BACKGROUND).sum()) == 3 * int(positive.sum())
-    assert stage.rows.background is not None
-    logits = torch.cat((stage.rows.background[1][:, None], stage.rows.logits[1]), dim=1)
+    assert int((index == UNMATCHED).sum()) == 3 * int(positive.sum())
+    assert stage.raw_predictions.background is not None
+    logits = torch.cat((stage.raw_predictions.background[1][:, None], stage.raw_predictions.logits[1]), dim=1)
     silence = -logits.log_softmax(dim=1)[:, 0]
-    assert silence[index == BACKGROUND].min() >= silence[index == NO_PART].max()
+    assert silence[index == UNMATCHED].min() >= silence[index == IGNORED].max()
     # An image without boxes has no rows with a box, so the family looks at nothing there.
-    assert bool((stage.index[0] == NO_PART).all())
+    assert bool((stage.matched_idx[0] == IGNORED).all())
 
 
 @pytest.mark.parametrize("name", [RETINANET, SSDLITE])
@@ -183,9 +183,9 @@ def test_grading_an_anchor_by_a_head_that_moves_nothing(name: str, make: Make, i
                 torch.nn.init.zeros_(module.bias)
     anchors = anchors_of(detector, images)
     with torch.no_grad():
-        output = detector(images, channels=frozenset({"grid", "regions"}))
+        output = detector(images, signals=frozenset({"grid", "regions"}))
     far = torch.tensor([2000.0, 2000.0, 2010.0, 2010.0])
-    graded = output.grade(torch.stack((anchors[5], anchors[40], far)).expand(2, 3, 4))
+    graded = output.refine_regions(torch.stack((anchors[5], anchors[40], far)).expand(2, 3, 4))
     grid = output.grids[ONE_TO_MANY]
     for place, row in enumerate((5, 40)):
         same = (anchors == anchors[row]).all(dim=1)
@@ -203,8 +203,8 @@ def ssd300() -> TorchvisionDetector:
 
 def test_ssd300_has_six_levels_of_uneven_size_and_says_when_an_image_is_too_small(ssd300: TorchvisionDetector) -> None:
     with torch.no_grad():
-        output = ssd300(torch.rand(1, 3, 300, 300), channels=frozenset({"features", "grid"}))
-        smallest = ssd300(torch.rand(1, 3, 268, 268), channels=frozenset({"features"}))
+        output = ssd300(torch.rand(1, 3, 300, 300), signals=frozenset({"features", "grid"}))
+        smallest = ssd300(torch.rand(1, 3, 268, 268), signals=frozenset({"features"}))
         with pytest.raises(RequestError) as caught:
             ssd300(torch.rand(1, 3, 264, 264))
     assert [each.shape[-1] for each in output.features.values()] == [38, 19, 10, 5, 3, 1]

@@ -10,8 +10,8 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
 
-from kd_vision.core.batch import SoftTargets
-from kd_vision.core.predictions import BACKGROUND, NO_PART
+from kd_vision.core.batch import PseudoLabels
+from kd_vision.core.predictions import IGNORED, UNMATCHED
 from kd_vision.detectors.torchvision import FasterRcnnDetector, TorchvisionDetector
 from kd_vision.detectors.torchvision.proposals import ProposalRule, keep_best, pool_levels, propose
 from kd_vision.teachers.frozen import FrozenTeacher
@@ -78,8 +78,8 @@ def test_pooling_from_every_level_is_the_packages_pooling() -> None:
 def test_the_steps_that_export_find_what_inference_finds(make: Make, images: torch.Tensor) -> None:
     detector = cast(FasterRcnnDetector, make(NAME).eval())
     with torch.no_grad():
-        ran = detector._run(images)
-        boxes, scores = detector._final(ran)
+        state = detector._run(images)
+        boxes, scores = detector._final(state)
         fixed_boxes, fixed_scores = detector.dense(images)
     assert int((scores > 0.001).sum()) > 100
     torch.testing.assert_close(fixed_scores, scores)
@@ -108,29 +108,31 @@ def test_the_dense_layout_has_a_row_for_each_proposal_and_class(make: Make, imag
 
 
 def test_anchors_are_paired_and_sampled_as_the_package_does(
-    make: Make, images: torch.Tensor, handed: SoftTargets
+    make: Make, images: torch.Tensor, pseudo_labels: PseudoLabels
 ) -> None:
     detector = make(NAME)
     torch.manual_seed(3)
-    stage, regions = detector(images, channels=frozenset({"detections"})).answer(handed)
-    assert (stage.stage, stage.agnostic, stage.weight, regions.weight) == ("proposals", True, 0.5, 0.5)
-    assert stage.rows.background is None
-    assert stage.rows.logits.shape[2] == 1
+    stage, regions = detector(images, signals=frozenset({"detections"})).assign(pseudo_labels)
+    assert (stage.stage, stage.class_agnostic, stage.weight, regions.weight) == ("proposals", True, 0.5, 0.5)
+    assert stage.raw_predictions.background is None
+    assert stage.raw_predictions.logits.shape[2] == 1
     with torch.no_grad():
         maps = list(detector.net.backbone(images).values())
     anchors = detector.net.rpn.anchor_generator(ImageList(images, [(64, 64)] * 2), maps)[0]
     for image in range(2):
-        index, own = stage.index[image], (handed.image_index == image).nonzero()[:, 0]
-        assert int((index != NO_PART).sum()) == 256
-        overlap = box_iou(handed.boxes_xyxy[own], anchors)
+        index, own = stage.matched_idx[image], (pseudo_labels.image_index == image).nonzero()[:, 0]
+        assert int((index != IGNORED).sum()) == 256
+        overlap = box_iou(pseudo_labels.boxes_xyxy[own], anchors)
         tops = (overlap == overlap.amax(dim=1, keepdim=True)).any(dim=0)
         positive = (overlap.amax(dim=0) >= 0.7) | tops
         assert torch.equal(index >= 0, positive)  # fewer than the 128 there is room for
         assert torch.equal(index[positive], own[overlap.argmax(dim=0)][positive])
-        assert float(overlap.amax(dim=0)[index == BACKGROUND].max()) < 0.3
+        assert float(overlap.amax(dim=0)[index == UNMATCHED].max()) < 0.3
 
 
-def test_regions_are_proposals_and_the_boxes_themselves(make: Make, images: torch.Tensor, handed: SoftTargets) -> None:
+def test_regions_are_proposals_and_the_boxes_themselves(
+    make: Make, images: torch.Tensor, pseudo_labels: PseudoLabels
+) -> None:
     detector = make(NAME).eval()
     with torch.no_grad():
         detector.net.roi_heads.box_predictor.bbox_pred.weight.zero_()
@@ -139,36 +141,38 @@ def test_regions_are_proposals_and_the_boxes_themselves(make: Make, images: torc
             torch.tensor([[c, 0, 0, 0] for c in range(4)]).flatten()
         )
     torch.manual_seed(3)
-    output = detector(images, channels=frozenset({"detections"}))
-    stage = output.answer(handed)[1]
+    output = detector(images, signals=frozenset({"detections"}))
+    stage = output.assign(pseudo_labels)[1]
     assert stage.stage == "regions"
-    assert stage.rows.background is not None
-    assert not stage.agnostic
+    assert stage.raw_predictions.background is not None
+    assert not stage.class_agnostic
     for number in range(3):
-        image, label = int(handed.image_index[number]), int(handed.labels[number])
-        box = handed.boxes_xyxy[number]
+        image, label = int(pseudo_labels.image_index[number]), int(pseudo_labels.labels[number])
+        box = pseudo_labels.boxes_xyxy[number]
         centre = (box[:2] + box[2:]) / 2
-        rows = (stage.rows.centres_xy[image] == centre).all(dim=1).nonzero()[:, 0]
-        assert stage.index[image, rows].tolist() == [number]
+        rows = (stage.raw_predictions.centres_xy[image] == centre).all(dim=1).nonzero()[:, 0]
+        assert stage.matched_idx[image, rows].tolist() == [number]
         moved = box + torch.tensor([1.0, 0.0, 1.0, 0.0]) * (label + 1) / 10 * (box[2] - box[0])
-        torch.testing.assert_close(stage.rows.boxes_xyxy[image, rows[0]].detach(), moved)
-    quiet = stage.index == BACKGROUND
+        torch.testing.assert_close(stage.raw_predictions.boxes_xyxy[image, rows[0]].detach(), moved)
+    quiet = stage.matched_idx == UNMATCHED
     assert int(quiet.sum()) > 50
-    best = stage.rows.logits[quiet].argmax(dim=1) + 1
-    size = stage.rows.boxes_xyxy[quiet][:, 2] - stage.rows.boxes_xyxy[quiet][:, 0]
-    middle = (stage.rows.boxes_xyxy[quiet][:, 0] + stage.rows.boxes_xyxy[quiet][:, 2]) / 2
-    torch.testing.assert_close(middle - stage.rows.centres_xy[quiet][:, 0], best / 10 * size)
+    best = stage.raw_predictions.logits[quiet].argmax(dim=1) + 1
+    size = stage.raw_predictions.boxes_xyxy[quiet][:, 2] - stage.raw_predictions.boxes_xyxy[quiet][:, 0]
+    middle = (stage.raw_predictions.boxes_xyxy[quiet][:, 0] + stage.raw_predictions.boxes_xyxy[quiet][:, 2]) / 2
+    torch.testing.assert_close(middle - stage.raw_predictions.centres_xy[quiet][:, 0], best / 10 * size)
     # Rows that only fill the table up are left out.
-    filled = (stage.rows.boxes_xyxy == 0).all(dim=-1)
-    assert bool((stage.index[filled] == NO_PART).all())
+    filled = (stage.raw_predictions.boxes_xyxy == 0).all(dim=-1)
+    assert bool((stage.matched_idx[filled] == IGNORED).all())
 
 
-def test_the_same_generator_gives_the_same_samples(make: Make, images: torch.Tensor, handed: SoftTargets) -> None:
-    answer = make(NAME)(images, channels=frozenset({"detections"})).answer
+def test_the_same_generator_gives_the_same_samples(
+    make: Make, images: torch.Tensor, pseudo_labels: PseudoLabels
+) -> None:
+    answer = make(NAME)(images, signals=frozenset({"detections"})).assign
     found = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        found.append(answer(handed)[0].index)
+        found.append(answer(pseudo_labels)[0].matched_idx)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -185,9 +189,9 @@ def test_grading_by_a_head_whose_answer_is_known(make: Make, images: torch.Tenso
             [0.0, 1.0, 0.0, 5.0 * torch.tensor(2.0).log()]
         )  # class 1: down by a tenth, twice as high
         predictor.bbox_pred.bias.copy_(offsets.flatten())
-        output = detector(images, channels=frozenset({"regions"}))
-    assert output.grade is not None
-    graded = output.grade(torch.tensor([[[10.0, 10.0, 30.0, 20.0]], [[-5.0, 20.0, 30.0, 40.0]]]))
+        output = detector(images, signals=frozenset({"regions"}))
+    assert output.refine_regions is not None
+    graded = output.refine_regions(torch.tensor([[[10.0, 10.0, 30.0, 20.0]], [[-5.0, 20.0, 30.0, 40.0]]]))
     chances = torch.tensor([1.0, 0.0, 2.0, -1.0]).softmax(0)[1:]
     torch.testing.assert_close(graded.class_probs, chances.expand(2, 1, 3))
     # The second box is cut off at the border before it is looked at.
@@ -197,7 +201,7 @@ def test_grading_by_a_head_whose_answer_is_known(make: Make, images: torch.Tenso
 
 def test_rows_of_the_student_are_its_best_proposals_with_gradient(make: Make, images: torch.Tensor) -> None:
     detector = make(NAME)
-    rows = detector(images, channels=frozenset({"regions"})).rows()
+    rows = detector(images, signals=frozenset({"regions"})).raw_predictions()
     assert rows is not None
     assert rows.background is not None
     assert rows.logits.shape == (2, 100, 3)
@@ -221,7 +225,7 @@ def test_a_teacher_of_regions_shows_no_boxes_of_its_own(make: Make, images: torc
     calls: list[object] = []
     detector.net.roi_heads.box_head.register_forward_hook(lambda *_: calls.append(1))
     output = FrozenTeacher(detector)(images, frozenset({"regions"}))
-    assert (output.rows, output.decide, output.answer, calls) == (None, None, None, [])
-    assert output.grade is not None
-    output.grade(torch.tensor([[[4.0, 4, 40, 40]]]).expand(len(images), -1, -1))
+    assert (output.raw_predictions, output.postprocess, output.assign, calls) == (None, None, None, [])
+    assert output.refine_regions is not None
+    output.refine_regions(torch.tensor([[[4.0, 4, 40, 40]]]).expand(len(images), -1, -1))
     assert calls == [1]

@@ -123,7 +123,7 @@ def test_a_plain_state_dict_becomes_a_teacher_with_names(make: Make, images: tor
     teacher = build(config, None, "teacher").eval()
     assert teacher.spec.classes == names
     with torch.no_grad():
-        grids = [each.eval()(images, channels=frozenset({"grid"})).grids[ONE_TO_MANY] for each in (detector, teacher)]
+        grids = [each.eval()(images, signals=frozenset({"grid"})).grids[ONE_TO_MANY] for each in (detector, teacher)]
     assert torch.equal(grids[0].logits, grids[1].logits)
 
 
@@ -149,7 +149,7 @@ def test_columns_of_coco_without_a_class_are_left_out(name: str, images: torch.T
     assert slim.spec.classes[11] == "stop sign"
     real = torch.tensor([place - 1 for place, each in enumerate(categories) if place and each != "N/A"])
     with torch.no_grad():
-        ours, theirs = (each(images, channels=frozenset({"regions"})).rows() for each in (slim, wide))
+        ours, theirs = (each(images, signals=frozenset({"regions"})).raw_predictions() for each in (slim, wide))
     assert ours is not None
     assert theirs is not None
     if name == "ssdlite320_mobilenet_v3_large":
