@@ -91,6 +91,38 @@ class Detections:
         return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class BatchDetections:
+    """Final boxes of a batch on the device of the network, flat over its images.
+
+    Attributes:
+        image_index: (M,) int64, which image of the batch a box belongs to, rising.
+        boxes_xyxy: (M, 4) float32, pixels of the batch tensor.
+        scores: (M,) float32 in [0, 1], falling within an image.
+        labels: (M,) int64, 0-based contiguous class.
+        class_probs: (M, K) float32 where the detector has them.
+        images: B, images without a box included.
+    """
+
+    image_index: Tensor
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+    class_probs: Tensor | None
+    images: int
+
+    def per_image(self) -> list[Detections]:
+        """Move the boxes to the CPU at once and part them by image."""
+        counts = np.bincount(self.image_index.cpu().numpy(), minlength=self.images)
+        ends = counts.cumsum()[:-1]
+        boxes, scores = (np.split(part.float().cpu().numpy(), ends) for part in (self.boxes_xyxy, self.scores))
+        labels = np.split(self.labels.cpu().numpy().astype(np.int64), ends)
+        probs = (
+            [None] * self.images if self.class_probs is None else np.split(self.class_probs.float().cpu().numpy(), ends)
+        )
+        return [Detections(*parts) for parts in zip(boxes, scores, labels, probs, strict=True)]
+
+
 def keep_top_class(found: Detections) -> Detections:
     """Keep of boxes with class probabilities those under the name of their likeliest class.
 
