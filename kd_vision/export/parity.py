@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
+from kd_vision.core.boxes import box_iou, greedy_match
 from kd_vision.core.predictions import Detections
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
@@ -183,21 +184,9 @@ def match_boxes(reference: Detections, exported: Detections, least_iou: float) -
     Returns:
         (P, 2) index into `reference`, index into `exported`; each box at most once.
     """
-    if not len(reference) or not len(exported):
-        return np.zeros((0, 2), np.int64)
     iou = _iou(reference.boxes_xyxy, exported.boxes_xyxy)
-    possible = (iou >= least_iou) & (reference.labels[:, None] == exported.labels[None, :])
-    rows, columns = np.nonzero(possible)
-    alike = iou[rows, columns] - np.abs(reference.scores[rows] - exported.scores[columns])
-    pairs: list[tuple[int, int]] = []
-    used_rows, used_columns = set[int](), set[int]()
-    for index in np.argsort(-alike, kind="stable"):
-        row, column = int(rows[index]), int(columns[index])
-        if row not in used_rows and column not in used_columns:
-            used_rows.add(row)
-            used_columns.add(column)
-            pairs.append((row, column))
-    return np.array(pairs, np.int64).reshape(-1, 2)
+    allowed = (iou >= least_iou) & (reference.labels[:, None] == exported.labels[None, :])
+    return greedy_match(iou - np.abs(reference.scores[:, None] - exported.scores[None, :]), allowed)
 
 
 def _compare(reference: Detections, exported: Detections, limits: ParityLimits) -> _Comparison:
@@ -290,17 +279,12 @@ def _p99(values: npt.NDArray[np.float64]) -> float:
 
 
 def _iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
-    """Overlap of (M, 4) with (N, 4) corner boxes as (M, N).
+    """Return the (M, N) IoU of corner boxes; boxes without area are the same where their corners are.
 
-    Boxes without area (cut off at the border of the image, or with sides crossed by a head that is not
-    trained) overlap nothing, so those with the same corners are taken for the same.
+    Such boxes are cut off at the border of the image, or have sides crossed by a head that is not trained.
     """
-    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
-    shared = sides[..., 0] * sides[..., 1]
-    whole = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1) - shared
-    iou: npt.NDArray[np.float64] = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
-    iou[np.abs(a - b).max(axis=-1) < _SAME_CORNERS] = 1.0
+    iou = box_iou(first, second)
+    iou[np.abs(first.astype(np.float64)[:, None] - second[None]).max(axis=-1) < _SAME_CORNERS] = 1.0
     return iou
 
 

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchvision.ops import box_iou
 
+from kd_vision.core.boxes import box_iou, greedy_match
 from kd_vision.core.predictions import Detections
 
 PAIR_IOU = 0.5
@@ -95,14 +94,10 @@ def disagreement(teacher: Detections, student: Detections) -> float:
         return 0.0
     if not len(teacher) or not len(student):
         return 1.0
-    overlaps = box_iou(torch.from_numpy(teacher.boxes_xyxy), torch.from_numpy(student.boxes_xyxy)).numpy()
-    overlaps[teacher.labels[:, None] != student.labels[None]] = 0.0
-    agreed = 0.0
-    for row in np.argsort(-teacher.scores, kind="stable"):
-        best = int(overlaps[row].argmax())
-        if overlaps[row, best] >= PAIR_IOU:
-            agreed += float(min(teacher.scores[row], student.scores[best]))
-            overlaps[:, best] = 0.0
+    iou = box_iou(teacher.boxes_xyxy, student.boxes_xyxy)
+    allowed = (iou >= PAIR_IOU) & (teacher.labels[:, None] == student.labels[None])
+    pairs = greedy_match(iou, allowed, teacher.scores)
+    agreed = sum(float(min(teacher.scores[t], student.scores[s])) for t, s in pairs)
     return 1.0 - 2.0 * agreed / total
 
 
