@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from kd_vision.detectors.postprocess import to_original
 
 __all__ = [
     "Detector",
-    "PixelPredictor",
     "PredictOptions",
     "Predictor",
     "channels_last",
@@ -45,30 +44,20 @@ class Predictor(Protocol):
         ...
 
 
-@runtime_checkable
-class PixelPredictor(Predictor, Protocol):
-    """A predictor that looks at pixels, so that it can be asked about an augmented image too."""
-
-    def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """Return one `Detections` per image, boxes in pixels of `images`.
-
-        Args:
-            images: (B, C, H, W) float RGB in [0, 1].
-            options: thresholds.
-        """
-        ...
-
-
 class Detector(nn.Module, ABC):
     """A torch detector behind one face. The adapter owns normalisation, decoding and labels.
 
     Attributes:
         spec: facts about it.
         trained_size: input side that its file says it was trained at; None: it says nothing, or there is no file.
+        fixed_size: the only height and width it takes; None: any multiple of `spec.size_multiple`.
+        score_floor: no box below this score is ever given.
     """
 
     spec: DetectorSpec
     trained_size: int | None = None
+    fixed_size: int | None = None
+    score_floor: float = 0.0
 
     @abstractmethod
     def forward(
@@ -135,6 +124,10 @@ class Detector(nn.Module, ABC):
 
         Families that have nothing to gain ignore it.
         """
+
+    def resolve_input_size(self, given: int | None) -> int | None:
+        """Return the side that it needs where nobody names one; None: that of any image will do."""
+        return self.fixed_size
 
     def set_progress(self, done: float) -> None:
         """Tell the detector how much of training is done, in [0, 1], once an epoch.
