@@ -1,6 +1,6 @@
-"""COCO evaluation of detections in memory or on disk, by pycocotools or faster-coco-eval.
+"""COCO evaluation of detections in memory or on disk, with pycocotools or faster-coco-eval.
 
-Both backends get the same annotations and the same results; neither prints.
+Both backends get the same annotations and results; neither prints.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ __all__ = [
     "Metrics",
     "evaluate_detections",
     "load_backend",
+    "prepare_cocoeval",
 ]
 
+# Positions in COCOeval's arrays.
 _IOU_50 = 0
 _ALL_AREAS = 0
-_MOST_BOXES = -1
+_MAX_100_BOXES = -1
 
 
 def evaluate_detections(
@@ -55,26 +57,37 @@ def evaluate_detections(
         RequestError: a detection is not finite, or names an image or label that the data does not
             have; an image has no labels; the backend is unknown or not installed.
     """
-    unlabelled = sum(not image.labelled for image in data.images)
-    if unlabelled:
-        raise RequestError(f"'{data.name}': {unlabelled} images have no labels; evaluate on a labelled split")
-    coco, evaluator = load_backend(backend)
-    results = to_coco_results(data, detections)
+    evaluation = prepare_cocoeval(data, detections, backend)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _index(coco, data.to_coco())
-        answers = _load_results(coco, truth, results)
-        evaluation = evaluator(truth, answers, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return _metrics(data, evaluation)
 
 
+def prepare_cocoeval(data: DetectionData, detections: Mapping[int, Detections], backend: Backend) -> Any:
+    """Return a COCOeval object that holds ground truth and detections and has not run yet.
+
+    Annotations and results have the ids 1, 2, ... in the order of `data` and `detections`.
+
+    Raises:
+        RequestError: see `evaluate_detections`.
+    """
+    unlabelled = sum(not image.labelled for image in data.images)
+    if unlabelled:
+        raise RequestError(f"'{data.name}': {unlabelled} images have no labels; evaluate on a labelled split")
+    coco, evaluator = load_backend(backend)
+    results = to_coco_results(data, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = _index(coco, data.to_coco())
+        return evaluator(ground_truth, _load_results(coco, ground_truth, results), "bbox")
+
+
 def load_backend(backend: str) -> tuple[Any, Any]:
     """Return the classes (COCO, COCOeval) of a backend.
 
     Raises:
-        RequestError: it is unknown, or not installed.
+        RequestError: the backend is unknown, or not installed.
     """
     if backend == "pycocotools":
         from pycocotools.coco import COCO
@@ -94,17 +107,17 @@ def load_backend(backend: str) -> tuple[Any, Any]:
 
 
 def _index(coco: Any, content: Mapping[str, Any]) -> Any:
-    loaded = coco()
-    loaded.dataset = content
-    loaded.createIndex()
-    return loaded
+    indexed = coco()
+    indexed.dataset = content
+    indexed.createIndex()
+    return indexed
 
 
-def _load_results(coco: Any, truth: Any, results: list[dict[str, Any]]) -> Any:
+def _load_results(coco: Any, ground_truth: Any, results: list[dict[str, Any]]) -> Any:
     if results:
-        return truth.loadRes(results)
-    # loadRes looks at the first result to tell boxes from masks, and fails where there is none.
-    return _index(coco, {**truth.dataset, "annotations": []})
+        return ground_truth.loadRes(results)
+    # loadRes reads the first result to tell boxes from masks, and fails without one.
+    return _index(coco, {**ground_truth.dataset, "annotations": []})
 
 
 def _metrics(data: DetectionData, evaluation: Any) -> Metrics:
@@ -128,7 +141,7 @@ def _metrics(data: DetectionData, evaluation: Any) -> Metrics:
 
 
 def _per_class(data: DetectionData, evaluation: Any) -> dict[str, ClassMetrics]:
-    boxes = Counter(
+    box_counts = Counter(
         annotation["category_id"]
         for annotation in evaluation.cocoGt.dataset["annotations"]
         if not annotation.get("iscrowd", 0)
@@ -136,16 +149,16 @@ def _per_class(data: DetectionData, evaluation: Any) -> dict[str, ClassMetrics]:
     # (IoU thresholds, recall thresholds, categories, areas, box limits)
     precision = np.asarray(evaluation.eval["precision"])
     columns = {int(category): column for column, category in enumerate(evaluation.params.catIds)}
-    numbers = {}
+    per_class = {}
     for name, category in zip(data.classes, data.category_ids, strict=True):
-        of_class = precision[:, :, columns[category], _ALL_AREAS, _MOST_BOXES]
-        numbers[name] = ClassMetrics(
-            ap=_mean_defined(of_class), ap50=_mean_defined(of_class[_IOU_50]), boxes=boxes[category]
+        of_class = precision[:, :, columns[category], _ALL_AREAS, _MAX_100_BOXES]
+        per_class[name] = ClassMetrics(
+            ap=_mean_defined(of_class), ap50=_mean_defined(of_class[_IOU_50]), boxes=box_counts[category]
         )
-    return numbers
+    return per_class
 
 
 def _mean_defined(values: np.ndarray[Any, Any]) -> float | None:
-    """Mean without the -1 that COCOeval writes where a class has no box."""
+    """Return the mean without the -1 that COCOeval writes for a class without ground truth."""
     defined = values[values > -1]
     return fraction_or_none(float(defined.mean())) if defined.size else None

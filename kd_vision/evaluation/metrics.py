@@ -1,4 +1,4 @@
-"""The result of an evaluation as a value: the twelve COCO numbers and the numbers of each class."""
+"""The result of an evaluation: the twelve COCO numbers and the numbers of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kd_vision.core.validation import StrictModel, validate
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 """A number between 0 and 1; tables show it in points (x 100)."""
 
-_TINY_EXCESS = 1e-9
+_ROUNDING = 1e-9
 
 
 class ClassMetrics(StrictModel):
@@ -30,7 +30,7 @@ class ClassMetrics(StrictModel):
 
 
 class Metrics(StrictModel):
-    """What COCOeval says, as fractions. A number that is not defined (COCOeval: -1) is None.
+    """The numbers of COCOeval, as fractions. A number that is not defined (COCOeval: -1) is None.
 
     Attributes:
         ap: mean over classes and IoU 0.50, 0.55 ... 0.95 of average precision, 100 boxes an image.
@@ -70,7 +70,7 @@ class Metrics(StrictModel):
 
     @staticmethod
     def from_json(content: Mapping[str, Any], where: str = "metrics.json") -> Metrics:
-        """Read what `to_json` gave.
+        """Read the mapping that `to_json` returns.
 
         Args:
             content: the mapping as read.
@@ -83,7 +83,7 @@ class Metrics(StrictModel):
 
 
 def fraction_or_none(value: float) -> float | None:
-    """Turn COCOeval's -1 (and NaN) into None, and rounding above 1 into 1."""
-    if not 0.0 <= value <= 1.0 + _TINY_EXCESS:
+    """Turn COCOeval's -1 and anything else outside [0, 1] into None; clamp a rounding error above 1 to 1."""
+    if not 0.0 <= value <= 1.0 + _ROUNDING:
         return None
     return min(float(value), 1.0)

@@ -1,4 +1,4 @@
-"""Runs a predictor over a loader and gathers what it found, by image id."""
+"""Runs a predictor over a loader and collects its detections by image id."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def predict_all(
         Detections by image id, boxes in pixels of the original image.
 
     Raises:
-        ValueError: a batch has no image ids, an image comes twice, or the predictor does not give
-            one answer per image.
+        ValueError: a batch has no image ids, an image comes twice, or the predictor does not return
+            one result per image.
     """
-    found: dict[int, Detections] = {}
+    detections: dict[int, Detections] = {}
     for batch in batches:
         if len(batch.image_ids) != len(batch):
             raise ValueError(f"a batch of {len(batch)} images has {len(batch.image_ids)} image ids")
-        # Not inference_mode: heads keep anchors between calls, which must stay usable in training.
+        # Not inference_mode: heads cache anchors between calls, and training must be able to use them.
         with torch.no_grad():
-            answers = predictor.predict(batch, options)
-        if len(answers) != len(batch):
-            raise ValueError(f"{predictor.spec.name} gave {len(answers)} answers for {len(batch)} images")
-        for image_id, answer in zip(batch.image_ids, answers, strict=True):
-            if image_id in found:
+            results = predictor.predict(batch, options)
+        if len(results) != len(batch):
+            raise ValueError(f"{predictor.spec.name} returned {len(results)} results for {len(batch)} images")
+        for image_id, result in zip(batch.image_ids, results, strict=True):
+            if image_id in detections:
                 raise ValueError(f"image {image_id} comes twice; evaluation needs every image once")
-            found[image_id] = answer
+            detections[image_id] = result
         if progress is not None:
-            progress(len(found))
-    return found
+            progress(len(detections))
+    return detections

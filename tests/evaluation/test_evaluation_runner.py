@@ -1,4 +1,4 @@
-"""Every image gets exactly one answer, without gradients, and progress is told."""
+"""Every image gets exactly one result, without gradients, and progress is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_image_that_comes_twice_is_an_error(make_detections: Callable[..., De
 
 
 def test_a_predictor_that_loses_images_is_an_error(make_detections: Callable[..., Detections]) -> None:
-    with pytest.raises(ValueError, match="one-box gave 1 answers for 2 images"):
+    with pytest.raises(ValueError, match="one-box returned 1 results for 2 images"):
         predict_all(OneBoxPerImage(make_detections, answers=1), [batch(1, 2)])
 
 
