@@ -1,4 +1,4 @@
-"""Where a run keeps what it did. Every file is written whole or not at all."""
+"""The files of a run. Every file is written whole or not at all, except the log, which grows by lines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_vision.core.files import write_text
+from kd_vision.core.errors import RequestError
+from kd_vision.core.files import read_text, write_text
 
 
 class RunDirectory:
-    """Files of one run, by the names other people's scripts rely on.
+    """Paths of the files of one run; scripts of users rely on these names.
 
     Args:
-        root: the folder; made on the first write.
+        root: the folder; created by the first write.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,18 +38,11 @@ class RunDirectory:
             file.write(json.dumps(row) + "\n")
 
     def read_log(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of ``metrics.jsonl``; a line torn by a kill ends the reading."""
-        if not self.log.is_file():
-            return
-        with self.log.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    return
+        """Yield the lines of ``metrics.jsonl``, see `read_log`; none where there is no file yet."""
+        yield from read_log(self.log) if self.log.is_file() else ()
 
     def write_csv(self) -> None:
-        """Write ``metrics.csv``, the same lines as ``metrics.jsonl`` as a table."""
+        """Write ``metrics.csv``: the lines of ``metrics.jsonl`` as a table."""
         rows = list(self.read_log())
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
@@ -58,6 +52,31 @@ class RunDirectory:
         write_text(self.root / "metrics.csv", text.getvalue())
 
     def truncate_log(self, last_step: int) -> None:
-        """Drop the lines after `last_step`, which a resumed run will write again."""
+        """Drop the lines after `last_step`, which a resumed run writes again."""
         rows = [row for row in self.read_log() if row.get("step", 0) <= last_step]
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one per line. A last line that a kill cut off is left out.
+
+    Raises:
+        RequestError: the file cannot be read, or a finished line is not a JSON object.
+    """
+    rows, errors = [], []
+    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if line.endswith("\n"):  # else the writer was killed within the line
+                errors.append(f"{path}:{number}: is not valid JSON: {error.msg}")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            errors.append(f"{path}:{number}: expected an object with keys and values")
+    if errors:
+        raise RequestError(*errors)
+    return rows

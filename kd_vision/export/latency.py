@@ -8,28 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.validation import StrictModel
+from kd_vision.core.latency import Latency
 from kd_vision.teachers.onnx import open_session
 
 _DEFAULT_SIDE = 640
-
-
-class Latency(StrictModel):
-    """Time of one call of the graph with one image, pre- and post-processing outside it not counted.
-
-    Attributes:
-        median_ms: half of the runs took less.
-        p90_ms: nine tenths of the runs took less.
-        min_ms: the fastest run.
-        runs: how many were measured.
-        threads: of onnxruntime within one operator.
-    """
-
-    median_ms: float
-    p90_ms: float
-    min_ms: float
-    runs: int
-    threads: int
 
 
 def measure_latency(onnx: Path, runs: int = 50, warmup: int = 10, threads: int = 1) -> Latency:
