@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress bench lint clean
+.PHONY: demo test stress coverage bench lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/kd-vision demo --out demo
@@ -14,6 +14,9 @@ test: $(VENV)/.installed
 stress: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m stress
 
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --cov=kd_vision --cov-report=term:skip-covered --cov-fail-under=85
+
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_training.py
 
@@ -22,6 +25,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# --strict: a broken link, an unknown anchor and a docstring that names no parameter of its function end the build.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # torch's wheels are gigabytes: a torn download goes on where it stopped (pip 25.1 or later), and a second try keeps
 # what came whole.
@@ -35,5 +42,9 @@ $(VENV)/.installed: pyproject.toml
 	$(INSTALL) --resume-retries 20 || (sleep 20; $(INSTALL) --resume-retries 20) || (sleep 60; $(INSTALL))
 	touch $@
 
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --retries 10 -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
