@@ -9,7 +9,7 @@ import numpy as np
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.latency import Latency
-from kd_vision.teachers.onnx import open_session
+from kd_vision.runtime.session import open_session
 
 _DEFAULT_SIDE = 640
 

@@ -1,11 +1,11 @@
-"""Opens an ONNX file and says what goes in and what comes out.
+"""ONNX sessions: opens a file with onnxruntime, reads its inputs and outputs, runs it.
 
 Shapes: B images, C channels, H W input pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,17 @@ import onnxruntime
 
 from kd_vision.core.errors import RequestError, first_line
 from kd_vision.runtime.metadata import recorded_size
+
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+"""Short names of onnxruntime's execution providers."""
+
+CPU_ONLY = (PROVIDERS["cpu"],)
 
 _INPUT_DTYPES: Mapping[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -46,7 +57,13 @@ class OnnxInput:
 
 @dataclass(frozen=True, slots=True)
 class OnnxOutput:
-    """An output of a graph: its name, its shape (a number, or a name for a free side), whether it holds integers."""
+    """An output of a graph.
+
+    Attributes:
+        name: in the graph.
+        shape: length of each axis; a name or None where it is free.
+        integer: the values are integers.
+    """
 
     name: str
     shape: tuple[int | str | None, ...]
@@ -57,25 +74,26 @@ class OnnxOutput:
 
 
 class OnnxGraph:
-    """An opened file, run on the CPU provider of onnxruntime.
+    """An ONNX file opened by onnxruntime.
 
     Attributes:
         path: of the file.
-        input: what goes in.
-        outputs: what comes out.
-        metadata: what the file says of itself.
+        input: the image input.
+        outputs: in the file's order.
+        metadata: properties of the file by key.
 
     Args:
         path: the file.
         threads: of onnxruntime within one operator; 0: its own choice.
+        providers: execution providers, see `open_session`.
 
     Raises:
-        RequestError: the file is missing, corrupt, or takes no image.
+        RequestError: the file is missing or corrupt, takes no image, or a provider is not available.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, providers: Sequence[str] = CPU_ONLY) -> None:
         self.path = path
-        self._session = open_session(path, threads)
+        self._session = open_session(path, threads, providers)
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         self.input = _read_input(self._session, path)
         self.outputs = tuple(
@@ -86,65 +104,91 @@ class OnnxGraph:
         """Run the graph.
 
         Args:
-            images: (B, C, H, W) as the file wants them; any B: a fixed batch is filled up with zeros.
-            max_batch: most images per call; None: as many as the file takes.
+            images: (B, C, H, W) in the graph's own values; any B: the last call of a fixed batch is filled up with
+                zeros.
+            max_batch: images per call at most; None: as many as the graph takes.
 
         Returns:
-            For each image its part of every output, without the batch axis (where the output has one: a call
-            with one image gives outputs of rank 1 or 2 whole). Floats are float32.
+            For each image its part of every output, without the batch axis. An output of rank 1 or 2 has no batch
+            axis (the graph takes one image per call) and is returned whole. Floats are float32.
 
         Raises:
             RequestError: onnxruntime cannot run it on images of this size.
         """
         images = np.ascontiguousarray(images, dtype=self.input.dtype)
         size = self.input.batch or max_batch or max(len(images), 1)
-        found: list[list[npt.NDArray[Any]]] = []
+        results: list[list[npt.NDArray[Any]]] = []
         for start in range(0, len(images), size):
-            part = images[start : start + size]
-            filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-            shown = filled if self.input.batch else part
-            answers = self._run(shown)
-            values = [_plain_floats(np.asarray(answer)) for answer in answers]
-            found += [[value[image] if value.ndim == 3 else value for value in values] for image in range(len(part))]
-        return found
+            chunk = images[start : start + size]
+            missing = size - len(chunk) if self.input.batch else 0
+            padded = np.concatenate([chunk, np.zeros((missing, *chunk.shape[1:]), chunk.dtype)]) if missing else chunk
+            outputs = [_as_float32(np.asarray(output)) for output in self._call(padded)]
+            results += [
+                [output[image] if output.ndim == 3 else output for output in outputs] for image in range(len(chunk))
+            ]
+        return results
 
-    def _run(self, shown: npt.NDArray[Any]) -> list[Any]:
+    def _call(self, images: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+        feed = {self.input.name: images[0] if self.input.no_batch_axis else images}
         try:
-            answers: list[Any] = self._session.run(
-                None, {self.input.name: shown[0] if self.input.no_batch_axis else shown}
-            )
+            outputs: Sequence[npt.NDArray[Any]] = self._session.run(None, feed)
         except Exception as error:
-            height, width = shown.shape[-2:]
-            size = recorded_size(self.metadata) or "the side it was exported for"
+            height, width = images.shape[-2:]
+            size = recorded_size(self.metadata) or "the size it was exported for"
             raise RequestError(
                 f"{self.path}: onnxruntime cannot run it on images of {height}x{width} ({first_line(error)}); give "
                 f"image_size: {size}"
             ) from error
-        return answers
+        return outputs
 
 
-def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on the CPU.
+def open_session(path: Path, threads: int = 0, providers: Sequence[str] = CPU_ONLY) -> onnxruntime.InferenceSession:
+    """Open an ONNX file, with the telemetry of onnxruntime switched off.
 
     Args:
         path: the file.
         threads: within one operator; 0: onnxruntime's own choice.
+        providers: execution providers in order of preference, by onnxruntime's names or those of `PROVIDERS`.
 
     Raises:
-        RequestError: the file is missing, or onnxruntime cannot open it.
+        RequestError: the file is missing, a provider is not available, or onnxruntime cannot open the file.
     """
     if not path.is_file():
         raise RequestError(f"{path}: does not exist; give an .onnx file")
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = threads
+    names = resolve_providers(providers)
+    getattr(onnxruntime, "disable_telemetry_events", lambda: None)()  # absent from builds without telemetry
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=names)
     except Exception as error:
         raise RequestError(f"{path}: onnxruntime cannot open it ({first_line(error)}); export it again") from error
 
 
-def _plain_floats(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def resolve_providers(names: Sequence[str]) -> list[str]:
+    """Return onnxruntime's names of execution providers.
+
+    Raises:
+        RequestError: one is unknown, or not part of the onnxruntime that is installed.
+    """
+    available: list[str] = onnxruntime.get_available_providers()
+    resolved = [PROVIDERS.get(name.lower(), name) for name in names]
+    short = {full: name for name, full in PROVIDERS.items()}
+    possible = ", ".join(short.get(full, full) for full in available)
+    errors = [
+        f"providers: '{name}' is not available in this build of onnxruntime; possible: {possible}"
+        for name, full in zip(names, resolved, strict=True)
+        if full not in available
+    ]
+    if not names:
+        errors = [f"providers: is empty; possible: {possible}"]
+    if errors:
+        raise RequestError(*errors)
+    return resolved
+
+
+def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.astype(np.float32, copy=False) if np.issubdtype(values.dtype, np.floating) else values
 
 
@@ -154,8 +198,8 @@ def _read_input(session: onnxruntime.InferenceSession, path: Path) -> OnnxInput:
     no_batch_axis = len(shape) == 3
     shape = [1, *shape] if no_batch_axis else shape
     if len(shape) != 4 or shape[1] not in (1, 3, 4):
-        found = ", ".join(f"{each.name} {each.shape}" for each in inputs)
-        raise RequestError(f"{path}: expected one image input (batch, channels, height, width), found {found}")
+        shapes = ", ".join(f"{each.name} {each.shape}" for each in inputs)
+        raise RequestError(f"{path}: expected one image input (batch, channels, height, width), the file has {shapes}")
     if inputs[0].type not in _INPUT_DTYPES:
         raise RequestError(f"{path}: input {inputs[0].name} is {inputs[0].type}; possible: {', '.join(_INPUT_DTYPES)}")
     batch, channels, height, width = shape

@@ -9,7 +9,7 @@ from kd_vision.cli.main import main
 from kd_vision.core.errors import RequestError
 from kd_vision.pipeline.evaluate import evaluate
 from kd_vision.pipeline.export import ExportResult, provenance, run_export
-from kd_vision.teachers.onnx import KEY_PARITY, KEY_TRAINING_RUN, OnnxPredictor
+from kd_vision.teachers.onnx import OnnxPredictor
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def test_size_is_that_of_the_training_run(exported: ExportResult) -> None:
 
 def test_metadata_names_the_run_and_no_path(exported: ExportResult, student_file: Path) -> None:
     metadata = OnnxPredictor(exported.path).metadata
-    run = json.loads(metadata[KEY_TRAINING_RUN])
+    run = metadata.training_run
     assert (run["model"], run["run"]) == ("student.pt", "lively-run")
     assert run["model_sha256"] == provenance(student_file)["model_sha256"]
-    assert str(student_file.parent) not in json.dumps(metadata)
-    assert json.loads(metadata[KEY_PARITY])["ap_exported"] == exported.parity.ap_exported
+    assert str(student_file.parent) not in str(metadata)
+    assert json.loads(metadata.parity)["ap_exported"] == exported.parity.ap_exported
 
 
 def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.teachers.onnx import COCO80, COCO91, KEY_PREPROCESSING, OUTPUT_FORMATS, OnnxConfig, OnnxPredictor, build
+from kd_vision.runtime.class_names import COCO80, COCO91
+from kd_vision.runtime.metadata import KEY_PREPROCESSING
+from kd_vision.runtime.output_formats import OUTPUT_FORMATS
+from kd_vision.teachers.onnx import OnnxConfig, OnnxPredictor, build
 
 NO_MEAN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 IDENTITY: dict[str, dict[str, Any]] = {"detr_sigmoid": NO_MEAN, "detr_softmax": NO_MEAN}
@@ -212,13 +215,13 @@ def test_scores_that_are_none_are_refused(output_format: str, tmp_path: Path) ->
     assert f"{predictor.path}: image id 7: scores go from -3 to " in (
         text := refused(lambda: predictor.predict(batch_of(0)))
     )
-    assert text.endswith(f"not from 0 to 1; is its layout really '{output_format}'?")
+    assert text.endswith(f"not from 0 to 1; is its output format really '{output_format}'?")
 
 
 @pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
 def test_outputs_of_another_shape_are_refused_by_every_layout(output_format: str, tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", {"odd": np.zeros((1, 3, 9))})
-    assert refused(lambda: opened(path, output_format)).startswith(f"{path}: layout '{output_format}' needs ")
+    assert refused(lambda: opened(path, output_format)).startswith(f"{path}: output format '{output_format}' needs ")
 
 
 def test_torchvision_as_it_exports_a_single_image_of_free_size(tmp_path: Path) -> None:
@@ -273,8 +276,8 @@ def test_labels_of_torchvision_count_from_1(label: int, tmp_path: Path) -> None:
     outputs = {**CASES["torchvision"].outputs, "labels": np.array([label, 2])}
     predictor = opened(write_constants(tmp_path / "a.onnx", outputs), "torchvision")
     assert refused(lambda: predictor.predict(batch_of(0))) == (
-        f"{predictor.path}: image id 7: the output has label {label}, but 2 classes are known; "
-        "is its layout really 'torchvision'?"
+        f"{predictor.path}: image id 7: the output has label {label}, but the model has 2 classes; "
+        "is its output format really 'torchvision'?"
     )
 
 
@@ -288,7 +291,7 @@ def test_rows_of_yolox_must_be_those_of_its_strides(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", {"output": np.zeros((1, 63, 7))})
     assert refused(lambda: opened(path, "yolox").predict(batch_of(0))) == (
         f"{path}: image id 7: the output has 63 rows, but strides 8, 16, 32 of 32x32 pixels make 21; "
-        "is its layout really 'yolox'?"
+        "is its output format really 'yolox'?"
     )
 
 
@@ -298,7 +301,7 @@ def test_detr_boxes_are_told_by_width_and_else_by_name(tmp_path: Path) -> None:
     names = ("a", "b", "c", "d")
     declared = {"preprocessing": NO_MEAN}
     assert refused(lambda: OnnxPredictor(path, names, "detr_sigmoid", **declared)) == (
-        f"{path}: layout 'detr_sigmoid' cannot tell logits from boxes among x (1, 5, 4), y (1, 5, 4); "
+        f"{path}: output format 'detr_sigmoid' cannot tell logits from boxes among x (1, 5, 4), y (1, 5, 4); "
         "name the boxes 'pred_boxes'"
     )
     write_constants(path, {"boxes": four + 0.25, "y": four})
@@ -310,8 +313,8 @@ def test_detr_boxes_are_told_by_width_and_else_by_name(tmp_path: Path) -> None:
 def test_detr_must_be_told_how_images_are_normalised(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", CASES["detr_softmax"].outputs)
     assert refused(lambda: OnnxPredictor(path, ("a", "b"), "detr_softmax")) == (
-        f"{path}: files of layout 'detr_softmax' differ in how images are normalised; declare mean and std, e.g. "
-        "[0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] (DETR), or [0, 0, 0] and [1, 1, 1] (RT-DETR)"
+        f"{path}: files of output format 'detr_softmax' differ in how images are normalised; declare mean and std, "
+        "e.g. [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] (DETR), or [0, 0, 0] and [1, 1, 1] (RT-DETR)"
     )
 
 
@@ -363,7 +366,7 @@ def test_what_the_file_says_of_preprocessing_counts(tmp_path: Path) -> None:
     onnx.save(model, path)
     assert opened(path, "detr").predict(batch_of(102))[0].scores.tolist() == [pytest.approx(0.2, abs=1e-5)]
     assert refused(lambda: opened(path, "detr", channel_order="rgb")) == (
-        f"{path}: channel_order declared as rgb, but the file says bgr; leave it out"
+        f"{path}: channel_order is declared as rgb, but the file records bgr; leave it out"
     )
     helper.set_model_props(model, {KEY_PREPROCESSING: json.dumps({"scale": "2"})})
     onnx.save(model, path)
@@ -403,7 +406,8 @@ def test_rows_of_six_that_may_be_two_things_must_be_declared(
 ) -> None:
     path = write_constants(tmp_path / "a.onnx", {"output0": np.zeros((1, 300, 6))}, {**metadata, "names": names})
     assert refused(lambda: OnnxPredictor(path)).startswith(
-        f"{path}: output layout not recognised: found output0 (1, 300, 6), and no metadata says more; declare one of"
+        f"{path}: output format not recognised: the outputs are output0 (1, 300, 6), and the metadata records none; "
+        "declare output_format as one of"
     )
     assert OnnxPredictor(path, output_format="detr_rows").output_format == "detr_rows"
 
@@ -411,18 +415,21 @@ def test_rows_of_six_that_may_be_two_things_must_be_declared(
 def test_outputs_without_a_known_meaning_are_listed(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", CASES["torchvision"].outputs, image=("b", 3, "h", "w"))
     text = refused(lambda: OnnxPredictor(path, ("a", "b")))
-    assert text.startswith(f"{path}: output layout not recognised: found scores (2), boxes (2, 4), labels (2), and no")
-    assert all(f"{name} {entry.meaning}" in text for name, entry in OUTPUT_FORMATS.items())
+    assert text.startswith(
+        f"{path}: output format not recognised: the outputs are scores (2), boxes (2, 4), labels (2), "
+    )
+    assert all(f"{name}: {entry.meaning}" in text for name, entry in OUTPUT_FORMATS.items())
 
 
 def test_short_words_for_the_classes_of_coco(tmp_path: Path) -> None:
     path = write_constants(tmp_path / "a.onnx", CASES["torchvision"].outputs)
     assert OnnxPredictor(path, "coco91", "torchvision").spec.classes == COCO91[1:]
     assert refused(lambda: OnnxPredictor(path, "coco80", "torchvision")) == (
-        f"{path}: classes: torchvision's COCO detectors answer with COCO's category ids; use coco91, or list the names"
+        f"{path}: classes: the labels of torchvision's COCO detectors are COCO's category ids; use coco91, "
+        "or list the names"
     )
     assert refused(lambda: OnnxPredictor(path, "coco", "torchvision")) == (
-        f"{path}: classes: 'coco' is no list and no short word; did you mean 'coco91'?"
+        f"{path}: classes: 'coco' is neither a list nor a known set; did you mean 'coco91'?"
     )
 
 
@@ -444,7 +451,7 @@ def test_a_config_builds_it_and_errors_name_the_key(tmp_path: Path) -> None:
         f"teacher: {missing}: does not exist; give an .onnx file"
     )
     assert refused(lambda: build(config, ("b", "a"), "teacher")) == (
-        f"teacher: {path} answers in other classes than asked for; map them with labels"
+        f"teacher: {path} predicts other classes than the data has; map them with teacher.labels"
     )
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.detectors.base import PredictOptions
+from kd_vision.core.predictions import PredictOptions
 from kd_vision.teachers.onnx import OnnxPredictor
 
 ULTRALYTICS = {
@@ -171,18 +171,18 @@ def refused(path: Path, **declared: Any) -> str:
 def test_unknown_layout_is_refused_by_name(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE)
     assert refused(path) == (
-        f"{path}: output layout not recognised: found output0 (1, 6, 2), and no metadata says more; "
-        "declare one of the supported layouts: "
-        "dense_cxcywh (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
-        "end_to_end (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; "
-        "nms (B, boxes, 6): the same rows after NMS in the graph, padded with zeros; "
-        "torchvision boxes (boxes, 4) x1 y1 x2 y2, labels (boxes) from 1, scores (boxes) of one image; "
-        "yolox (B, points, 5 + classes): undecoded offsets and log sizes in strides, objectness, scores; "
+        f"{path}: output format not recognised: the outputs are output0 (1, 6, 2), and the metadata records none; "
+        "declare output_format as one of "
+        "dense_cxcywh: (B, 4 + classes, points): centre x, centre y, width, height in input pixels, then scores; "
+        "end_to_end: (B, boxes, 6): x1 y1 x2 y2 score label, no NMS needed; "
+        "nms: (B, boxes, 6): the same rows after NMS in the graph, padded with zeros; "
+        "torchvision: boxes (boxes, 4) x1 y1 x2 y2, labels (boxes) from 1, scores (boxes) of one image; "
+        "yolox: (B, points, 5 + classes): undecoded offsets and log sizes in strides, objectness, scores; "
         "wants BGR 0 to 255; "
-        "detr (B, queries, 4 + classes): centre x, centre y, width, height from 0 to 1, then scores; "
-        "detr_rows (B, queries, 6): centre x, centre y, width, height from 0 to 1, score, label; "
-        "detr_sigmoid logits (B, queries, classes) and boxes (B, queries, 4) as in 'detr'; "
-        "detr_softmax the same with a last logit for 'no object'"
+        "detr: (B, queries, 4 + classes): centre x, centre y, width, height from 0 to 1, then scores; "
+        "detr_rows: (B, queries, 6): centre x, centre y, width, height from 0 to 1, score, label; "
+        "detr_sigmoid: logits (B, queries, classes) and boxes (B, queries, 4) as in 'detr'; "
+        "detr_softmax: the same with a last logit for 'no object'"
     )
 
 
@@ -194,19 +194,19 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     assert refused(corrupt).startswith(f"{corrupt}: onnxruntime cannot open it (")
     path = write_graph(tmp_path / "a.onnx", (6, 2), DENSE, metadata=ULTRALYTICS)
     assert refused(path, output_format="nms") == (
-        f"{path}: declared as 'nms', but the file says 'dense_cxcywh'; leave the layout out"
+        f"{path}: output_format is declared as 'nms', but the file records 'dense_cxcywh'; leave it out"
     )
     assert refused(path, classes=("a", "b", "c")) == (
-        f"{path}: layout 'dense_cxcywh' needs 7 values a box (4 + 3 classes), the output is (1, 6, 2)"
+        f"{path}: output format 'dense_cxcywh' needs 7 values per box (4 + 3 classes), the output is (1, 6, 2)"
     )
     assert refused(write_graph(path, (6, 2), DENSE, metadata={**ULTRALYTICS, "task": "segment"})) == (
         f"{path}: is a model for 'segment'; only 'detect' is supported"
     )
     assert refused(write_graph(path, (6, 2), DENSE), output_format="dense_cxcywh") == (
-        f"{path}: the file does not name its classes; declare them, in label order"
+        f"{path}: the file does not record its classes; declare them, in label order"
     )
     assert refused(write_graph(path, (6, 2), DENSE, metadata={**ULTRALYTICS, "names": "{0: car"})) == (
-        f"{path}: metadata 'names' is not a list of classes: {{0: car"
+        f"{path}: metadata 'names' is not a list of classes: {{0: car; export the file again"
     )
 
 
@@ -236,7 +236,8 @@ def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         OnnxPredictor(path).predict(batch_of(0))
     assert str(caught.value) == (
-        f"{path}: image id 0: the output has label 7, but 2 classes are known; is its layout really 'end_to_end'?"
+        f"{path}: image id 0: the output has label 7, but the model has 2 classes; "
+        "is its output format really 'end_to_end'?"
     )
 
 
@@ -279,7 +280,7 @@ def test_real_files_find_what_the_annotations_say(
 
 def test_layout_of_another_family_is_refused_clearly(shared: Path) -> None:
     path = shared / "weights" / "yolox_nano_coco_416.onnx"
-    assert refused(path).startswith(f"{path}: output layout not recognised: found output (1, 3549, 85), and no ")
+    assert refused(path).startswith(f"{path}: output format not recognised: the outputs are output (1, 3549, 85), ")
 
 
 def test_a_size_that_the_graph_cannot_run_is_told(tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_a_size_that_the_graph_cannot_run_is_told(tmp_path: Path) -> None:
     del model.metadata_props[:]
     helper.set_model_props(model, said)
     onnx.save(model, tmp_path / "a.onnx")
-    with pytest.raises(RequestError, match=r"give image_size: the side it was exported for$"):
+    with pytest.raises(RequestError, match=r"give image_size: the size it was exported for$"):
         OnnxPredictor(tmp_path / "a.onnx").detect(torch.zeros(1, 3, 64, 64))
 
 
