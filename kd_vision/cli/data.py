@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_vision.cli.options import add_trust
+from kd_vision.data.formats import writable_formats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 _CHECK = """\
 Reads every label and decodes every image. Errors: missing, corrupt or duplicated images, images
-that are in two splits (or among the unlabelled and in a split that measures), sizes that are not
-true, unknown categories, boxes without area or outside the image. Warnings: images of two splits
-that look alike, boxes that leave the image by less than a pixel.
+that are in two splits (or unlabelled and in a split for evaluation), wrong sizes, unknown
+categories, boxes without area or outside the image. Warnings: near duplicates in two splits,
+boxes that leave the image by less than a pixel.
 
 exit status: 0 nothing or only warnings, 2 at least one error
 
@@ -26,28 +27,28 @@ example:
 """
 _CONVERT = """\
 Writes all splits and a descriptor, DIR/dataset.yaml, that the other commands take. Images are
-linked. YOLO has no crowd boxes; they are left out and counted.
+linked. Crowd boxes are left out, and counted, where the format cannot mark them (YOLO).
 
 example:
   kd-vision data convert datasets/bccd_voc.yaml --to coco --out bccd_coco
 """
 _SYNTH = """\
-Draws top-down scenes with vehicles and people: a set for trying things out, whose labels are exact.
+Draws top-down scenes with vehicles and people: a set to try commands on, with exact labels.
 The same seed gives the same labels, byte for byte.
 
 example:
   kd-vision data synth --out scenes --train 200 --val 100 --unlabelled 400
 """
 _SELECT = """\
-Ranks images by what they would teach: the mean of
+Ranks unlabelled images by their value for training, the mean of
   disagreement  1 - 2 sum min(t, s) / (sum t + sum s), over boxes of teacher and student paired at IoU 0.5 within a
                 class, t and s their scores; needs --student
   uncertainty   mean entropy of the teacher's scores: most near 0.5
   rarity        max of t sqrt(f_min / f_c), f_c the sum of scores of a class in the store
-and takes the best that do not look alike (64-bit gradient hash, 4 bits or fewer apart), up to --budget.
+and selects the best up to --budget, without near duplicates (64-bit difference hash, 4 bits or fewer apart).
 
 The list is for the data descriptor:  unlabelled: {images: DIR, list: selected.txt}
-FILE.csv holds every image with its scores and the reason it was left out.
+FILE.csv lists every image with its scores and why it was left out.
 
 example:
   kd-vision data select stores/footage --images footage/ --budget 2000 --student runs/first --out selected.txt
@@ -59,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "data",
         help="check, convert and make data sets, select images",
-        description="Check, convert and make data sets, and select the images that teach most.",
+        description="Check, convert and make data sets, and select images to train on.",
     )
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     _add_check(commands)
@@ -88,7 +89,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _subparser(commands, "convert", "write a data set in another format", _CONVERT)
     parser.add_argument("data", type=Path, metavar="DATA.yaml", help="data descriptor")
-    parser.add_argument("--to", required=True, choices=("coco", "yolo", "voc"), help="format to write")
+    parser.add_argument("--to", required=True, choices=writable_formats(), help="format to write")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
     parser.add_argument("--copy-images", action="store_true", help="copy images instead of linking them")
 
@@ -107,7 +108,7 @@ def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _subparser(commands, "select", "choose the unlabelled images that would teach most", _SELECT)
+    parser = _subparser(commands, "select", "select the unlabelled images of most value for training", _SELECT)
     parser.add_argument("store", type=Path, metavar="STORE", help="folder that `kd-vision label` wrote")
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the images")
     parser.add_argument("--budget", required=True, type=int, metavar="N", help="how many to choose")
@@ -161,7 +162,7 @@ def _run_convert(args: argparse.Namespace) -> int:
         done = convert(descriptor, args.out, args.to, args.copy_images, bar.step)
     console.print(f"{done.descriptor}: {done.images} images, {done.boxes} boxes as {args.to}")
     if done.crowd_dropped:
-        console.print(f"left out, as YOLO cannot hold them: {done.crowd_dropped} crowd boxes")
+        console.print(f"left out, as {args.to.upper()} cannot hold them: {done.crowd_dropped} crowd boxes")
     if done.zero_area_dropped:
         console.print(f"left out: {done.zero_area_dropped} boxes without area")
     return 0
@@ -185,10 +186,18 @@ def _run_synth(args: argparse.Namespace) -> int:
 def _run_select(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from kd_vision.core.console import ProgressBar
     from kd_vision.pipeline.select import select
 
     done = select(
-        args.store, args.images, args.budget, args.out, args.student, args.image_size, args.trust, quiet=False
+        args.store,
+        args.images,
+        args.budget,
+        args.out,
+        args.student,
+        args.image_size,
+        args.trust,
+        quiet=False,
     )
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} look like one of them")

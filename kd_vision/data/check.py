@@ -1,26 +1,25 @@
 """Finds every defect of a data set, with file and line.
 
-Shapes: N images, F = 256 bits of a fingerprint.
+Shapes: F = 256 bits of an image hash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.image_hash import Bits, difference_hash, hamming_distances
 from kd_vision.data.dataset import class_order, read_raw_split, unknown_category
-from kd_vision.data.descriptor import DataDescriptor
+from kd_vision.data.descriptor import DataDescriptor, SplitSource
 from kd_vision.data.file_lists import unlabelled_images
-from kd_vision.data.formats.voc import annotation_folder
-from kd_vision.data.formats.yolo import label_folder
+from kd_vision.data.formats import FORMATS
 from kd_vision.data.records import Defect, Level, RawBox, RawImage, RawSplit
 from kd_vision.runtime.images import list_images, read_image
 
@@ -28,27 +27,27 @@ __all__ = ["Defect", "check_data"]
 
 _HASH_SIDE = 16
 _NEAR_BITS = 10
-_ROWS_AT_ONCE = 2048
+_IMAGES_AT_ONCE = 2048
 _ROUNDING = 0.01
 _SLIGHT = 1.0
 _UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """What an image looks like.
+class _HashedImage:
+    """An image with the hashes of its pixels.
 
     Attributes:
         part: split, or `unlabelled`.
-        image: as the split names it.
-        digest: of the decoded pixels.
-        bits: (F,) signs of the gradient of a small copy; alike images differ in few.
+        image: as the split lists it.
+        digest: of the decoded pixels; equal for equal pixels.
+        bits: (F,) difference hash; near for similar images.
     """
 
     part: str
     image: RawImage
     digest: bytes
-    bits: npt.NDArray[np.bool_]
+    bits: Bits
 
 
 def check_data(descriptor: DataDescriptor, on_image: Callable[[int, int], None] | None = None) -> list[Defect]:
@@ -56,7 +55,7 @@ def check_data(descriptor: DataDescriptor, on_image: Callable[[int, int], None] 
 
     Kinds: empty, unreadable, malformed, orphan, missing, corrupt, size-mismatch, unknown-category,
     zero-area, out-of-frame, duplicated, leak, unlabelled-overlap, near-duplicate. Warnings are
-    near-duplicates (also of neighbouring frames) and boxes that leave the frame by a pixel or less.
+    near-duplicates (neighbouring video frames among them) and boxes that leave the frame by a pixel or less.
 
     Args:
         descriptor: the set.
@@ -66,31 +65,32 @@ def check_data(descriptor: DataDescriptor, on_image: Callable[[int, int], None] 
     parts = dict(_parts(descriptor, defects))
     total = sum(len(raw.images) for raw in parts.values())
     done = 0
-    seen: list[_Seen] = []
+    hashed: list[_HashedImage] = []
     with ThreadPoolExecutor() as threads:
         for name, raw in parts.items():
             if name != _UNLABELLED:
                 defects += _category_defects(descriptor, name, raw)
-            for found, look in threads.map(lambda image, part=name: _inspect(part, image), raw.images):
-                defects += found
-                seen += [look] if look else []
+            for image_defects, image in threads.map(lambda image, part=name: _inspect(part, image), raw.images):
+                defects += image_defects
+                hashed += [image] if image else []
                 done += 1
                 if on_image is not None:
                     on_image(done, total)
-    return _unique(defects + _repeats(seen) + _near_repeats(seen))
+    # Readers and checks may report the same missing file.
+    return list(dict.fromkeys(defects + _duplicates(hashed) + _near_duplicates(hashed)))
 
 
 def _parts(descriptor: DataDescriptor, defects: list[Defect]) -> Iterator[tuple[str, RawSplit]]:
     """Yield the splits that can be read at all, and the unlabelled images."""
     for split, source in descriptor.splits.items():
+        place = descriptor.resolve(source.annotations or source.images)
         try:
             raw = read_raw_split(descriptor, split)
             defects += raw.defects
-            defects += _without_image(descriptor, split)
-            defects += _nothing_in(raw, split, descriptor.resolve(source.annotations or source.images))
+            defects += _orphan_labels(descriptor, source, raw)
+            defects += _empty_split(raw, split, place)
             yield split, raw
         except RequestError as error:
-            place = descriptor.resolve(source.annotations or source.images)
             defects += [_unreadable(place, problem) for problem in error.problems]
     if descriptor.unlabelled is not None:
         folder = Path(descriptor.unlabelled.images)
@@ -103,8 +103,7 @@ def _parts(descriptor: DataDescriptor, defects: list[Defect]) -> Iterator[tuple[
         yield _UNLABELLED, RawSplit(images, {})
 
 
-def _nothing_in(raw: RawSplit, split: str, place: Path) -> list[Defect]:
-    """Say that a split is empty: nothing can be measured, or learned, on it."""
+def _empty_split(raw: RawSplit, split: str, place: Path) -> list[Defect]:
     if not raw.images:
         return [Defect("empty", place, 0, f"split '{split}' holds no images")]
     if not any(image.boxes for image in raw.images):
@@ -113,7 +112,7 @@ def _nothing_in(raw: RawSplit, split: str, place: Path) -> list[Defect]:
 
 
 def _unreadable(place: Path, problem: str) -> Defect:
-    """Make a defect of an error line, which begins with the file and perhaps its line."""
+    """Turn an error text, which begins with the file and perhaps its line, into a defect."""
     rest = problem.removeprefix(f"{place}:")
     number, _, text = rest.partition(":")
     if number.isdigit():
@@ -121,69 +120,64 @@ def _unreadable(place: Path, problem: str) -> Defect:
     return Defect("unreadable", place, 0, rest.strip())
 
 
-def _without_image(descriptor: DataDescriptor, split: str) -> list[Defect]:
-    """Find label files whose image is not there (a COCO file names its images itself)."""
-    source = descriptor.splits[split]
-    if descriptor.format == "coco" or source.image_list is not None:
+def _orphan_labels(descriptor: DataDescriptor, source: SplitSource, raw: RawSplit) -> list[Defect]:
+    """Find label files without an image; not where a list chooses images, as the others' label files may stay."""
+    suffix = FORMATS[descriptor.format].label_suffix
+    if suffix is None or raw.label_folder is None or source.image_list is not None:
         return []
-    images = descriptor.resolve(source.images)
-    if descriptor.format == "yolo":
-        folder, suffix = label_folder(descriptor, source, images), ".txt"
-    else:
-        folder, suffix = annotation_folder(descriptor, split), ".xml"
-    known = {path.relative_to(images).with_suffix(suffix) for path in list_images(images)}
+    folder, images = raw.label_folder, descriptor.resolve(source.images)
+    expected = {path.relative_to(images).with_suffix(suffix) for path in list_images(images)}
     return [
         Defect("missing", file, 1, f"no image in {images} belongs to this file")
         for file in sorted(folder.rglob(f"*{suffix}"))
-        if file.relative_to(folder) not in known and file.name != "classes.txt"
+        if file.relative_to(folder) not in expected and file.name != "classes.txt"
     ]
 
 
 def _category_defects(descriptor: DataDescriptor, split: str, raw: RawSplit) -> list[Defect]:
     _, keys, problems = class_order(descriptor, raw.categories, split)
     place = descriptor.resolve(descriptor.splits[split].annotations or descriptor.splits[split].images)
-    found = [Defect("unknown-category", place, 0, problem) for problem in problems]
+    defects = [Defect("unknown-category", place, 0, problem) for problem in problems]
     names = [raw.categories[key] for key in keys]
-    known = set(raw.categories) if descriptor.subset else set(keys)
+    allowed = set(raw.categories) if descriptor.subset else set(keys)
     for image in raw.images:
         for box in image.boxes:
-            if box.category not in known:
+            if box.category not in allowed:
                 text = unknown_category(box, raw.categories, names)
-                found.append(Defect("unknown-category", image.annotation_file, box.line, text))
-    return found
+                defects.append(Defect("unknown-category", image.annotation_file, box.line, text))
+    return defects
 
 
-def _inspect(part: str, image: RawImage) -> tuple[list[Defect], _Seen | None]:
-    """Decode an image and judge its boxes."""
+def _inspect(part: str, image: RawImage) -> tuple[list[Defect], _HashedImage | None]:
+    """Decode an image, hash it and check its boxes; None: it cannot be decoded."""
     file, line = image.annotation_file, image.line
-    if not image.path.exists():
-        found = [Defect("missing", file, line, f"image {image.path} is missing")]
-        return found + _box_defects(image, image.size), None
+    if not os.path.exists(image.path):
+        missing = Defect("missing", file, line, f"image {image.path} is missing")
+        return [missing, *_box_defects(image, image.size)], None
     try:
         pixels = read_image(image.path, 3)
     except RequestError as error:
-        found = [
-            Defect("corrupt", image.path, 0, problem.removeprefix(f"{image.path}: ")) for problem in error.problems
-        ]
-        return found + _box_defects(image, image.size), None
+        texts = [problem.removeprefix(f"{image.path}: ") for problem in error.problems]
+        return [Defect("corrupt", image.path, 0, text) for text in texts] + _box_defects(image, image.size), None
     size = (pixels.shape[1], pixels.shape[0])
-    found = []
+    defects = _box_defects(image, size)
     if image.size is not None and image.size != size:
-        said, real = (f"{width}x{height}" for width, height in (image.size, size))
-        found.append(Defect("size-mismatch", file, line, f"{image.file_name} is {real}, here it is said to be {said}"))
+        recorded, true = (f"{width}x{height}" for width, height in (image.size, size))
+        text = f"{image.file_name} is {true}, but recorded as {recorded}"
+        defects.insert(0, Defect("size-mismatch", file, line, text))
     digest = hashlib.sha256(repr(size).encode() + pixels.tobytes()).digest()
-    return found + _box_defects(image, size), _Seen(part, image, digest, _gradient_bits(pixels))
+    return defects, _HashedImage(part, image, digest, difference_hash(pixels, _HASH_SIDE))
 
 
 def _box_defects(image: RawImage, size: tuple[int, int] | None) -> list[Defect]:
-    found = []
+    defects = []
     for box in image.boxes:
         if box.is_empty:
-            text = f"{box.what} of {image.file_name}: box has no area, {_size_text(box)}"
-            found.append(Defect("zero-area", image.annotation_file, box.line, text))
+            text = f"{box.what} of {image.file_name}: box has no area, width {box.xywh[2]:g}, height {box.xywh[3]:g}"
+            defects.append(Defect("zero-area", image.annotation_file, box.line, text))
         elif size is not None:
-            found += _frame_defects(image, box, size)
-    return found
+            defects += _frame_defects(image, box, size)
+    return defects
 
 
 def _frame_defects(image: RawImage, box: RawBox, size: tuple[int, int]) -> list[Defect]:
@@ -195,84 +189,66 @@ def _frame_defects(image: RawImage, box: RawBox, size: tuple[int, int]) -> list[
     return [Defect("out-of-frame", image.annotation_file, box.line, text, "error" if beyond > _SLIGHT else "warning")]
 
 
-def _size_text(box: RawBox) -> str:
-    return f"width {box.xywh[2]:g}, height {box.xywh[3]:g}"
-
-
-def _repeats(seen: Iterable[_Seen]) -> list[Defect]:
+def _duplicates(images: Iterable[_HashedImage]) -> list[Defect]:
     """Find images with the same pixels."""
-    first: dict[bytes, list[_Seen]] = {}
-    found = []
-    for look in seen:
-        others = first.setdefault(look.digest, [])
-        same_part = next((other for other in others if other.part == look.part), None)
+    first: dict[bytes, list[_HashedImage]] = {}
+    defects = []
+    for image in images:
+        others = first.setdefault(image.digest, [])
+        same_part = next((other for other in others if other.part == image.part), None)
         if same_part is not None:
-            found.append(_pair("duplicated", look, same_part, "has the pixels of", "error"))
-        elif others:
-            found += [
-                _pair(kind, look, other, "has the pixels of", "error")
-                for other in others
-                if (kind := _overlap_kind(look, other))
-            ]
-        if same_part is None:
-            others.append(look)
-    return found
+            defects.append(_pair("duplicated", image, same_part, "has the pixels of", "error"))
+            continue
+        defects += [
+            _pair(kind, image, other, "has the pixels of", "error")
+            for other in others
+            if (kind := _overlap_kind(image, other))
+        ]
+        others.append(image)
+    return defects
 
 
-def _near_repeats(seen: list[_Seen]) -> list[Defect]:
-    """Find, for every image, the most alike one of another part, if it is nearly the same."""
-    found = []
-    names = list(dict.fromkeys(look.part for look in seen))
-    for at, name in enumerate(names):
-        left_images = [look for look in seen if look.part == name]
-        for other in names[:at]:
-            right_images = [look for look in seen if look.part == other]
-            if _overlap_kind(left_images[0], right_images[0]):
-                found += [
-                    _pair("near-duplicate", look, match, "looks like", "warning")
-                    for look, match in _nearest(left_images, right_images)
-                ]
-    return found
+def _near_duplicates(images: list[_HashedImage]) -> list[Defect]:
+    """Find, for every image, the most similar one of each other part, if it is nearly the same."""
+    by_part: dict[str, list[_HashedImage]] = {}
+    for image in images:
+        by_part.setdefault(image.part, []).append(image)
+    parts = list(by_part.values())
+    return [
+        _pair("near-duplicate", image, match, "looks like", "warning")
+        for at, left in enumerate(parts)
+        for right in parts[:at]
+        if _overlap_kind(left[0], right[0])
+        for image, match in _nearest(left, right)
+    ]
 
 
-def _nearest(left_images: list[_Seen], right_images: list[_Seen]) -> Iterator[tuple[_Seen, _Seen]]:
-    """Yield pairs whose fingerprints differ in few bits and whose pixels differ."""
-    right = np.stack([look.bits for look in right_images]).astype(np.float32)
-    for start in range(0, len(left_images), _ROWS_AT_ONCE):
-        rows = left_images[start : start + _ROWS_AT_ONCE]
-        left = np.stack([look.bits for look in rows]).astype(np.float32)
-        # |a xor b| = |a| + |b| - 2 a.b
-        distance = left.sum(1)[:, None] + right.sum(1)[None, :] - 2 * left @ right.T
-        best = distance.argmin(axis=1)
-        for row, look in enumerate(rows):
-            match = right_images[int(best[row])]
-            is_flat = not look.bits.any()
-            if distance[row, best[row]] <= _NEAR_BITS and match.digest != look.digest and not is_flat:
-                yield look, match
+def _nearest(
+    left_images: list[_HashedImage], right_images: list[_HashedImage]
+) -> Iterator[tuple[_HashedImage, _HashedImage]]:
+    """Yield pairs whose hashes differ in few bits and whose pixels differ."""
+    right = np.stack([image.bits for image in right_images])
+    for start in range(0, len(left_images), _IMAGES_AT_ONCE):
+        chunk = left_images[start : start + _IMAGES_AT_ONCE]
+        distances = hamming_distances(np.stack([image.bits for image in chunk]), right)
+        for image, row in zip(chunk, distances, strict=True):
+            best = int(row.argmin())
+            match = right_images[best]
+            is_flat = not image.bits.any()
+            if row[best] <= _NEAR_BITS and match.digest != image.digest and not is_flat:
+                yield image, match
 
 
-def _overlap_kind(one: _Seen, other: _Seen) -> str:
-    """Name what it means that two parts share an image; empty: it means nothing."""
+def _overlap_kind(one: _HashedImage, other: _HashedImage) -> str:
+    """Return the kind of defect where two parts share an image; empty: they may."""
     if _UNLABELLED not in (one.part, other.part):
         return "leak"
     labelled = other.part if one.part == _UNLABELLED else one.part
     return "" if labelled.startswith("train") else "unlabelled-overlap"
 
 
-def _pair(kind: str, look: _Seen, other: _Seen, relation: str, level: Level) -> Defect:
-    file, line = (look.image.annotation_file, look.image.line) if look.image.line else (look.image.path, 0)
-    where = f" of {other.part}" if other.part != look.part else ""
-    text = f"{look.image.file_name} of {look.part} {relation} {other.image.file_name}{where}"
+def _pair(kind: str, one: _HashedImage, other: _HashedImage, relation: str, level: Level) -> Defect:
+    file, line = (one.image.annotation_file, one.image.line) if one.image.line else (one.image.path, 0)
+    where = f" of {other.part}" if other.part != one.part else ""
+    text = f"{one.image.file_name} of {one.part} {relation} {other.image.file_name}{where}"
     return Defect(kind, file, line, text, level)
-
-
-def _gradient_bits(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return (F,) signs of the horizontal gradient of a 16 x 17 gray copy."""
-    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(gray, (_HASH_SIDE + 1, _HASH_SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return np.asarray(small[:, 1:] > small[:, :-1]).reshape(-1)
-
-
-def _unique(defects: list[Defect]) -> list[Defect]:
-    """Readers and checks may meet the same missing file."""
-    return list(dict.fromkeys(defects))

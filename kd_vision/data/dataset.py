@@ -1,7 +1,8 @@
-"""Reads a split of a descriptor into images with boxes, whatever the format on disk."""
+"""Reads a split of a descriptor, of any format, into images with boxes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,7 @@ import numpy as np
 from kd_vision.core.errors import RequestError, suggest, truncate
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.file_lists import unlabelled_images
-from kd_vision.data.formats.coco import read_coco_split
-from kd_vision.data.formats.voc import read_voc_split
-from kd_vision.data.formats.yolo import read_yolo_split
+from kd_vision.data.formats import FORMATS, load_reader
 from kd_vision.data.records import (
     CategoryKey,
     DetectionData,
@@ -36,17 +35,15 @@ __all__ = [
 ]
 
 _HINT = "; `kd-vision data check` lists them all"
-_READERS = {"coco": read_coco_split, "yolo": read_yolo_split, "voc": read_voc_split}
 
 
 def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
     """Read one split.
 
-    Boxes without area are left out and counted; everything else that is wrong is an error.
+    Boxes without area are left out and counted; any other defect is an error.
 
     Raises:
-        RequestError: no such split, a file that cannot be read, a class that is not known; up to
-            20 lines.
+        RequestError: no such split, a file that cannot be read, an unknown class; up to 20 lines.
     """
     raw = read_raw_split(descriptor, split)
     classes, keys, problems = class_order(descriptor, raw.categories, split)
@@ -56,15 +53,14 @@ def load_split(descriptor: DataDescriptor, split: str) -> DetectionData:
     dropped = 0
     for image in raw.images:
         kept = _boxes_to_keep(descriptor, raw.categories, label_of, image, problems)
-        solid = [box for box in kept if not box.is_empty]
-        dropped += len(kept) - len(solid)
-        records.append(_record(image, solid, label_of, problems))
+        with_area = [box for box in kept if not box.is_empty]
+        dropped += len(kept) - len(with_area)
+        records.append(_record(image, with_area, label_of, problems))
     if problems:
         raise RequestError(*truncate(problems, _HINT))
-    numbers = tuple(
-        key if isinstance(key, int) and descriptor.format == "coco" else label + 1 for label, key in enumerate(keys)
-    )
-    return DetectionData(split, classes, numbers, tuple(records), dropped)
+    keeps_ids = "ids" in FORMATS[descriptor.format].keeps
+    ids = tuple(key if keeps_ids and isinstance(key, int) else number for number, key in enumerate(keys, start=1))
+    return DetectionData(split, classes, ids, tuple(records), dropped)
 
 
 def load_unlabelled(descriptor: DataDescriptor) -> DetectionData:
@@ -88,7 +84,7 @@ def load_unlabelled(descriptor: DataDescriptor) -> DetectionData:
 
 
 def records_of(paths: Sequence[Path], folder: Path) -> tuple[ImageRecord, ...]:
-    """Return images without labels, numbered from 1; of each file the header is read.
+    """Return images without labels, numbered from 1; only the header of each file is read.
 
     Args:
         paths: image files.
@@ -109,7 +105,7 @@ def records_of(paths: Sequence[Path], folder: Path) -> tuple[ImageRecord, ...]:
 
 
 def read_raw_split(descriptor: DataDescriptor, split: str) -> RawSplit:
-    """Read one split as written, with all its defects.
+    """Read one split as written, with the defects of its files.
 
     Raises:
         RequestError: no such split, or its files cannot be parsed at all.
@@ -119,18 +115,18 @@ def read_raw_split(descriptor: DataDescriptor, split: str) -> RawSplit:
         near = suggest(split, descriptor.splits)
         hint = near if "did you mean" in near else ""
         raise RequestError(f"unknown split '{split}'{hint} (possible: {names})")
-    return _READERS[descriptor.format](descriptor, split)
+    return load_reader(descriptor.format)(descriptor, split)
 
 
 def class_order(
     descriptor: DataDescriptor, categories: Mapping[CategoryKey, str], split: str
 ) -> tuple[tuple[str, ...], list[CategoryKey], list[str]]:
-    """Return class names in label order, the key of each in the files, and what is wrong.
+    """Return class names in label order, the key of each in the files, and errors.
 
     Args:
-        descriptor: whose `classes` give the order where they are there.
+        descriptor: its `classes` give the order; without them, `categories` do.
         categories: name of each key of the files.
-        split: to name in messages.
+        split: its name, for messages.
     """
     if descriptor.classes is None:
         return tuple(categories.values()), list(categories), []
@@ -145,14 +141,14 @@ def class_order(
 
 
 def unknown_category(box: RawBox, categories: Mapping[CategoryKey, str], classes: list[str]) -> str:
-    """Say that a box's category has no label."""
+    """Return the error line of a box whose category is no class."""
     name = categories.get(box.category)
     if name is None:
         possible = [str(key) for key in categories]
         return f"{box.what}: unknown category '{box.category}'{suggest(str(box.category), possible)}"
     return (
         f"{box.what}: category '{name}' is not among the descriptor's classes ({', '.join(classes)}); "
-        "add it, or say `subset: true` to leave such boxes out"
+        "add it, or set `subset: true` to leave such boxes out"
     )
 
 
@@ -180,7 +176,7 @@ def _record(
     xywh = np.array([box.xywh for box in boxes], dtype=np.float64).reshape(-1, 4)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
     areas = [box.xywh[2] * box.xywh[3] if box.area is None else box.area for box in boxes]
-    if not image.path.exists():
+    if not os.path.exists(image.path):
         problems.append(f"{image.annotation_file}:{image.line}: image {image.path} is missing")
         width, height = image.size or (0, 0)
     else:

@@ -1,4 +1,4 @@
-"""Values of the data room: images with their boxes, and what a reader found in a file before judging it.
+"""Images with their ground truth, and annotations as written, before they are checked.
 
 Shapes: M boxes of one image.
 """
@@ -6,10 +6,10 @@ Shapes: M boxes of one image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -84,40 +84,6 @@ class DetectionData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to_coco(self) -> dict[str, Any]:
-        """Return the split as a complete COCO dictionary; annotation ids count from 1 in order."""
-        annotations: list[dict[str, Any]] = []
-        for image in self.images:
-            for entry in self._coco_boxes(image):
-                annotations.append({"id": len(annotations) + 1, **entry})
-        pairs = zip(self.category_ids, self.classes, strict=True)
-        return {
-            "info": {},
-            "licenses": [],
-            "images": [
-                {
-                    "id": image.image_id,
-                    "file_name": image.file_name or image.path.name,
-                    "width": image.width,
-                    "height": image.height,
-                }
-                for image in self.images
-            ],
-            "annotations": annotations,
-            "categories": [{"id": number, "name": name} for number, name in pairs],
-        }
-
-    def _coco_boxes(self, image: ImageRecord) -> Iterator[dict[str, Any]]:
-        boxes = zip(image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True)
-        for box, label, crowd, area in boxes:
-            yield {
-                "image_id": image.image_id,
-                "category_id": self.category_ids[int(label)],
-                "bbox": [float(value) for value in box],
-                "area": float(area),
-                "iscrowd": int(crowd),
-            }
-
     def content_hash(self) -> str:
         """Return a SHA-256 over classes, boxes, and name and byte count of every image file.
 
@@ -174,10 +140,10 @@ class Defect:
 
     Attributes:
         kind: short name, e.g. ``zero-area``.
-        file: where it is written, or the image itself.
-        line: 1-based line of `file`; 0 where a line means nothing (an image).
+        file: annotation file, or the image itself.
+        line: 1-based line of `file`; 0 for an image, or a file as a whole.
         message: what is wrong.
-        level: a `warning` is worth a look; an `error` should be put right.
+        level: `error`: must be corrected; `warning`: may be intended.
     """
 
     kind: str
@@ -197,10 +163,10 @@ class RawBox:
     Attributes:
         category: COCO category id, YOLO class number or VOC name.
         xywh: left, top, width, height in pixels of the original image.
-        area: as written; None: the box's.
+        area: as written; None: that of the box.
         crowd: iscrowd of COCO, difficult of VOC.
         line: of the annotation file.
-        what: how to name it, e.g. ``annotation 17``.
+        what: its name in messages, e.g. ``annotation 17``.
     """
 
     category: CategoryKey
@@ -224,9 +190,9 @@ class RawImage:
         image_id: see `ImageRecord`.
         path: the image file.
         file_name: relative to the image folder.
-        size: (width, height) as the annotation file says; None where it says nothing.
-        annotation_file: that names the image or holds its boxes.
-        line: of `annotation_file` where the image is named.
+        size: (width, height) that the annotation file records; None: it records none.
+        annotation_file: file that lists the image or holds its boxes.
+        line: of `annotation_file` that lists the image; 0: none does.
         boxes: all of them, also wrong ones.
     """
 
@@ -241,14 +207,16 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True)
 class RawSplit:
-    """What a reader found in one split.
+    """A split as written.
 
     Attributes:
         images: in the order of the source.
         categories: name of each key a box may use.
-        defects: what could not be read at all.
+        defects: entries and files that cannot be read.
+        label_folder: folder of the label files, one per image; None: one file lists images and boxes.
     """
 
     images: list[RawImage]
     categories: Mapping[CategoryKey, str]
     defects: list[Defect] = field(default_factory=list)
+    label_folder: Path | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.predictions import Detections
 from kd_vision.data.coco_results import to_coco_results
+from kd_vision.data.formats.coco import to_coco
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics, fraction_or_none
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def evaluate_detections(
 ) -> Metrics:
     """Compute the twelve COCO numbers and those of each class.
 
-    Equal to calling ``COCOeval(..., "bbox")`` by hand on ``data.to_coco()`` and
+    Equal to calling ``COCOeval(..., "bbox")`` by hand on ``to_coco(data)`` and
     ``to_coco_results(data, detections)``. An image without an entry counts as one without boxes.
 
     Args:
@@ -79,7 +80,7 @@ def prepare_cocoeval(data: DetectionData, detections: Mapping[int, Detections], 
     coco, evaluator = load_backend(backend)
     results = to_coco_results(data, detections)
     with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth = _index(coco, data.to_coco())
+        ground_truth = _index(coco, to_coco(data))
         return evaluator(ground_truth, _load_results(coco, ground_truth, results), "bbox")
 
 

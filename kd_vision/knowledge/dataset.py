@@ -6,17 +6,16 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.files import write_text
 from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import Detections
-from kd_vision.data.convert import DESCRIPTOR_NAME, coco_text
+from kd_vision.data.descriptor import DESCRIPTOR_NAME, write_descriptor
+from kd_vision.data.formats.coco import write_coco_file
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.knowledge.store import Store
 from kd_vision.teachers.offline import attach
@@ -152,18 +151,14 @@ def _write(parts: Sequence[DetectionData], build: Path, store: Store) -> None:
     splits: dict[str, dict[str, str]] = {}
     for part in parts:
         folder = Path(os.path.commonpath([image.path.absolute().parent for image in part.images]))
-        content = part.to_coco()
-        for entry, image in zip(content["images"], part.images, strict=True):
-            entry["file_name"] = image.path.absolute().relative_to(folder).as_posix()
         name = f"annotations/{part.name}.json"
-        write_text(build / name, coco_text(content))
+        write_coco_file(build / name, part, partial(_relative_path, folder))
         splits[part.name] = {"images": str(folder), "annotations": name}
-    told = store.manifest.teacher
-    descriptor: dict[str, Any] = {
-        "format": "coco",
-        "root": ".",
-        "splits": splits,
-        "classes": list(parts[0].classes),
-        "source": f"labels of 'train' by {told.description} ({told.fingerprint[:12]}), from {store.path}",
-    }
-    write_text(build / DESCRIPTOR_NAME, yaml.safe_dump(descriptor, sort_keys=False, allow_unicode=True, width=100))
+    teacher = store.manifest.teacher
+    source = f"labels of 'train' by {teacher.description} ({teacher.fingerprint[:12]}), from {store.path}"
+    content = {"format": "coco", "root": ".", "splits": splits, "classes": list(parts[0].classes), "source": source}
+    write_descriptor(build / DESCRIPTOR_NAME, content)
+
+
+def _relative_path(folder: Path, image: ImageRecord) -> str:
+    return image.path.absolute().relative_to(folder).as_posix()

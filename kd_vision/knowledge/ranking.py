@@ -18,16 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from kd_vision.core.boxes import box_iou, greedy_match
+from kd_vision.core.image_hash import difference_hash, hamming_distances
 from kd_vision.core.predictions import Detections
 
 PAIR_IOU = 0.5
 NEAR_BITS = 4
-_BYTE_BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
+_HASH_SIDE = 8
 
 CHOSEN, BEYOND = "chosen", "beyond the budget"
 
@@ -122,9 +122,8 @@ def class_rarity(said: Sequence[Detections], classes: int) -> npt.NDArray[np.flo
 
 
 def picture_hash(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return 64 bits as (8,) uint8: where a 9 x 8 copy of (H, W, 1) pixels grows brighter to the right."""
-    small = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA).reshape(8, 9)
-    return np.packbits(small[:, 1:] > small[:, :-1])
+    """Return the difference hash of (H, W, 1) pixels: 64 bits as (8,) uint8."""
+    return np.packbits(difference_hash(gray, _HASH_SIDE))
 
 
 def choose(
@@ -142,14 +141,14 @@ def choose(
         All images, best first.
     """
     order = sorted(range(len(found)), key=lambda index: (-found[index].score, names[index]))
+    bits = np.unpackbits(hashes, axis=1).astype(np.bool_)
     taken: list[int] = []
     ranked = []
     for index in order:
         if len(taken) == budget:
             ranked.append(Ranked(index, found[index], BEYOND))
             continue
-        bits = _BYTE_BITS[hashes[taken] ^ hashes[index]].sum(axis=1)
-        near = np.flatnonzero(bits <= NEAR_BITS)
+        near = np.flatnonzero(hamming_distances(bits[taken], bits[index : index + 1]) <= NEAR_BITS)
         if len(near):
             like = taken[int(near[0])]
             ranked.append(Ranked(index, found[index], f"looks like {names[like]}", like))

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_text
 from kd_vision.core.strict_yaml import load_mapping
+from kd_vision.data.descriptor import write_descriptor
 from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
 from kd_vision.pipeline.export import ExportResult, run_export
 from kd_vision.pipeline.train import train
@@ -115,4 +114,4 @@ def _scenes(out: Path, splits: dict[str, int], unlabelled: int, quiet: bool) -> 
     # The teacher trains on the split of plenty and is judged on the same scenes as the student.
     content = load_mapping(folder / "data.yaml")
     content["splits"]["train"] = content["splits"].pop("plenty")
-    write_text(folder / "plenty.yaml", yaml.safe_dump(content, sort_keys=False))
+    write_descriptor(folder / "plenty.yaml", content)

@@ -14,9 +14,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from kd_vision.core.errors import KDVisionError, RequestError
+from kd_vision.data.descriptor import write_descriptor
 from kd_vision.scenes.objects import CLASSES
 from kd_vision.scenes.scene import Scene, SceneConfig, render_scene
 
@@ -150,12 +150,12 @@ def _fill(
     recipe = {"seed": seed, "splits": splits, "unlabelled": unlabelled, "image_size": config.image_size,
               "difficulty": config.difficulty}  # fmt: skip
     (root / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    (root / DESCRIPTOR).write_text(_descriptor(recipe), encoding="utf-8")
+    write_descriptor(root / DESCRIPTOR, _descriptor(recipe))
 
 
-def _descriptor(recipe: dict[str, Any]) -> str:
-    """Return the text of the descriptor; `root` is the folder it lies in, so that the set can be moved."""
-    content: dict[str, Any] = {
+def _descriptor(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the descriptor; `root` is the folder it lies in, so that the set can be moved."""
+    return {
         "format": "coco",
         "root": ".",
         "splits": {
@@ -165,10 +165,8 @@ def _descriptor(recipe: dict[str, Any]) -> str:
         "source": f"made by kd_vision (synthetic aerial scenes, seed {recipe['seed']}, "
         f"difficulty {recipe['difficulty']})",
         "licence": "CC0-1.0",
+        "unlabelled": _UNLABELLED if recipe["unlabelled"] else None,
     }
-    if recipe["unlabelled"]:
-        content["unlabelled"] = _UNLABELLED
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _empty_coco(split: str, seed: int, config: SceneConfig) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_every_defect_of_images_is_found(coco_set: CocoSet) -> None:
             "size-mismatch",
             train,
             line_of(train, "wide.png"),
-            "wide.png is 64x48, here it is said to be 48x64",
+            "wide.png is 64x48, but recorded as 48x64",
         ),
         ("leak", val, line_of(val, "c.png"), "c.png of val has the pixels of leak.bmp of train"),
     }
@@ -98,7 +98,7 @@ def test_exif_rotated_size_is_a_defect(coco_set: CocoSet) -> None:
     with Image.open(path) as image:
         image.copy().save(path, exif=exif.tobytes())
     (defect, *_) = check_data(coco_set.write())
-    assert (defect.kind, defect.message) == ("size-mismatch", "a.png is 48x64, here it is said to be 64x48")
+    assert (defect.kind, defect.message) == ("size-mismatch", "a.png is 48x64, but recorded as 64x48")
 
 
 def smooth(seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image
 from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import load_split, load_unlabelled
 from kd_vision.data.descriptor import DataDescriptor, SplitSource
+from kd_vision.data.formats.coco import to_coco
 
 if TYPE_CHECKING:
     from data.conftest import CocoSet
@@ -35,7 +36,7 @@ def test_coco_boxes_labels_and_crowds(coco_set: CocoSet) -> None:
 
 def test_to_coco_gives_back_the_numbers_of_the_file(coco_set: CocoSet) -> None:
     descriptor = coco_set.write()
-    content = load_split(descriptor, "train").to_coco()
+    content = to_coco(load_split(descriptor, "train"))
     published = coco_set.files["train"]["annotations"]
     for ours, theirs in zip(content["annotations"], published, strict=True):
         for key in ("image_id", "category_id", "bbox", "area", "iscrowd"):
@@ -334,7 +335,7 @@ def test_cocoeval_answers_the_same_on_our_file_and_the_published_one(real: Real)
         for box in published["annotations"]
     ]
     numbers = []
-    for content in (published, load_split(descriptor, "val").to_coco()):
+    for content in (published, to_coco(load_split(descriptor, "val"))):
         with redirect_stdout(io.StringIO()):
             truth = COCO()
             truth.dataset = content

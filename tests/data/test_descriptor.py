@@ -37,7 +37,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         load_descriptor(path)
     text = "\n".join(caught.value.problems)
-    assert "format: input should be 'coco', 'yolo' or 'voc'; given 'cocoo'" in text
+    assert "format: unknown format 'cocoo'; did you mean 'coco'?" in text
     assert "rot: unknown key; did you mean 'root'?" in text
     assert "splits.train.images: is missing" in text
     assert "splits.train.image: unknown key" in text

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections
 from kd_vision.data.coco_results import read_coco_results, to_coco_results
+from kd_vision.data.formats.coco import to_coco
 from kd_vision.data.records import DetectionData
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
@@ -26,7 +27,7 @@ KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs"
 def by_hand(data: DetectionData, found: dict[int, Detections], folder: Path) -> list[float | None]:
     """COCOeval on files, as anybody would call it."""
     truth_file, result_file = folder / "truth.json", folder / "results.json"
-    truth_file.write_text(json.dumps(data.to_coco()))
+    truth_file.write_text(json.dumps(to_coco(data)))
     result_file.write_text(json.dumps(to_coco_results(data, found)))
     truth = COCO(str(truth_file))
     evaluation = COCOeval(truth, truth.loadRes(str(result_file)), "bbox")

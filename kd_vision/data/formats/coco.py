@@ -1,20 +1,25 @@
-"""Reads COCO detection files, and knows the line of everything in them."""
+"""COCO detection files: reads them with the line of every entry, and writes them with one entry a line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_vision.core.errors import RequestError
-from kd_vision.data.descriptor import DataDescriptor
-from kd_vision.data.records import CategoryKey, Defect, RawBox, RawImage, RawSplit
+from kd_vision.core.files import write_text
+from kd_vision.data.formats.writing import safe_name
+from kd_vision.data.reading import is_id, is_number, read_text
+from kd_vision.data.records import CategoryKey, Defect, DetectionData, ImageRecord, RawBox, RawImage, RawSplit
+
+if TYPE_CHECKING:
+    from kd_vision.data.descriptor import DataDescriptor
 
 _BLANKS = " \t\r\n"
 _LISTS = ("images", "annotations", "categories")
+_LARGEST_SIDE = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +35,7 @@ class CocoFile:
     entries: Mapping[str, list[tuple[int, Any]]]
 
 
-def read_coco_file(path: Path) -> CocoFile:
-    """Parse a COCO file.
-
-    Raises:
-        RequestError: the file is missing, not JSON, or has no `images`, `annotations`, `categories`.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"{path}: annotation file cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path}: is not UTF-8 text; give a COCO JSON file") from None
-    if not text.strip():
-        raise RequestError(f"{path}: is empty; give a COCO detection file")
-    if text.lstrip()[0] == "[":
-        raise RequestError(f"{path}: is a list; give a COCO detection file, an object with {', '.join(_LISTS)}")
-    try:
-        entries = dict(_top_level(text))
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{path}:{error.lineno}: is not JSON ({error.msg})") from None
-    missing = [name for name in _LISTS if name not in entries]
-    if missing:
-        raise RequestError(f"{path}: has no list {' and no list '.join(missing)}; give a COCO detection file")
-    return CocoFile(path, entries)
-
-
-def read_coco_split(descriptor: DataDescriptor, split: str) -> RawSplit:
+def read_coco(descriptor: DataDescriptor, split: str) -> RawSplit:
     """Read one split as written.
 
     Raises:
@@ -71,6 +50,91 @@ def read_coco_split(descriptor: DataDescriptor, split: str) -> RawSplit:
     for line, entry in coco.entries["annotations"]:
         _add_box(coco, line, entry, images, defects)
     return RawSplit(list(images.values()), categories, defects)
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """Parse a COCO file.
+
+    Raises:
+        RequestError: the file is missing, not JSON, or has no `images`, `annotations`, `categories`.
+    """
+    text = read_text(path, "a COCO detection file")
+    if not text.strip():
+        raise RequestError(f"{path}: is empty; give a COCO detection file")
+    if text.lstrip()[0] == "[":
+        raise RequestError(f"{path}: is a list; give a COCO detection file, an object with {', '.join(_LISTS)}")
+    try:
+        entries = dict(_top_level(text))
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}:{error.lineno}: is not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise RequestError(f"{path}: cannot be read as JSON ({error}); give a COCO detection file") from None
+    missing = [name for name in _LISTS if name not in entries]
+    if missing:
+        raise RequestError(f"{path}: has no list {' and no list '.join(missing)}; give a COCO detection file")
+    return CocoFile(path, entries)
+
+
+def write_coco(parts: Sequence[DetectionData], out: Path) -> dict[str, str]:
+    """Write ``annotations/SPLIT.json`` for each split; see `kd_vision.data.formats`."""
+    names = {part.name: f"annotations/{part.name}.json" for part in parts}
+    for part in parts:
+        write_coco_file(out / names[part.name], part, safe_name)
+    return names
+
+
+def write_coco_file(path: Path, data: DetectionData, file_name: Callable[[ImageRecord], str]) -> None:
+    """Write a split as a COCO file with one entry a line, so that a line number identifies an entry.
+
+    Args:
+        path: the file.
+        data: the split.
+        file_name: gives the name of an image relative to the image folder.
+    """
+    lists = []
+    for key, value in to_coco(data, file_name).items():
+        if isinstance(value, list) and value:
+            entries = ",\n".join(json.dumps(entry) for entry in value)
+            lists.append(f"{json.dumps(key)}: [\n{entries}\n]")
+        else:
+            lists.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    write_text(path, "{\n" + ",\n".join(lists) + "\n}\n")
+
+
+def to_coco(data: DetectionData, file_name: Callable[[ImageRecord], str] | None = None) -> dict[str, Any]:
+    """Return a split as a complete COCO dictionary; annotation ids count from 1 in order.
+
+    Args:
+        data: the split.
+        file_name: gives the name of an image; None: as in the source.
+    """
+    annotations: list[dict[str, Any]] = []
+    for image in data.images:
+        for entry in _box_entries(data, image):
+            annotations.append({"id": len(annotations) + 1, **entry})
+    images = [
+        {
+            "id": image.image_id,
+            "file_name": file_name(image) if file_name else image.file_name or image.path.name,
+            "width": image.width,
+            "height": image.height,
+        }
+        for image in data.images
+    ]
+    pairs = zip(data.category_ids, data.classes, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def _box_entries(data: DetectionData, image: ImageRecord) -> Iterator[dict[str, Any]]:
+    for box, label, crowd, area in zip(image.boxes_xywh, image.labels, image.crowd, image.areas, strict=True):
+        yield {
+            "image_id": image.image_id,
+            "category_id": data.category_ids[int(label)],
+            "bbox": [float(value) for value in box],
+            "area": float(area),
+            "iscrowd": int(crowd),
+        }
 
 
 def _top_level(text: str) -> Iterator[tuple[str, list[tuple[int, Any]]]]:
@@ -127,30 +191,29 @@ def _expect(text: str, at: int, sign: str) -> int:
 
 
 def _categories(coco: CocoFile, defects: list[Defect]) -> dict[CategoryKey, str]:
-    found: dict[CategoryKey, str] = {}
+    categories: dict[CategoryKey, str] = {}
     for line, entry in sorted(coco.entries["categories"], key=lambda pair: _id_or_zero(pair[1])):
-        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
             _report(defects, coco, line, "malformed", "category needs a whole-number id and a name")
-        elif entry["id"] in found or entry["name"] in found.values():
+        elif entry["id"] in categories or entry["name"] in categories.values():
             _report(defects, coco, line, "malformed", f"category {entry['id']} '{entry['name']}' is given twice")
         else:
-            found[entry["id"]] = entry["name"]
-    return found
+            categories[entry["id"]] = entry["name"]
+    return categories
 
 
 def _images(coco: CocoFile, folder: Path, defects: list[Defect]) -> dict[int, RawImage]:
-    found: dict[int, RawImage] = {}
+    images: dict[int, RawImage] = {}
     for line, entry in coco.entries["images"]:
-        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
             _report(defects, coco, line, "malformed", "image needs a whole-number id and a file_name")
-            continue
-        if entry["id"] in found:
+        elif entry["id"] in images:
             _report(defects, coco, line, "malformed", f"image id {entry['id']} is given twice")
-            continue
-        name = entry["file_name"]
-        size = _size(entry.get("width"), entry.get("height"))
-        found[entry["id"]] = RawImage(entry["id"], folder / name, name, size, coco.path, line)
-    return found
+        else:
+            name = entry["file_name"]
+            size = _size(entry.get("width"), entry.get("height"))
+            images[entry["id"]] = RawImage(entry["id"], folder / name, name, size, coco.path, line)
+    return images
 
 
 def _add_box(coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage], defects: list[Defect]) -> None:
@@ -159,7 +222,7 @@ def _add_box(coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage],
         return
     what = f"annotation {entry.get('id', '?')}"
     box = entry.get("bbox")
-    if box is None or not _is_box(box) or not _is_id(entry.get("category_id")) or not _is_id(entry.get("image_id")):
+    if box is None or not _is_box(box) or not is_id(entry.get("category_id")) or not is_id(entry.get("image_id")):
         text = "needs image_id, category_id and bbox with four finite numbers"
         _report(defects, coco, line, "malformed", f"{what} {text}")
         return
@@ -172,7 +235,7 @@ def _add_box(coco: CocoFile, line: int, entry: Any, images: dict[int, RawImage],
         RawBox(
             category=entry["category_id"],
             xywh=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-            area=float(area) if area is not None and _is_number(area) else None,
+            area=float(area) if is_number(area) else None,
             crowd=bool(entry.get("iscrowd", 0)),
             line=line,
             what=what,
@@ -190,17 +253,10 @@ def _id_or_zero(entry: Any) -> int:
 
 
 def _size(width: Any, height: Any) -> tuple[int, int] | None:
-    """Return the size an entry names; None: the image's own is read."""
-    return (width, height) if _is_id(width) and _is_id(height) and min(width, height) > 0 else None
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    """Return the size that an entry records; None: it records none that is possible, so the file's own is read."""
+    is_size = is_id(width) and is_id(height) and min(width, height) > 0 and max(width, height) <= _LARGEST_SIDE
+    return (width, height) if is_size else None
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)
+    return isinstance(value, list) and len(value) == 4 and all(is_number(number) for number in value)

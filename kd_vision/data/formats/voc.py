@@ -1,21 +1,30 @@
-"""Reads Pascal VOC annotations: an XML file per image.
+"""Pascal VOC annotations: an XML file per image.
 
-Corners are taken as they stand, x from xmin to xmax, without VOC's inclusive last pixel: that is
-what the tools of today write, and how the COCO files made from them read.
+Corners are read as written, x from xmin to xmax, without VOC's inclusive last pixel: so do the annotation tools of
+today, and so do the converters to COCO.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import xml.etree.ElementTree as ElementTree
 import xml.parsers.expat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from html import unescape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_vision.core.errors import RequestError
-from kd_vision.data.descriptor import DataDescriptor
+from kd_vision.core.files import write_text
 from kd_vision.data.file_lists import split_images
-from kd_vision.data.records import CategoryKey, Defect, RawBox, RawImage, RawSplit
+from kd_vision.data.formats.writing import number_text, safe_name
+from kd_vision.data.reading import parse_number
+from kd_vision.data.records import CategoryKey, Defect, DetectionData, ImageRecord, RawBox, RawImage, RawSplit
+
+if TYPE_CHECKING:
+    from kd_vision.data.descriptor import DataDescriptor
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NAME = re.compile(r"<object>.*?<name>\s*(.*?)\s*</name>", re.DOTALL)
@@ -34,19 +43,19 @@ class _Element:
         return next((child for child in self.children if child.tag == tag), None)
 
     def value(self, tag: str) -> str:
-        found = self.find(tag)
-        return found.text.strip() if found else ""
+        child = self.find(tag)
+        return child.text.strip() if child else ""
 
 
-def read_voc_split(descriptor: DataDescriptor, split: str) -> RawSplit:
-    """Read one split as written. Objects marked difficult come back as crowd.
+def read_voc(descriptor: DataDescriptor, split: str) -> RawSplit:
+    """Read one split as written. Objects marked difficult become crowds.
 
     Raises:
         RequestError: the folder of images, the folder of annotations or the image list is missing.
     """
     source = descriptor.splits[split]
     folder = descriptor.resolve(source.images)
-    annotations = annotation_folder(descriptor, split)
+    annotations = _annotation_folder(descriptor, split)
     defects: list[Defect] = []
     images = []
     for number, name in enumerate(split_images(descriptor, source), start=1):
@@ -56,10 +65,21 @@ def read_voc_split(descriptor: DataDescriptor, split: str) -> RawSplit:
     if descriptor.subset:
         names = (*names, *(name for name in _all_names(descriptor) if name not in names))
     categories: dict[CategoryKey, str] = {name: name for name in names}
-    return RawSplit(images, categories, defects)
+    return RawSplit(images, categories, defects, annotations)
 
 
-def annotation_folder(descriptor: DataDescriptor, split: str) -> Path:
+def write_voc(parts: Sequence[DetectionData], out: Path) -> dict[str, str]:
+    """Write ``annotations/SPLIT/*.xml``, with crowds marked difficult; see `kd_vision.data.formats`."""
+    names = {part.name: f"annotations/{part.name}" for part in parts}
+    for part in parts:
+        folder = out / names[part.name]
+        folder.mkdir(parents=True, exist_ok=True)
+        for image in part.images:
+            write_text((folder / safe_name(image)).with_suffix(".xml"), _xml(image, part.classes))
+    return names
+
+
+def _annotation_folder(descriptor: DataDescriptor, split: str) -> Path:
     """Return the folder of XML files of a split.
 
     Raises:
@@ -73,28 +93,29 @@ def annotation_folder(descriptor: DataDescriptor, split: str) -> Path:
 
 def _all_names(descriptor: DataDescriptor) -> tuple[str, ...]:
     """Return the class names of all splits, sorted, so that labels mean the same in each."""
-    folders = {annotation_folder(descriptor, split) for split in descriptor.splits}
-    found: set[str] = set()
+    folders = {_annotation_folder(descriptor, split) for split in descriptor.splits}
+    names: set[str] = set()
     for folder in folders:
         for file in folder.rglob("*.xml"):
-            found.update(_NAME.findall(file.read_text(encoding="utf-8", errors="replace")))
-    return tuple(sorted(found))
+            names.update(map(unescape, _NAME.findall(file.read_text(encoding="utf-8", errors="replace"))))
+    return tuple(sorted(names))
 
 
 def _read_image(number: int, path: Path, name: str, file: Path, defects: list[Defect]) -> RawImage:
-    try:
-        root = _parse(file)
-    except FileNotFoundError:
+    if not os.path.exists(file):
         defects.append(Defect("missing", file, 0, f"annotation file of image {name} is missing"))
         return RawImage(number, path, name, None, file, 0)
-    except (xml.parsers.expat.ExpatError, OSError) as error:
+    try:
+        root = _parse(file)
+    # expat answers an encoding that it does not know with LookupError or ValueError.
+    except (xml.parsers.expat.ExpatError, OSError, LookupError, ValueError) as error:
         line = getattr(error, "lineno", 0)
         defects.append(Defect("malformed", file, line, f"is not XML ({error})"))
         return RawImage(number, path, name, None, file, 0)
     size = root.find("size")
-    width, height = (_number(size.value(tag)) if size else None for tag in ("width", "height"))
-    known = (int(width), int(height)) if width and height else None
-    image = RawImage(number, path, name, known, file, size.line if size else root.line)
+    width, height = (parse_number(size.value(tag)) or 0 if size else 0 for tag in ("width", "height"))
+    recorded = (int(width), int(height)) if width >= 1 and height >= 1 else None
+    image = RawImage(number, path, name, recorded, file, size.line if size else root.line)
     for element in root.children:
         if element.tag == "object":
             _add_box(file, element, image.boxes, defects)
@@ -103,7 +124,7 @@ def _read_image(number: int, path: Path, name: str, file: Path, defects: list[De
 
 def _add_box(file: Path, element: _Element, boxes: list[RawBox], defects: list[Defect]) -> None:
     corners = element.find("bndbox")
-    values = [_number(corners.value(tag)) if corners else None for tag in _CORNERS]
+    values = [parse_number(corners.value(tag)) if corners else None for tag in _CORNERS]
     name = element.value("name")
     x1, y1, x2, y2 = values
     if not name or x1 is None or y1 is None or x2 is None or y2 is None:
@@ -115,16 +136,8 @@ def _add_box(file: Path, element: _Element, boxes: list[RawBox], defects: list[D
     boxes.append(RawBox(name, (x1, y1, x2 - x1, y2 - y1), None, difficult, element.line, what))
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if isfinite(value) else None
-
-
 def _parse(path: Path) -> _Element:
-    """Read XML with the line of every element, which ElementTree does not tell."""
+    """Read XML with the line of every element, which ElementTree does not give."""
     root = _Element("", 0)
     open_elements = [root]
     parser = xml.parsers.expat.ParserCreate()
@@ -145,3 +158,24 @@ def _parse(path: Path) -> _Element:
     parser.CharacterDataHandler = data
     parser.Parse(path.read_bytes(), True)
     return root.children[0]
+
+
+def _xml(image: ImageRecord, classes: tuple[str, ...]) -> str:
+    root = ElementTree.Element("annotation")
+    _add_child(root, "filename", Path(safe_name(image)).name)
+    size = ElementTree.SubElement(root, "size")
+    for tag, value in (("width", image.width), ("height", image.height), ("depth", 3)):
+        _add_child(size, tag, str(value))
+    for (x, y, w, h), label, crowd in zip(image.boxes_xywh, image.labels, image.crowd, strict=True):
+        element = ElementTree.SubElement(root, "object")
+        _add_child(element, "name", classes[int(label)])
+        _add_child(element, "difficult", str(int(crowd)))
+        corners = ElementTree.SubElement(element, "bndbox")
+        for tag, corner in zip(_CORNERS, (x, y, x + w, y + h), strict=True):
+            _add_child(corners, tag, number_text(corner))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add_child(parent: ElementTree.Element, tag: str, text: str) -> None:
+    ElementTree.SubElement(parent, tag).text = text
