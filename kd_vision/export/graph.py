@@ -12,50 +12,36 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from kd_vision.core.validation import StrictModel
+from kd_vision.core.predictions import PredictOptions
 
 OUTPUT = "output0"
 _DENSE = "dense"
 
 
-class NmsSettings(StrictModel):
-    """What is baked into the graph.
-
-    Attributes:
-        score_threshold: boxes at or below are dropped.
-        nms_iou: overlap above which the weaker box of a class is dropped.
-        max_detections: rows per image.
-    """
-
-    score_threshold: float
-    nms_iou: float
-    max_detections: int
-
-
-def append_nms(model: ModelProto, settings: NmsSettings, classes: int, points: int) -> ModelProto:
+def append_nms(model: ModelProto, options: PredictOptions, classes: int, points: int) -> None:
     """Turn dense predictions (B, 4 + K, A) into rows (B, M, 6), best first, padded with zeros.
 
-    The survivors of ONNX's NonMaxSuppression come as a list over the whole batch. Their scores are
-    scattered into an empty (B, K, A) and the best M of each image are taken, so that the graph has
-    no loop over images and any batch size passes. A point may answer for several classes, as in
-    `detectors.postprocess.suppress`. Rows: x1 y1 x2 y2 score label.
+    ONNX's NonMaxSuppression returns one list of survivors for the whole batch. Their scores are
+    scattered into an empty (B, K, A), and TopK takes the best M of each image, so that the graph has
+    no loop over images and works for any batch size. A point may have boxes of several classes, as in
+    `detectors.postprocess.nms`. Rows: x1 y1 x2 y2 score label.
 
     Args:
-        model: whose only output is dense.
-        settings: thresholds.
+        model: its only output is dense; changed in place.
+        options: thresholds; boxes with a score at or below the threshold are dropped.
         classes: K.
         points: A.
     """
     rename_output(model, _DENSE)
-    rows = min(settings.max_detections, classes * points)
+    rows = min(options.max_detections, classes * points)
     constants: Mapping[str, npt.NDArray[np.generic]] = {
         "nms_zero": np.array([0], np.int64),
         "nms_four": np.array([4], np.int64),
         "nms_end": np.array([4 + classes], np.int64),
         "nms_axis": np.array([1], np.int64),
-        "nms_most": np.array([settings.max_detections], np.int64),
-        "nms_iou": np.array([settings.nms_iou], np.float32),
-        "nms_score": np.array([settings.score_threshold], np.float32),
+        "nms_most": np.array([options.max_detections], np.int64),
+        "nms_iou": np.array([options.nms_iou], np.float32),
+        "nms_score": np.array([options.score_threshold], np.float32),
         "nms_flat": np.array([0, classes * points], np.int64),
         "nms_rows": np.array([rows], np.int64),
         "nms_points": np.array([points], np.int64),
@@ -70,11 +56,10 @@ def append_nms(model: ModelProto, settings: NmsSettings, classes: int, points: i
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     model.graph.node.extend(_survivors() + _best_rows())
     declare_output(model, OUTPUT, [None, rows, 6])
-    return model
 
 
 def _survivors() -> list[NodeProto]:
-    """Nodes from dense predictions to the scores that survive NMS, zero elsewhere, (B, K * A)."""
+    """Return the nodes from dense predictions to scores after NMS, zero where suppressed, (B, K * A)."""
     return [
         _node("Slice", [_DENSE, "nms_zero", "nms_four", "nms_axis"], "nms_boxes_by_point"),
         _node("Transpose", ["nms_boxes_by_point"], "nms_cxcywh", perm=[0, 2, 1]),
@@ -93,7 +78,7 @@ def _survivors() -> list[NodeProto]:
 
 
 def _best_rows() -> list[NodeProto]:
-    """Nodes from surviving scores to (B, M, 6); a row without a score is all zeros."""
+    """Return the nodes from scores after NMS to rows (B, M, 6); a row without a score is all zeros."""
     return [
         NodeProto(
             op_type="TopK",
@@ -127,45 +112,45 @@ def _node(operator: str, inputs: Sequence[str], output: str, **attributes: objec
 
 
 def rename_output(model: ModelProto, name: str) -> None:
-    """Give the graph's only output another name, inside the graph too."""
+    """Rename the graph's only output, also where nodes read or write it."""
     old = model.graph.output[0].name
     for node in model.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [name if each == old else each for each in names]
+        for tensors in (node.input, node.output):
+            tensors[:] = [name if tensor == old else tensor for tensor in tensors]
     model.graph.output[0].name = name
 
 
-def free_batch(model: ModelProto, sides: Sequence[int]) -> None:
-    """Give the only output a batch axis without a name, by a reshape that shape inference cannot see through.
+def free_batch(model: ModelProto, item_shape: Sequence[int]) -> None:
+    """Give the only output an unnamed batch axis, by a reshape that shape inference cannot see through.
 
-    ultralytics takes a file whose output has a named batch axis for one that is free in height and
-    width as well, and feeds it images that the graph cannot read.
+    ultralytics assumes that a file whose output has a named batch axis accepts any height and width
+    too, and feeds it images that the graph cannot read.
 
     Args:
         model: whose batch axis is dynamic.
-        sides: lengths of the other axes.
+        item_shape: lengths of the other axes.
     """
     name = model.graph.output[0].name
     rename_output(model, f"{name}_shaped")
-    shape = numpy_helper.from_array(np.array([-1, *sides], np.int64), "free_batch_shape")
+    shape = numpy_helper.from_array(np.array([-1, *item_shape], np.int64), "free_batch_shape")
     model.graph.initializer.append(shape)
     model.graph.node.append(_node("Reshape", [f"{name}_shaped", "free_batch_shape"], name))
-    declare_output(model, name, [None, *sides])
+    declare_output(model, name, [None, *item_shape])
 
 
-def declare_output(model: ModelProto, name: str, sides: Sequence[int | None]) -> None:
-    """Say the name and the shape of the only output; None: any length, without a name."""
+def declare_output(model: ModelProto, name: str, shape: Sequence[int | None]) -> None:
+    """Set the name and the shape of the only output; None: an axis of any length, without a name."""
     del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(sides)))
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
 
 
 def write_metadata(model: ModelProto, values: Mapping[str, str]) -> None:
     """Set metadata properties; keys already there are replaced."""
-    kept = {each.key: each.value for each in model.metadata_props}
+    before = {entry.key: entry.value for entry in model.metadata_props}
     del model.metadata_props[:]
-    helper.set_model_props(model, {**kept, **values})
+    helper.set_model_props(model, {**before, **values})
 
 
 def check(model: ModelProto) -> None:
-    """Let ONNX's own checker look at operators and shapes."""
+    """Check operators and shapes with ONNX's own checker."""
     onnx.checker.check_model(model, full_check=True)

@@ -1,43 +1,46 @@
-"""MODEL to a file for the device, proven against the model it was made from."""
+"""Exports a model to a file for the device and proves that both detect the same boxes."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
+from kd_vision.core.fingerprint import file_sha256
+from kd_vision.core.latency import Latency
+from kd_vision.core.progress import Progress, ProgressFactory, log_progress, no_progress
 from kd_vision.core.validation import validate
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import Detector
-from kd_vision.export import exporter_for, load_exporter
-from kd_vision.export.latency import Latency, measure_latency
-from kd_vision.export.onnx import ExportedFile
+from kd_vision.export import Exporter, exporter_for
+from kd_vision.export.base import ExportConfig, export_detector, refuse_wrong_request
 from kd_vision.export.parity import ParityInputs, ParityReport
 from kd_vision.pipeline.evaluate import check_classes
 from kd_vision.pipeline.models import LoadedModel, load_model
 
-_PARITY_BATCH = 8
+_BATCH = 8
+_CALIBRATION_SPLIT = "train"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What an export made.
+    """Result of an export.
 
     Attributes:
-        path: of the file.
-        parity: of parity with the model.
-        latency: of one image on one CPU thread; None for a fixed batch above one, or where the
-            caller did not want it.
-        output_format: of the output.
-        size_bytes: of the file.
+        path: the file, or the main file of several.
+        parity: report of the parity gate.
+        latency: of one image on one CPU thread; None for a fixed batch above one, for a format that is not
+            timed, or where the caller did not want it.
+        output_format: meaning of the output.
+        size_bytes: of all files that were written.
         image_size: height and width of the input.
     """
 
@@ -58,56 +61,65 @@ def run_export(
     options: Mapping[str, Any] | None = None,
     trust: bool = False,
     with_latency: bool = True,
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
+    export_format: str | None = None,
 ) -> ExportResult:
-    """Export a model and prove that the file finds the same boxes.
+    """Export a model and prove that the file detects the same boxes.
 
     Args:
         model: run directory, ``.ckpt`` or ``.pt``.
-        out: the file to write; its suffix chooses the exporter.
-        data: data descriptor; the gate then compares on its split, AP included. None: on seeded
+        out: the file to write.
+        data: data descriptor; the parity gate then compares on its split, AP included. None: on seeded
             noise and drawn shapes.
         split: of the data.
         image_size: input side; None: as trained.
-        options: of the exporter's config, without `image_size`, e.g. those of `OnnxExportConfig`.
+        options: of the format's config, without `image_size`, e.g. those of `OnnxExportConfig`.
         trust: allow a pickle outside the allow-list.
         with_latency: measure the time of one image.
-        quiet: no progress bar.
+        progress: how progress is shown.
+        export_format: key of `EXPORTERS`; None: the one whose suffix `out` has.
 
     Raises:
         RequestError: the request is wrong.
-        GateError: the file does not find the same boxes; it was not kept.
+        GateError: the file does not detect the same boxes; it was not kept.
     """
     out = Path(out)
-    exporter = load_exporter(exporter_for(out))
+    exporter = exporter_for(out, export_format)
     loaded = load_model(Path(model), image_size, trust)
     detector = _torch_detector(loaded)
     config = validate(exporter.config, {"image_size": loaded.image_size, **(options or {})}, "export")
-    exporter.check(detector.spec, out, config)
-    with ProgressBar("parity", quiet=quiet or data is None) as bar:
-        inputs = None if data is None else _inputs(detector, Path(data), split, config.image_size, bar)
-        exported = exporter.export(detector, out, config, provenance(loaded.path), inputs)
-    return _result(exported, config, with_latency)
+    refuse_wrong_request(exporter, detector.spec, out, config, calibrated=data is not None)
+    with (no_progress if data is None else progress)("parity") as bar:
+        inputs = None if data is None else _parity_inputs(detector, Path(data), split, config.image_size, bar)
+        calibration = None if data is None else _calibration(exporter, detector, Path(data), config)
+        exported = export_detector(exporter, detector, out, config, provenance(loaded.path), inputs, calibration)
+    one_by_one = config.batch in (1, "dynamic")
+    return ExportResult(
+        path=exported.path,
+        parity=exported.parity,
+        latency=exporter.time(exported.path) if with_latency and one_by_one and exporter.time else None,
+        output_format=exported.output_format,
+        size_bytes=exported.size_bytes,
+        image_size=config.image_size,
+    )
 
 
 def provenance(path: Path) -> dict[str, str]:
-    """Say where a model comes from, without the paths of this machine.
+    """Return where a model comes from, without the paths of this machine.
 
     Args:
         path: the file that was opened.
     """
-    found = {
+    origin = {
         "model": path.name,
-        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model_sha256": file_sha256(path),
         "exported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     for folder in path.resolve().parents[:2]:
         config = folder / "config.yaml"
         if config.is_file():
-            found["run"] = folder.name
-            found["config_sha256"] = hashlib.sha256(config.read_bytes()).hexdigest()
-            break
-    return found
+            return origin | {"run": folder.name, "config_sha256": file_sha256(config)}
+    return origin
 
 
 def _torch_detector(loaded: LoadedModel) -> Detector:
@@ -118,16 +130,16 @@ def _torch_detector(loaded: LoadedModel) -> Detector:
     return loaded.detector
 
 
-def _inputs(detector: Detector, data: Path, split: str, image_size: int, bar: ProgressBar) -> ParityInputs:
+def _parity_inputs(detector: Detector, data: Path, split: str, image_size: int, bar: Progress) -> ParityInputs:
     truth = load_split(load_descriptor(data), split)
     check_classes(detector, truth, detector.spec.name)
-    batches = eval_batches(truth, image_size, _PARITY_BATCH, detector.spec.input_channels)
+    batches = eval_batches(truth, image_size, _BATCH, detector.spec.input_channels)
     source = f"all {len(truth)} images of the split '{split}' of {data.name}"
-    return ParityInputs(_shown(batches, len(truth), bar), source, truth)
+    return ParityInputs(_with_progress(batches, len(truth), bar), source, truth)
 
 
-def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Iterator[ImageBatch]:
-    """Hand batches on, and say how many images are done."""
+def _with_progress(batches: Iterable[ImageBatch], total: int, bar: Progress) -> Iterator[ImageBatch]:
+    """Yield the batches and move the bar by the images that are done."""
     done = 0
     for batch in batches:
         yield batch
@@ -135,13 +147,13 @@ def _shown(batches: Iterable[ImageBatch], total: int, bar: ProgressBar) -> Itera
         bar.step(done, total)
 
 
-def _result(exported: ExportedFile, config: Any, with_latency: bool) -> ExportResult:
-    one_by_one = config.batch in (1, "dynamic")
-    return ExportResult(
-        path=exported.path,
-        parity=exported.parity,
-        latency=measure_latency(exported.path) if with_latency and one_by_one else None,
-        output_format=exported.output_format,
-        size_bytes=exported.size_bytes,
-        image_size=config.image_size,
-    )
+def _calibration(
+    exporter: Exporter, detector: Detector, data: Path, config: ExportConfig
+) -> Iterator[ImageBatch] | None:
+    """Return training images at equal distances; None for a precision that needs none."""
+    count = exporter.entry.precisions[config.precision].calibration_images
+    if not count:
+        return None
+    images = load_split(load_descriptor(data), _CALIBRATION_SPLIT)
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist()
+    return eval_batches(images.subset(chosen), config.image_size, _BATCH, detector.spec.input_channels)

@@ -1,4 +1,4 @@
-"""Tiny detectors whose untrained heads nevertheless find boxes of very different scores."""
+"""Tiny detectors whose untrained heads give boxes of very different scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.detectors.ultralytics.family import build
 from kd_vision.export.parity import synthetic_inputs
 
 SIZE = 96
@@ -21,15 +23,15 @@ def one_thread() -> None:
 
 
 def make_lively(model: str, channels: int = 3, classes: tuple[str, ...] = CLASSES) -> UltralyticsDetector:
-    """Settle BatchNorm on the gate's own images and spread the logits, so that scores do not tie."""
+    """Set the BatchNorm statistics on the gate's own images and spread the logits, so that scores do not tie."""
     torch.manual_seed(0)
     detector = build(UltralyticsConfig(model=model, input_channels=channels), classes, "student").train()
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # the plain mean over what it sees
+        norm.momentum = None  # the plain mean over all batches
         norm.reset_running_stats()
-    shown = synthetic_inputs(detector.spec, SIZE).batches
-    images = torch.cat([batch.as_float().images for batch in shown])
+    batches = synthetic_inputs(detector.spec, SIZE).batches
+    images = torch.cat([batch.as_float().images for batch in batches])
     with torch.no_grad():
         detector(images)
     head = detector.head
@@ -54,19 +56,19 @@ def _spread(
     spread: float,
     bias: float,
 ) -> None:
-    """Scale the last convolutions so that what they give varies by `spread` around `bias`."""
+    """Scale the last convolutions so that their outputs have the standard deviation `spread` and the mean `bias`."""
     for conv in convs:
         conv[-1].bias.zero_()
-    now = float(detector.net(images)[branch][what].std()) if detector.spec.end_to_end else None
-    now = now or float(detector.net(images)[what].std())
+    outputs = detector.net(images)
+    deviation = float((outputs[branch] if detector.spec.end_to_end else outputs)[what].std())
     for conv in convs:
-        conv[-1].weight.mul_(spread / now)
+        conv[-1].weight.mul_(spread / deviation)
         conv[-1].bias.fill_(bias)
 
 
 @pytest.fixture(scope="session")
 def lively() -> Callable[..., UltralyticsDetector]:
-    """Give a detector by name, channels and classes; each is made once."""
+    """Return a function from name, channels and classes to a detector; each is made once."""
     made: dict[tuple[str, int, tuple[str, ...]], UltralyticsDetector] = {}
 
     def get(model: str, channels: int = 3, classes: tuple[str, ...] = CLASSES) -> UltralyticsDetector:
@@ -82,7 +84,7 @@ def lively() -> Callable[..., UltralyticsDetector]:
 def student_file(
     lively: Callable[..., UltralyticsDetector], tmp_path_factory: pytest.TempPathFactory, squares: Path
 ) -> Path:
-    """student.pt of a run on the squares, 64 px, that nobody has trained but that finds boxes."""
+    """student.pt of a run on the squares at 64 px: untrained, but it detects boxes."""
     run = tmp_path_factory.mktemp("runs") / "lively-run"
     run.mkdir()
     (run / "config.yaml").write_text(

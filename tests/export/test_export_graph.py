@@ -10,21 +10,21 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from kd_vision.detectors.base import PredictOptions
+from kd_vision.core.predictions import PredictOptions
 from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms
-from kd_vision.export.graph import NmsSettings, append_nms, check, free_batch, rename_output, write_metadata
+from kd_vision.export.graph import append_nms, check, free_batch, rename_output, write_metadata
 
 Array = npt.NDArray[np.float32]
 
 
 def identity(channels: int, points: int) -> onnx.ModelProto:
-    """A graph that gives its input (B, channels, points) back."""
+    """A graph that returns its input (B, channels, points)."""
     sides = ["batch", channels, points]
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["dense_input"], ["answer"])],
+        [helper.make_node("Identity", ["dense_input"], ["output"])],
         "test",
         [helper.make_tensor_value_info("dense_input", TensorProto.FLOAT, sides)],
-        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, sides)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, sides)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
 
@@ -36,12 +36,13 @@ def run(model: onnx.ModelProto, dense: Array) -> Array:
 
 
 def with_nms(classes: int, points: int, score: float = 0.1, iou: float = 0.5, rows: int = 4) -> onnx.ModelProto:
-    settings = NmsSettings(score_threshold=score, nms_iou=iou, max_detections=rows)
-    return append_nms(identity(4 + classes, points), settings, classes, points)
+    model = identity(4 + classes, points)
+    append_nms(model, PredictOptions(score, iou, rows), classes, points)
+    return model
 
 
 def test_rows_by_hand() -> None:
-    """Point 1 lies on point 0 (IoU 0.9) and falls for class 0, where it is weaker; not for class 1."""
+    """Point 1 overlaps point 0 (IoU 0.9): NMS drops its weaker box of class 0 and keeps its box of class 1."""
     points = [
         # cx, cy, w, h, score of class 0, of class 1
         [10.0, 10.0, 10.0, 10.0, 0.9, 0.05],
@@ -63,7 +64,7 @@ def test_nothing_above_the_threshold_gives_zeros() -> None:
     np.testing.assert_array_equal(run(with_nms(2, 3), dense), np.zeros((2, 4, 6), np.float32))
 
 
-def test_rows_are_never_more_than_answers() -> None:
+def test_rows_are_at_most_one_per_point_and_class() -> None:
     dense = np.array([[[5.0], [5.0], [2.0], [2.0], [0.7]]], np.float32)
     given = run(with_nms(1, 1, rows=300), dense)
     np.testing.assert_allclose(given, [[[4.0, 4.0, 6.0, 6.0, 0.7, 0.0]]], atol=1e-6)
@@ -97,7 +98,7 @@ def test_free_batch_keeps_values_and_hides_the_axis(tmp_path: Path) -> None:
     assert shape[1:] == [6, 3]
 
 
-def test_rename_output_keeps_the_graph_whole() -> None:
+def test_rename_output_keeps_the_graph_valid() -> None:
     model = identity(6, 3)
     rename_output(model, "another")
     assert model.graph.output[0].name == "another"

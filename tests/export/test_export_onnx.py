@@ -14,18 +14,19 @@ from torch import nn
 from torchvision.ops import batched_nms
 
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.errors import GateError, RequestError
-from kd_vision.core.predictions import Detections
+from kd_vision.core.errors import GateError, KDVisionError, RequestError
+from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import PredictOptions
 from kd_vision.detectors.postprocess import to_original
-from kd_vision.detectors.ultralytics import UltralyticsDetector
-from kd_vision.export import EXPORTERS, exporter_for, load_exporter
-from kd_vision.export.onnx import ExportedFile, OnnxExportConfig, export_onnx
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.export import load_exporter
+from kd_vision.export.base import ExportedModel, export_detector
+from kd_vision.export.onnx import OnnxExportConfig
 from kd_vision.export.parity import SYNTHETIC_SOURCE, ParityReport, synthetic_inputs
 from kd_vision.pipeline.predict import frame_batch
 from kd_vision.runtime.media import Frame
-from kd_vision.teachers.onnx import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN, OnnxPredictor
+from kd_vision.runtime.metadata import KEY_CLASSES, KEY_PARITY, KEY_PREPROCESSING, KEY_TRAINING_RUN
+from kd_vision.teachers.onnx import OnnxPredictor
 
 Lively = Callable[..., UltralyticsDetector]
 SIZE = 96
@@ -56,7 +57,7 @@ CASES = [
 class Exported:
     case: Case
     detector: UltralyticsDetector
-    file: ExportedFile
+    file: ExportedModel
     config: OnnxExportConfig
 
 
@@ -69,8 +70,14 @@ def exported(request: pytest.FixtureRequest, lively: Lively, tmp_path_factory: p
     return Exported(case, detector, export_onnx(detector, out, config, {"run": "bccd-7"}), config)
 
 
+def export_onnx(
+    detector: UltralyticsDetector, out: Path, config: OnnxExportConfig, provenance: dict[str, str] | None = None
+) -> ExportedModel:
+    return export_detector(load_exporter("onnx"), detector, out, config, provenance or {})
+
+
 def one_batch() -> ImageBatch:
-    """Four images in one batch, other ones than the gate's first."""
+    """Four of the gate's images in one batch."""
     batches = list(synthetic_inputs(make_spec(), SIZE, images=4).batches)
     return ImageBatch(
         images=torch.cat([batch.images for batch in batches]),
@@ -81,8 +88,8 @@ def one_batch() -> ImageBatch:
     )
 
 
-def share_found(wanted: Detections, given: Detections) -> float:
-    """Share of boxes for which the other side has one of the same class, within 1e-3 and 0.1 pixels."""
+def matched_share(wanted: Detections, given: Detections) -> float:
+    """Share of `wanted` with a box of the same class in `given`, within 1e-3 of its score and 0.1 pixels."""
     boxes = np.abs(wanted.boxes_xyxy[:, None] - given.boxes_xyxy[None]).max(axis=-1) < 0.1
     scores = np.abs(wanted.scores[:, None] - given.scores[None]) < 1e-3
     return float((boxes & scores & (wanted.labels[:, None] == given.labels[None])).any(axis=1).mean())
@@ -96,14 +103,14 @@ def test_file_gives_the_boxes_of_the_model(exported: Exported) -> None:
     options = exported.config.predict_options
     wanted = exported.detector.predict(one_batch(), options)
     given = OnnxPredictor(exported.file.path).predict(one_batch(), options)
-    for ours, theirs in zip(wanted, given):
-        assert len(ours) == len(theirs) > 5
-        # Order is no question where scores tie, and NMS may decide a tie either way: 1 of 100 may differ.
-        assert share_found(ours, theirs) >= 0.99
-        assert share_found(theirs, ours) >= 0.99
+    for expected, actual in zip(wanted, given):
+        assert len(expected) == len(actual) > 5
+        # The order of tied scores is arbitrary, and NMS may keep either box of a tie: 1 of 100 may differ.
+        assert matched_share(expected, actual) >= 0.99
+        assert matched_share(actual, expected) >= 0.99
 
 
-def test_graph_is_as_asked(exported: Exported) -> None:
+def test_graph_is_as_configured(exported: Exported) -> None:
     model = onnx.load(exported.file.path)
     batch = exported.case.options.get("batch", 1)
     sides = model.graph.input[0].type.tensor_type.shape.dim
@@ -119,12 +126,13 @@ def test_graph_is_as_asked(exported: Exported) -> None:
     assert exported.file.output_format == exported.case.output_format
 
 
-def test_metadata_says_what_the_file_is(exported: Exported) -> None:
+def test_metadata_describes_the_file(exported: Exported) -> None:
     values = {each.key: each.value for each in onnx.load(exported.file.path).metadata_props}
     assert json.loads(values[KEY_CLASSES]) == list(CLASSES)
     assert json.loads(values[KEY_TRAINING_RUN]) == {"run": "bccd-7"}
     assert json.loads(values[KEY_PREPROCESSING]) == {
         "resize": "letterbox",
+        "interpolation": "bilinear",
         "pad_value": 114,
         "scale": "1/255",
         "channel_order": "RGB",
@@ -149,8 +157,8 @@ def test_predictor_reads_the_file(exported: Exported) -> None:
     assert predictor.spec.end_to_end == (exported.case.output_format != "dense_cxcywh")
 
 
-def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_path: Path) -> None:
-    """On pictures that are not square, given in one call, at a threshold a user would take."""
+def test_ultralytics_opens_it_and_detects_the_same_boxes(exported: Exported, tmp_path: Path) -> None:
+    """On images that are not square, in one call, at a threshold that users choose."""
     from ultralytics import YOLO
 
     pictures = [pixels[:70] for pixels in one_batch().images.permute(0, 2, 3, 1).numpy()]
@@ -163,30 +171,30 @@ def test_ultralytics_opens_it_and_finds_the_same_boxes(exported: Exported, tmp_p
     if exported.case.output_format == "dense_cxcywh":
         wanted = best_class_only(exported.file.path, batch)
     counted = 0
-    for result, ours in zip(results, wanted):
-        theirs = Detections(
+    for result, expected in zip(results, wanted):
+        actual = Detections(
             result.boxes.xyxy.numpy(), result.boxes.conf.numpy(), result.boxes.cls.numpy().astype(np.int64)
         )
-        assert len(theirs) == len(ours)
-        assert not len(ours) or share_found(theirs, ours) == share_found(ours, theirs) == 1.0
-        counted += len(ours)
+        assert len(actual) == len(expected)
+        assert not len(expected) or matched_share(actual, expected) == matched_share(expected, actual) == 1.0
+        counted += len(expected)
     assert counted > 10
 
 
 def best_class_only(path: Path, batch: ImageBatch) -> list[Detections]:
-    """As ultralytics predicts from dense output: each point answers for its best class alone."""
-    found = []
-    answers = OnnxPredictor(path).run(batch.as_float().images.numpy())
-    for (output,), letterbox in zip(answers, batch.letterboxes):
+    """Predict from dense output as ultralytics does: each point gives a box of its best class only."""
+    predictions = []
+    outputs = OnnxPredictor(path).run(batch.as_float().images.numpy())
+    for (output,), letterbox in zip(outputs, batch.letterboxes):
         rows = torch.from_numpy(output)
         score, label = rows[4:].max(dim=0)
         centre, half = rows[:2].T, rows[2:4].T / 2
         boxes = torch.cat((centre - half, centre + half), dim=1)
-        sure = score > 0.3
-        keep = batched_nms(boxes[sure], score[sure], label[sure], 0.7)
-        detections = (each[sure][keep].numpy() for each in (boxes, score, label))
-        found.append(to_original(Detections(*detections), letterbox))
-    return found
+        above = score > 0.3
+        keep = batched_nms(boxes[above], score[above], label[above], 0.7)
+        detections = (values[above][keep].numpy() for values in (boxes, score, label))
+        predictions.append(to_original(Detections(*detections), letterbox))
+    return predictions
 
 
 def test_ultralytics_agrees_between_student_pt_and_onnx(lively: Lively, tmp_path: Path) -> None:
@@ -194,67 +202,32 @@ def test_ultralytics_agrees_between_student_pt_and_onnx(lively: Lively, tmp_path
 
     detector = lively("yolov8n")
     detector.save(tmp_path / "student.pt", {})
-    export_onnx(detector, tmp_path / "student.onnx", OnnxExportConfig(image_size=SIZE), {})
+    export_onnx(detector, tmp_path / "student.onnx", OnnxExportConfig(image_size=SIZE))
     picture = np.ascontiguousarray(one_batch().images[1].permute(1, 2, 0).numpy()[:70, :, ::-1])
-    found = []
+    boxes = []
     for name in ("student.pt", "student.onnx"):
         result = YOLO(tmp_path / name, task="detect").predict(
             picture, conf=0.1, imgsz=SIZE, rect=False, verbose=False, project=str(tmp_path)
         )[0]
-        found.append(result.boxes.data.numpy())
-    assert len(found[0]) > 10
-    np.testing.assert_allclose(found[0], found[1], atol=0.05)
+        boxes.append(result.boxes.data.numpy())
+    assert len(boxes[0]) > 10
+    np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channel_counts(channels: int, lively: Lively, tmp_path: Path) -> None:
     detector = lively("yolov8n", channels)
-    exported = export_onnx(detector, tmp_path / "a.onnx", OnnxExportConfig(image_size=SIZE), {})
+    exported = export_onnx(detector, tmp_path / "a.onnx", OnnxExportConfig(image_size=SIZE))
     assert exported.parity.passed
     assert OnnxPredictor(exported.path).input.channels == channels
-
-
-@pytest.mark.parametrize("name", EXPORTERS)
-class TestEveryExporter:
-    def test_its_suffix_leads_to_it(self, name: str) -> None:
-        assert exporter_for(Path("a") / f"b{EXPORTERS[name].suffix}") == name
-
-    def test_refuses_before_the_first_forward_pass(self, name: str, lively: Lively, tmp_path: Path) -> None:
-        exporter = load_exporter(name)
-        detector = lively("yolov8n")
-        calls: list[object] = []
-        hook = detector.register_forward_pre_hook(lambda *_: calls.append(1))
-        with pytest.raises(RequestError) as caught:
-            exporter.export(detector, tmp_path / "no" / "a.txt", exporter.config(image_size=100), {})
-        hook.remove()
-        assert calls == []
-        assert len(caught.value.problems) == 3
-        assert list(tmp_path.iterdir()) == []
-
-    def test_proves_writes_and_leaves_nothing_beside(self, name: str, lively: Lively, tmp_path: Path) -> None:
-        exporter = load_exporter(name)
-        detector = lively("yolov8n").train()
-        out = tmp_path / f"a{EXPORTERS[name].suffix}"
-        exported = exporter.export(detector, out, exporter.config(image_size=SIZE), {})
-        assert exported.parity.passed
-        assert detector.training
-        detector.eval()
-        assert list(tmp_path.iterdir()) == [out]
-        assert exported.size_bytes == out.stat().st_size > 1_000_000
-
-
-def test_no_exporter_for_a_suffix() -> None:
-    with pytest.raises(RequestError) as caught:
-        exporter_for(Path("a.engine"))
-    assert str(caught.value) == "--out: a.engine: no exporter writes '.engine' files; possible: .onnx (onnx)"
 
 
 def test_all_mistakes_of_a_request_at_once(lively: Lively, tmp_path: Path) -> None:
     config = OnnxExportConfig(image_size=100, batch=0, opset=25, nms=True, precision="int8")
     with pytest.raises(RequestError) as caught:
-        export_onnx(lively("yolo26n"), tmp_path / "no" / "a.bin", config, {})
+        export_onnx(lively("yolo26n"), tmp_path / "no" / "a.bin", config)
     assert caught.value.problems == (
-        f"--out: {tmp_path}/no/a.bin ends with '.bin'; an ONNX file ends with .onnx",
+        f"--out: {tmp_path}/no/a.bin ends with '.bin'; a file of the format onnx ends with .onnx",
         f"--out: folder {tmp_path}/no does not exist; make it first",
         "--image-size: 100 is not a multiple of 32, which yolo26n needs; use 96",
         "--batch: 0 images make no batch; give 1 or more, or 'dynamic'",
@@ -264,8 +237,19 @@ def test_all_mistakes_of_a_request_at_once(lively: Lively, tmp_path: Path) -> No
     )
 
 
+def test_an_adapter_with_a_wrong_output_is_a_bug_and_not_a_request(
+    lively: Lively, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = lively("yolov8n")
+    monkeypatch.setattr(detector, "export_module", lambda nms_free=None: nn.Flatten(2))
+    with pytest.raises(KDVisionError, match=r"yolov8n: .*shape \(1, 3, 9216\), which is not 'dense_cxcywh'") as caught:
+        export_onnx(detector, tmp_path / "a.onnx", OnnxExportConfig(image_size=SIZE))
+    assert caught.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 class _Wrong(nn.Module):
-    """An export module with a fault."""
+    """An export module whose output is wrong."""
 
     def __init__(self, module: nn.Module, fault: str) -> None:
         super().__init__()
@@ -304,17 +288,17 @@ def test_gate_refuses_a_wrong_graph(
     out = tmp_path / "a.onnx"
     out.write_bytes(b"the export of yesterday")
     with pytest.raises(GateError, match=reason) as caught:
-        export_onnx(detector, out, OnnxExportConfig(image_size=SIZE), {})
+        export_onnx(detector, out, OnnxExportConfig(image_size=SIZE))
     assert caught.value.exit_code == 3
     assert "no file was written" in str(caught.value)
     assert out.read_bytes() == b"the export of yesterday"
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_nms_thresholds_are_baked_in(lively: Lively, tmp_path: Path) -> None:
+def test_nms_thresholds_are_fixed_in_the_graph(lively: Lively, tmp_path: Path) -> None:
     config = OnnxExportConfig(image_size=SIZE, nms=True, score_threshold=0.3, nms_iou=0.4, max_detections=20)
     detector = lively("yolov8n")
-    exported = export_onnx(detector, tmp_path / "a.onnx", config, {})
+    exported = export_onnx(detector, tmp_path / "a.onnx", config)
     given = OnnxPredictor(exported.path).predict(one_batch(), PredictOptions(0.0, 0.9, 300))
     wanted = detector.predict(one_batch(), PredictOptions(0.3, 0.4, 20))
     assert [len(each) for each in given] == [len(each) for each in wanted]

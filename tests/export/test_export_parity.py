@@ -1,16 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kd_vision.core.batch import ImageBatch, Letterbox, Targets
-from kd_vision.core.predictions import Detections
+from kd_vision.core.batch import ImageBatch, Letterbox
+from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.detectors.base import PredictOptions
 from kd_vision.export.parity import (
     ParityInputs,
     ParityLimits,
@@ -22,39 +22,33 @@ from kd_vision.export.parity import (
 SPEC = DetectorSpec("test", "test", ("a", "b"), {}, {}, frozenset())
 
 
-def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
+def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
     values = np.array(rows, np.float64).reshape(-1, 6)
     return Detections(values[:, :4].astype(np.float32), values[:, 4].astype(np.float32), values[:, 5].astype(np.int64))
 
 
-class Says:
-    """A predictor that always gives the same answers."""
+class Fixed:
+    """A predictor with the same detections for every batch."""
 
-    def __init__(self, *answers: Detections) -> None:
+    def __init__(self, *by_image: Detections) -> None:
         self.spec = SPEC
-        self.answers = list(answers)
+        self.by_image = list(by_image)
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        return self.answers
+        return self.by_image
 
 
 def inputs(images: int = 1, data: DetectionData | None = None) -> ParityInputs:
-    none = torch.zeros(0, dtype=torch.int64)
-    batch = ImageBatch(
-        torch.zeros(images, 3, 8, 8),
-        Targets(none, none, torch.zeros(0, 4)),
-        torch.zeros(images, dtype=torch.bool),
-        tuple(range(1, images + 1)),
-        (Letterbox(100, 100, 1.0, 1.0, 0, 0),) * images,
-    )
+    letterboxes = (Letterbox(100, 100, 1.0, 1.0, 0, 0),) * images
+    batch = ImageBatch.of_images(torch.zeros(images, 3, 8, 8), range(1, images + 1), letterboxes)
     return ParityInputs([batch], "two drawn pictures", data)
 
 
-FIRST = found((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
+FIRST = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
 
 
-def test_same_answers_pass_with_zero_differences() -> None:
-    parity = check_parity(Says(FIRST, FIRST), Says(FIRST, FIRST), inputs(2))
+def test_equal_detections_pass_with_zero_differences() -> None:
+    parity = check_parity(Fixed(FIRST, FIRST), Fixed(FIRST, FIRST), inputs(2))
     assert parity.passed
     assert (parity.images, parity.reference_boxes, parity.exported_boxes, parity.matched_share) == (2, 4, 4, 1.0)
     assert (parity.score_max, parity.pixels_max, parity.unmatched_confident) == (0.0, 0.0, 0)
@@ -62,8 +56,8 @@ def test_same_answers_pass_with_zero_differences() -> None:
 
 
 def test_differences_are_measured() -> None:
-    other = found((0, 0, 10, 10.5, 0.9, 0), (51, 50, 70, 90, 0.25, 1))
-    parity = check_parity(Says(FIRST), Says(other), inputs())
+    other = detections((0, 0, 10, 10.5, 0.9, 0), (51, 50, 70, 90, 0.25, 1))
+    parity = check_parity(Fixed(FIRST), Fixed(other), inputs())
     assert not parity.passed
     assert parity.pixels_max == pytest.approx(1.0)
     assert parity.pixels_p99 == pytest.approx(0.5 + 0.99 * 0.5)
@@ -75,8 +69,8 @@ def test_differences_are_measured() -> None:
 
 
 def test_another_class_is_another_box() -> None:
-    other = found((0, 0, 10, 10, 0.9, 1), (50, 50, 70, 90, 0.5, 1))
-    parity = check_parity(Says(FIRST), Says(other), inputs())
+    other = detections((0, 0, 10, 10, 0.9, 1), (50, 50, 70, 90, 0.5, 1))
+    parity = check_parity(Fixed(FIRST), Fixed(other), inputs())
     assert parity.matched_share == 0.5
     assert parity.unmatched_confident == 2
     assert parity.reasons == (
@@ -86,74 +80,101 @@ def test_another_class_is_another_box() -> None:
 
 
 def test_box_more_on_the_exported_side_counts() -> None:
-    other = found((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1), (20, 20, 30, 30, 0.1, 0))
-    parity = check_parity(Says(FIRST), Says(other), inputs())
+    other = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1), (20, 20, 30, 30, 0.1, 0))
+    parity = check_parity(Fixed(FIRST), Fixed(other), inputs())
     assert parity.matched_share == pytest.approx(0.8)
     assert parity.unmatched_confident == 0
     assert not parity.passed
 
 
-def test_weak_boxes_are_partners_but_not_missed() -> None:
-    """A box beside the floor on one side is a partner; far below it, it is nobody's loss."""
-    first = found((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00201, 0), (60, 60, 70, 70, 0.001, 1))
-    second = found((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00199, 0))
-    parity = check_parity(Says(first), Says(second), inputs())
+def test_boxes_below_the_floor_are_partners_but_do_not_count() -> None:
+    """A box just below the floor is the partner of one just above it; without a partner it does not count."""
+    first = detections((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00201, 0), (60, 60, 70, 70, 0.001, 1))
+    second = detections((0, 0, 10, 10, 0.9, 0), (20, 20, 30, 30, 0.00199, 0))
+    parity = check_parity(Fixed(first), Fixed(second), inputs())
     assert parity.passed
     assert (parity.reference_boxes, parity.exported_boxes) == (2, 1)
 
 
-def test_silence_proves_nothing() -> None:
-    parity = check_parity(Says(Detections.empty()), Says(Detections.empty()), inputs())
+def test_no_detections_prove_nothing() -> None:
+    parity = check_parity(Fixed(Detections.empty()), Fixed(Detections.empty()), inputs())
     assert not parity.passed
     assert parity.reasons == (
-        "neither side found a box with a score of 0.002 or more on 1 images, so nothing is proven; "
-        "give --data with images the model knows",
+        "neither the model nor the file detects a box with a score of 0.002 or more on 1 images, so nothing is proven; "
+        "give --data with images of the model's classes",
     )
 
 
-def test_pairs_are_the_most_alike_first() -> None:
-    """Box 0 overlaps both; its own twin is the second, and what is left goes to box 1."""
-    first = found((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 8, 0.8, 0))
-    second = found((0, 0, 10, 8.1, 0.8, 0), (0, 0, 10, 10, 0.9, 0))
+def test_most_similar_pairs_first() -> None:
+    """Box 0 overlaps both boxes; the second equals it, so that box 1 gets the first."""
+    first = detections((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 8, 0.8, 0))
+    second = detections((0, 0, 10, 8.1, 0.8, 0), (0, 0, 10, 10, 0.9, 0))
     assert sorted(match_boxes(first, second, 0.5).tolist()) == [[0, 1], [1, 0]]
 
 
-def test_score_tells_boxes_on_one_spot_apart() -> None:
-    first = found((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.2, 0))
-    second = found((0, 0, 10, 10, 0.2, 0), (0, 0, 10, 10, 0.9, 0))
+def test_boxes_at_one_place_are_paired_by_score() -> None:
+    first = detections((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.2, 0))
+    second = detections((0, 0, 10, 10, 0.2, 0), (0, 0, 10, 10, 0.9, 0))
     assert sorted(match_boxes(first, second, 0.5).tolist()) == [[0, 1], [1, 0]]
 
 
 def test_boxes_without_area_match_by_their_corners() -> None:
-    """A box off the image is cut to a line on both sides."""
-    line = found((0, 10, 0, 30, 0.9, 0))
+    """A box outside the image is clipped to a line, by both sides."""
+    line = detections((0, 10, 0, 30, 0.9, 0))
     assert match_boxes(line, line, 0.5).tolist() == [[0, 0]]
-    assert match_boxes(line, found((0, 12, 0, 30, 0.9, 0)), 0.5).tolist() == []
+    assert match_boxes(line, detections((0, 12, 0, 30, 0.9, 0)), 0.5).tolist() == []
 
 
 def test_ap_of_both_sides_is_compared() -> None:
-    """The file finds the box of class a only where the truth is not."""
+    """The file detects the object of class a in a wrong place: its AP is 0, and the mean of two classes 0.5."""
     image = ImageRecord(
         1, Path("1.png"), 100, 100,
         np.array([[0, 0, 10, 10], [50, 50, 70, 90]], np.float32), np.array([0, 1]), np.zeros(2, bool),
         np.array([100.0, 800.0]), file_name="1.png",
     )  # fmt: skip
     data = DetectionData("val", ("a", "b"), (1, 2), (image,))
-    right = check_parity(Says(FIRST), Says(FIRST), inputs(1, data))
+    right = check_parity(Fixed(FIRST), Fixed(FIRST), inputs(1, data))
     assert (right.ap_reference, right.ap_exported) == (pytest.approx(1.0), pytest.approx(1.0))
     assert right.passed
-    other = found((80, 0, 90, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
-    wrong = check_parity(Says(FIRST), Says(other), inputs(1, data))
+    other = detections((80, 0, 90, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
+    wrong = check_parity(Fixed(FIRST), Fixed(other), inputs(1, data))
     assert wrong.ap_exported == pytest.approx(0.5)
     assert wrong.reasons[-1] == "AP: 0.5000 of the file, 1.0000 of the model; at most 0.002 apart"
+    better = check_parity(Fixed(other), Fixed(FIRST), inputs(1, data))
+    assert better.reasons[-1] == "AP: 1.0000 of the file, 0.5000 of the model; at most 0.002 apart"
+
+
+@pytest.mark.parametrize(("limit", "broken"), [(0.499, True), (0.501, False)])
+def test_ap_alone_breaks_its_limit(limit: float, broken: bool) -> None:
+    """All limits but that of AP are open; AP differs by 0.5."""
+    image = ImageRecord(
+        1, Path("1.png"), 100, 100, np.array([[0, 0, 10, 10], [50, 50, 70, 90]], np.float32), np.array([0, 1]),
+        np.zeros(2, bool), np.array([100.0, 800.0]), file_name="1.png",
+    )  # fmt: skip
+    open_limits = ParityLimits(matched_share=0, confident_matched_share=0, score_p99=1, pixels_p99=100, ap=limit)
+    shown = replace(inputs(1, DetectionData("val", ("a", "b"), (1, 2), (image,))), limits=open_limits)
+    other = detections((80, 0, 90, 10, 0.9, 0), (50, 50, 70, 90, 0.5, 1))
+    parity = check_parity(Fixed(FIRST), Fixed(other), shown)
+    line = f"AP: 0.5000 of the file, 1.0000 of the model; at most {limit:g} apart"
+    assert parity.reasons == ((line,) if broken else ())
+    assert parity.passed is not broken
+
+
+def test_data_without_ground_truth_has_no_ap_to_compare() -> None:
+    nothing = ImageRecord(
+        1, Path("1.png"), 100, 100, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool),
+        np.zeros(0), file_name="1.png",
+    )  # fmt: skip
+    parity = check_parity(Fixed(FIRST), Fixed(FIRST), inputs(1, DetectionData("val", ("a", "b"), (1, 2), (nothing,))))
+    assert (parity.ap_reference, parity.ap_exported, parity.reasons) == (None, None, ())
 
 
 def test_limits_are_those_given() -> None:
-    other = found((0, 0, 10, 10, 0.7, 0), (50, 50, 70, 90, 0.5, 1))
+    other = detections((0, 0, 10, 10, 0.7, 0), (50, 50, 70, 90, 0.5, 1))
     shown = inputs()
     loose = ParityInputs(shown.batches, shown.source, None, ParityLimits(score_p99=0.5))
-    assert check_parity(Says(FIRST), Says(other), loose).passed
-    assert not check_parity(Says(FIRST), Says(other), shown).passed
+    assert check_parity(Fixed(FIRST), Fixed(other), loose).passed
+    assert not check_parity(Fixed(FIRST), Fixed(other), shown).passed
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
