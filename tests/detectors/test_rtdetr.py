@@ -27,7 +27,9 @@ from kd_vision.detectors.ultralytics import (
     rebuild,
 )
 from kd_vision.detectors.ultralytics.common import shares_cxcywh
-from kd_vision.export.onnx import OnnxExportConfig, export_onnx
+from kd_vision.export import load_exporter
+from kd_vision.export.base import export_detector
+from kd_vision.export.onnx import OnnxExportConfig
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.onnx import OnnxPredictor
 
@@ -429,7 +431,7 @@ def test_gray_images() -> None:
 def test_the_exported_file_finds_the_same_boxes(batch: int | str, tmp_path: Path) -> None:
     detector = lively().eval()
     config = OnnxExportConfig(image_size=96, batch=batch)
-    made = export_onnx(detector, tmp_path / "s.onnx", config, {})
+    made = export_detector(load_exporter("onnx"), detector, tmp_path / "s.onnx", config, {})
     assert made.parity.passed
     assert made.parity.matched_share == 1.0
     assert made.parity.reference_boxes > 100

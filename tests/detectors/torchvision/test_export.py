@@ -15,7 +15,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from kd_vision.core.predictions import PredictOptions
 from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms
 from kd_vision.detectors.torchvision import TorchvisionDetector
-from kd_vision.export.onnx import OnnxExportConfig, export_onnx
+from kd_vision.export import load_exporter
+from kd_vision.export.base import export_detector
+from kd_vision.export.onnx import OnnxExportConfig
 from kd_vision.export.parity import synthetic_inputs
 
 Make = Callable[[str], TorchvisionDetector]
@@ -40,9 +42,9 @@ def test_the_file_finds_the_same_boxes(name: str, batch: int | str, opset: int, 
         for seed in range(2):
             detector(torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)))
     detector.eval()
-    evidence = synthetic_inputs(detector.spec, SIZE, images=2)
+    inputs = synthetic_inputs(detector.spec, SIZE, images=2)
     config = OnnxExportConfig.model_validate({"image_size": SIZE, "batch": batch, "opset": opset, "simplify": False})
-    exported = export_onnx(detector, tmp_path / "model.onnx", config, {}, evidence)
+    exported = export_detector(load_exporter("onnx"), detector, tmp_path / "model.onnx", config, {}, inputs)
     assert exported.output_format == "dense_cxcywh"
     assert exported.parity.reference_boxes > 100
     assert exported.parity.matched_share == 1.0
