@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.lazy import load_attribute
 
 if TYPE_CHECKING:
     from kd_vision.losses.base import DistillationLoss
@@ -18,7 +18,7 @@ class LossEntry:
 
     Attributes:
         path: ``module:class`` of the loss.
-        summary: what it teaches, in a few words for people.
+        summary: what it compares, in a few words for people.
     """
 
     path: str
@@ -28,7 +28,7 @@ class LossEntry:
 LOSSES: dict[str, LossEntry] = {
     "soft_boxes": LossEntry(
         "kd_vision.losses.soft_boxes:SoftBoxes",
-        "final boxes of any teacher, learned as soft labels through the student's own assignment",
+        "final boxes of any teacher, as soft pseudo labels through the student's own label assignment",
     ),
     "class_bce": LossEntry(
         "kd_vision.losses.class_bce:ClassBCE",
@@ -40,7 +40,7 @@ LOSSES: dict[str, LossEntry] = {
     "class_kl": LossEntry("kd_vision.losses.class_kl:ClassKL", "class scores: softmax KL with temperature"),
     "class_weighted_soft": LossEntry(
         "kd_vision.losses.class_weighted_soft:ClassWeightedSoft",
-        "class scores: weighted classes, the teacher trusted less where ground truth contradicts it",
+        "class scores: weighted classes, lower weight where ground truth contradicts the teacher",
     ),
     "hinton": LossEntry("kd_vision.losses.hinton:Hinton", "class scores: alpha * hard labels + (1 - alpha) * T^2 * KL"),
     "feature_mse": LossEntry(
@@ -70,14 +70,14 @@ LOSSES: dict[str, LossEntry] = {
     ),
     "region_feedback": LossEntry(
         "kd_vision.losses.region_feedback:RegionFeedback",
-        "regions: the teacher grades and mends the boxes that the student proposes",
+        "regions: the teacher classifies and refines the boxes that the student proposes",
     ),
     "rank_list": LossEntry(
         "kd_vision.losses.rank_list:RankList",
         "ranking: which of an object's candidates is best (softmax KL per object)",
     ),
     "rank_pairs": LossEntry(
-        "kd_vision.losses.rank_pairs:RankPairs", "ranking: which of two objects of a class the teacher is surer of"
+        "kd_vision.losses.rank_pairs:RankPairs", "ranking: which of two objects of a class the teacher scores higher"
     ),
 }
 
@@ -90,5 +90,4 @@ def load_loss(name: str) -> type[DistillationLoss]:
     """
     if name not in LOSSES:
         raise RequestError(f"loss '{name}' is unknown{suggest(name, LOSSES)}")
-    module, _, attribute = LOSSES[name].path.partition(":")
-    return cast("type[DistillationLoss]", getattr(importlib.import_module(module), attribute))
+    return cast("type[DistillationLoss]", load_attribute(LOSSES[name].path))

@@ -1,6 +1,6 @@
-"""What losses on final boxes share: the teacher's boxes, the student's answer to them, rows to leave out.
+"""Pseudo labels and label assignment, for the losses on final boxes.
 
-Shapes: B images, A rows of a stage of the student's head, M boxes.
+Shapes: B images, A rows of a stage of the student's head, K classes, M boxes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.batch import PseudoLabels, Targets
-from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import AssignResult, Signals
+from kd_vision.losses.base import computed
 from kd_vision.losses.grid import boxes_of_labels, rows_in_boxes
 
 ROWS_PER_BOX = 4.0
-"""Softmax heads look at few rows of background: three for each with a box is what SSD mines and the least that
+"""Rows that a softmax head samples for each with a box: three of background, as SSD mines and the least that
 Faster R-CNN samples."""
 
 
@@ -22,33 +22,29 @@ def pseudo_labels_of(teacher: Signals) -> PseudoLabels:
     """Return the teacher's boxes.
 
     Raises:
-        RequestError: the channel was not computed.
+        RequestError: the signal was not computed.
     """
-    if teacher.pseudo_labels is None:
-        raise RequestError("the channel 'detections' of the teacher was not computed; ask the teacher for it")
-    return teacher.pseudo_labels
+    return computed(teacher.pseudo_labels, "detections", "teacher")
 
 
 def assign_student(student: Signals, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
-    """Return the student's rows, by stage of its head, paired with boxes handed to it.
+    """Return the student's rows, by stage of its head, matched with boxes by the student's own label assignment.
 
     Raises:
-        RequestError: the channel was not computed.
+        RequestError: the signal was not computed.
     """
-    if student.assign is None:
-        raise RequestError("the channel 'detections' of the student was not computed; ask the detector for it")
-    return student.assign(pseudo_labels)
+    return computed(student.assign, "detections", "student")(pseudo_labels)
 
 
 def split_by_score(
     pseudo_labels: PseudoLabels, score_threshold: float, ignore_threshold: float
 ) -> tuple[PseudoLabels, PseudoLabels]:
-    """Return the boxes that are objects, and those in whose place nothing is taught.
+    """Return the boxes that are objects, and those whose area takes no part.
 
     Args:
         pseudo_labels: boxes of a teacher.
         score_threshold: boxes of at least this score are objects.
-        ignore_threshold: boxes from here up to `score_threshold` are ignored, as are all that are marked to be;
+        ignore_threshold: boxes from here up to `score_threshold` are ignored, as are all that are marked so;
             other boxes below `score_threshold` are in neither part.
     """
     objects = (pseudo_labels.scores >= score_threshold) & ~pseudo_labels.ignore

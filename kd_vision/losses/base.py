@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Generic, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # with a default, which typing has from Python 3.13
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.errors import quote_some
+from kd_vision.core.errors import RequestError, quote_some
 from kd_vision.core.predictions import GridPredictions, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
+
+Weight = float | Literal["auto"]
+Temperature = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Gain = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Value = TypeVar("Value")
 
 
 class Schedule(StrictModel):
@@ -26,7 +32,7 @@ class Schedule(StrictModel):
     Attributes:
         kind: `constant`; `warm_up`: 0 to 1 over the first `fraction` of the steps, then 1;
             `cosine`: 1 at the start to `final` at the end along half a cosine; `window`: 1 from `start` up to
-            `stop`, else 0, so that teachers may take turns (a weak one first, then a strong one).
+            `stop`, else 0, so that one teacher can follow another (progressive distillation).
         fraction: of all steps, for `warm_up`.
         final: multiplier at the last step, for `cosine`.
         start: share of training at which a `window` opens.
@@ -71,12 +77,12 @@ class LossConfig(StrictModel):
     Attributes:
         weight: multiplier, or `auto`: scaled once so that the term's gradient at the student's
             neck is `share` of the task's.
-        share: the share asked for by `auto`.
+        share: of the task's gradient, for `auto`.
         schedule: how the weight changes over training.
         levels: pyramid levels the term acts on (``[P3, P4]``); None: all levels both sides have.
     """
 
-    weight: float | Literal["auto"] = 1.0
+    weight: Weight = 1.0
     share: float = Field(default=0.5, gt=0.0, allow_inf_nan=False)
     schedule: Schedule = Schedule()
     levels: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -90,38 +96,59 @@ class LossConfig(StrictModel):
         return self
 
 
-class DistillationLoss(nn.Module, ABC):
-    """What the student pays for differing from the teacher.
+ConfigT_co = TypeVar("ConfigT_co", bound=LossConfig, default=LossConfig, covariant=True)
+
+
+class DistillationLoss(nn.Module, ABC, Generic[ConfigT_co]):
+    """Base of all distillation losses: compares the signals of a student with those of a teacher.
 
     A loss owns its adaptation layers; they are trained beside the student and never saved in it.
     Values are per-image means or normalised sums (each loss says which), so that the same weight
     means the same thing at any batch size.
 
+    The class attributes declare what the rest of the toolkit must know of a loss; nothing is derived from
+    combinations of signals.
+
     Class attributes:
         Config: the typed settings.
-        requires: channels needed of teacher and of student.
+        requires: signals that teacher and student must both provide.
+        optional: signals that a teacher which provides them is always asked for, whatever other terms run; the
+            student need not provide them.
+        per_branch: computed on each branch that both heads have, see `Distiller.forward`; otherwise on the
+            one-to-many branch alone.
+        class_aware: teacher and student must have the same classes.
+        uses_levels: `LossConfig.levels` selects what the loss acts on; a loss without refuses the key.
+        honours_ignored: takes no loss inside boxes that the teacher's label map ignores.
         needs_box_bins: both heads must predict distributions over the same bins.
 
     Attributes:
-        can_be_zero: the term is rightly zero at times (a bound that holds, an image full of what the teacher
+        config: the settings.
+        teacher_signals: what the teacher is asked for: `requires`, and of `optional` what it provides.
+        can_be_zero: 0 is a legitimate value at times (a bound that holds, an image full of classes that the teacher
             never learned); only a long run of zeros is then treated as inactive.
-        levels: pyramid levels the term acts on.
-        missing_labels: classes that the teacher never learned: that it does not see them says nothing.
+        levels: pyramid levels that the term acts on.
+        missing_labels: classes that the teacher never learned; not detecting them carries no information.
         known: (K,) bool, the other classes; None: the teacher knows all. Not part of any checkpoint.
     """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
     requires: ClassVar[frozenset[Signal]]
+    optional: ClassVar[frozenset[Signal]] = frozenset()
+    per_branch: ClassVar[bool] = False
+    class_aware: ClassVar[bool] = True
+    uses_levels: ClassVar[bool] = False
+    honours_ignored: ClassVar[bool] = False
     needs_box_bins: ClassVar[bool] = False
     can_be_zero: bool = False
 
     known: Tensor | None
     missing_labels: tuple[int, ...]
 
-    def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        """Build the loss for a pair; `incompatibilities` has already found nothing against it."""
+    def __init__(self, config: ConfigT_co, student: DetectorSpec, teacher: DetectorSpec) -> None:
+        """Build the loss for a pair against which `incompatibilities` has no reason."""
         super().__init__()
         self.config = config
+        self.teacher_signals = self.signals_from(teacher)
         self.levels = common_levels(student, teacher, config.levels)
         self.missing_labels = tuple(
             label for label, name in enumerate(student.classes) if name in teacher.missing_classes
@@ -135,92 +162,103 @@ class DistillationLoss(nn.Module, ABC):
         self.register_buffer("known", known, persistent=False)
 
     @classmethod
+    def signals_from(cls, teacher: DetectorSpec) -> frozenset[Signal]:
+        """Return the signals that the loss asks of a teacher: the required, and the optional that it provides."""
+        return cls.requires | (cls.optional & teacher.provides)
+
+    @classmethod
     def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-        """Say why this loss cannot work on the pair, one line a reason; empty: it can."""
-        found = []
-        for channel in sorted(cls.requires):
-            for role, spec in (("teacher", teacher), ("student", student)):
-                if channel not in spec.provides:
-                    found.append(f"needs the channel '{channel}', which the {role} {spec.name} does not provide")
-        if found:
-            return found
-        found += _class_incompatibilities(cls.requires, student, teacher) + _ignored_classes(cls.requires, teacher)
-        if not cls.requires & {"features", "grid"}:
-            return found + (["levels: acts on all rows of the head; leave it out"] if config.levels else [])
-        for level in config.levels or ():
-            for role, spec in (("teacher", teacher), ("student", student)):
-                if level not in spec.level_strides:
-                    found.append(f"level '{level}' is not among the {role}'s: {', '.join(spec.level_strides)}")
+        """Return why this loss cannot work on the pair, one line a reason; empty: it can."""
+        errors = [
+            f"needs the signal '{signal}', which the {role} {spec.name} does not provide"
+            for signal in sorted(cls.requires)
+            for role, spec in (("teacher", teacher), ("student", student))
+            if signal not in spec.provides
+        ]
+        if errors:
+            return errors
+        if cls.class_aware and student.classes != teacher.classes:
+            errors.append(
+                f"needs the same classes in the same order; teacher has {quote_some(teacher.classes)}, student "
+                f"{quote_some(student.classes)}; map the teacher's with 'labels'"
+            )
+        # An ignored object is known by its box alone; losses on grids and regions would learn it as background.
+        if teacher.ignored and not cls.honours_ignored and "features" not in cls.requires:
+            errors.append(
+                f"the label map ignores {_ignored(teacher)}, which only losses on final boxes support; use soft_boxes, "
+                f"or map to 'drop' instead of 'ignore'"
+            )
+        if not cls.uses_levels:
+            return errors + (["levels: acts on all rows of the head; leave it out"] if config.levels else [])
+        errors += [
+            f"level '{level}' is not among the {role}'s: {', '.join(spec.level_strides)}"
+            for level in config.levels or ()
+            for role, spec in (("teacher", teacher), ("student", student))
+            if level not in spec.level_strides
+        ]
         if cls.needs_box_bins and (student.box_bins is None or student.box_bins != teacher.box_bins):
-            found.append(
+            errors.append(
                 f"needs the same number of box bins; teacher {teacher.box_bins or 'none'}, "
                 f"student {student.box_bins or 'none'}; use box_iou instead"
             )
-        shares = common_levels(student, teacher, config.levels)
-        if not found and "features" in cls.requires and not shares:
-            found.append("teacher and student share no pyramid level")
-        return found
+        if not errors and "features" in cls.requires and not common_levels(student, teacher, config.levels):
+            errors.append("teacher and student share no pyramid level")
+        return errors
 
     @classmethod
     def pair_warnings(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-        """Say what a user should know of this loss on a pair that it fits, one line a remark."""
-        found, missing_classes = [], quote_some(sorted(teacher.missing_classes))
-        if "features" in cls.requires:
-            if missing_classes:
-                found.append(
-                    f"acts on whole maps, also where objects of classes lie that the teacher never learned "
-                    f"({missing_classes})"
-                )
-            if teacher.ignored:
-                found.append(
-                    f"acts on whole maps, also where objects lie that the label map ignores ({_ignored(teacher)})"
-                )
-        elif missing_classes:
-            found.append(f"the teacher never learned {missing_classes}: it teaches nothing about them")
-        return found
+        """Return what a user should know of this loss on a compatible pair, one line each."""
+        missing_classes = quote_some(sorted(teacher.missing_classes))
+        if "features" not in cls.requires:
+            return [f"the teacher never learned {missing_classes}: this term skips them"] if missing_classes else []
+        warnings = []
+        if missing_classes:
+            warnings.append(
+                f"acts on whole feature maps, including objects of classes that the teacher never learned "
+                f"({missing_classes})"
+            )
+        if teacher.ignored:
+            warnings.append(
+                f"acts on whole feature maps, including objects that the label map ignores ({_ignored(teacher)})"
+            )
+        return warnings
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss. Teacher tensors carry no gradient."""
 
 
-def common_levels(student: DetectorSpec, teacher: DetectorSpec, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the levels that both sides have, restricted to those asked for, fine to coarse."""
+def computed(value: Value | None, signal: Signal, role: Literal["student", "teacher"]) -> Value:
+    """Return a field of `Signals` that belongs to `signal`.
+
+    Raises:
+        RequestError: it was not computed, because the loss does not declare the signal.
+    """
+    if value is None:
+        raise RequestError(f"the signal '{signal}' of the {role} was not computed; list it in the loss's 'requires'")
+    return value
+
+
+def common_levels(student: DetectorSpec, teacher: DetectorSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the levels that both sides have, restricted to `wanted` unless that is None, fine to coarse."""
     return tuple(
-        level for level in student.level_strides if level in teacher.level_strides and (asked is None or level in asked)
+        level
+        for level in student.level_strides
+        if level in teacher.level_strides and (wanted is None or level in wanted)
     )
-
-
-def _ignored_classes(requires: frozenset[Signal], teacher: DetectorSpec) -> list[str]:
-    """A region that teaches nothing is known as a box alone; on the grid it would be taught as background."""
-    if not teacher.ignored or "features" in requires or not requires & {"grid", "regions"}:
-        return []
-    return [
-        f"the label map ignores {_ignored(teacher)}, which only losses on final boxes can honour; use soft_boxes, or "
-        f"say drop"
-    ]
 
 
 def _ignored(teacher: DetectorSpec) -> str:
     return quote_some(sorted(teacher.ignored))
 
 
-def _class_incompatibilities(requires: frozenset[Signal], student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-    if requires == {"features"} or student.classes == teacher.classes:
-        return []
-    return [
-        f"needs the same classes in the same order; teacher has {quote_some(teacher.classes)}, student "
-        f"{quote_some(student.classes)}; map the teacher's with 'labels'"
-    ]
-
-
 def select_levels(grid: GridPredictions, strides: tuple[int, ...], finest: int) -> GridPredictions:
     """Keep the points of the levels with these strides (a view where all points stay).
 
     Args:
-        grid: dense predictions, maybe in a frame of another size than the detector's own.
-        strides: to keep, in the detector's own frame.
-        finest: least stride of the detector, in its own frame.
+        grid: dense predictions, possibly in a frame of another size than the detector's input.
+        strides: to keep, in the frame of the detector's input.
+        finest: smallest stride of the detector, in the same frame.
     """
     scale = grid.strides.amin() / finest
     wanted = torch.tensor(strides, dtype=grid.strides.dtype, device=grid.strides.device)
@@ -237,5 +275,5 @@ def select_levels(grid: GridPredictions, strides: tuple[int, ...], finest: int) 
 
 
 def best_class_score(logits: Tensor) -> Tensor:
-    """Return u = max_c sigmoid(logits), (B, A): how sure a dense head is that a point holds an object."""
+    """Return u = max_c sigmoid(logits), (B, A): the confidence of a dense head that a point holds an object."""
     return logits.amax(dim=-1).sigmoid()

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Weight
 from kd_vision.losses.box_iou import Kind, iou_distance
-from kd_vision.losses.grid import GridLoss, GridPair, full_precision, smallest_box
+from kd_vision.losses.grid import GridLoss, GridPair, full_precision, smallest_box, take_or_zero
 
 Form = Literal["hinge", "step"]
 
@@ -27,14 +25,14 @@ class BoxBoundedConfig(LossConfig):
     Attributes:
         weight: 7.5, the gain that dense YOLO heads give their own box term.
         kind: which overlap measures the error.
-        margin: the student is to be better than the teacher by this much of 1 - IoU; negative: it may be
-            worse by as much before it pays.
-        form: `hinge`: the excess over the bound, continuous; `step`: the whole error as soon as the bound is
-            crossed, as published, which jumps there.
+        margin: the loss is 0 only where the student is better than the teacher by this much of 1 - IoU;
+            negative: where it is worse by at most as much.
+        form: `hinge`: the excess over the bound, continuous; `step`: the whole error beyond the bound, as
+            published, discontinuous there.
         min_score: points where the teacher scores the box's class no higher than this take no part.
     """
 
-    weight: float | Literal["auto"] = 7.5
+    weight: Weight = 7.5
     kind: Kind = "giou"
     margin: float = Field(default=0.0, ge=-2.0, le=2.0)
     form: Form = "hinge"
@@ -42,7 +40,7 @@ class BoxBoundedConfig(LossConfig):
 
 
 def bounded_error(student_error: Tensor, teacher_error: Tensor, margin: float = 0.0, form: Form = "hinge") -> Tensor:
-    """Return what the student pays, elementwise; 0 where e_s + m <= e_t.
+    """Return the student's error beyond the teacher's, elementwise; 0 where e_s + m <= e_t.
 
     `hinge`: max(e_s + m - e_t, 0), continuous. `step`: e_s * [e_s + m > e_t], which jumps by e_t - m.
 
@@ -56,15 +54,15 @@ def bounded_error(student_error: Tensor, teacher_error: Tensor, margin: float = 
     return excess.clamp(min=0.0) if form == "hinge" else student_error * (excess > 0)
 
 
-class BoxBounded(GridLoss):
-    """Boxes of points on labelled objects are pulled to ground truth while they are worse than the teacher's.
+class BoxBounded(GridLoss[BoxBoundedConfig]):
+    """Box regression to ground truth at points on labelled objects where the student is worse than the teacher.
 
     L = sum_{B,A: inside a box, v > min_score} v * bounded(1 - IoU(b_s, y), 1 - IoU(b_t, y)) / max(sum v, 1)
     with y the smallest ground-truth box that holds the point and v the teacher's score for its class,
-    detached. The teacher's score picks the points that answer for an object at their level.
+    detached. Weighting by the teacher's score selects the points that predict an object at their level.
 
     Shapes: boxes (B, A, 4) in input pixels to a scalar. Reduction: mean weighted by v, so the value does not
-    depend on the batch size. No unit. Rightly 0 on unlabelled images and once the student is good enough.
+    depend on the batch size. No unit. Legitimately 0 on unlabelled images and once the student is good enough.
 
     Raises:
         RequestError: images or classes of the two grids differ.
@@ -76,29 +74,22 @@ class BoxBounded(GridLoss):
     Config: ClassVar[type[LossConfig]] = BoxBoundedConfig
     can_be_zero = True
 
-    def __init__(self, config: BoxBoundedConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._settings = config
-
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
         truth, weight = self._truth(pair, targets)
-        kind = self._settings.kind
         loss = bounded_error(
-            iou_distance(full_precision(pair.student.boxes_xyxy), truth, kind),
-            iou_distance(full_precision(pair.teacher.boxes_xyxy), truth, kind),
-            self._settings.margin,
-            self._settings.form,
+            iou_distance(full_precision(pair.student.boxes_xyxy), truth, self.config.kind),
+            iou_distance(full_precision(pair.teacher.boxes_xyxy), truth, self.config.kind),
+            self.config.margin,
+            self.config.form,
         )
         return (weight * loss).sum() / weight.sum().clamp(min=1.0)
 
     def _truth(self, pair: GridPair, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return each point's ground-truth box (B, A, 4) and weight (B, A), 0 outside all boxes."""
         owner = smallest_box(pair.student.points_xy, targets, len(pair.student_logits))
-        # Owner -1 (no box) reads the row appended at the end; its weight is 0.
-        boxes = torch.cat([targets.boxes_xyxy, targets.boxes_xyxy.new_zeros(1, 4)])[owner]
-        labels = torch.cat([targets.labels, targets.labels.new_zeros(1)])[owner]
+        labels = take_or_zero(targets.labels, owner)
         score = pair.teacher_logits.gather(-1, labels[..., None]).squeeze(-1).sigmoid()
-        weight = score * ((owner >= 0) & (score > self._settings.min_score))
-        return boxes.to(weight.dtype), weight
+        weight = score * ((owner >= 0) & (score > self.config.min_score))
+        return take_or_zero(targets.boxes_xyxy, owner).to(weight.dtype), weight

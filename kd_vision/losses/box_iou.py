@@ -1,4 +1,4 @@
-"""Boxes of dense heads imitate the teacher's by overlap.
+"""Box distillation on dense heads by overlap (IoU, GIoU, CIoU).
 
 Shapes: B images, A grid points.
 """
@@ -14,8 +14,7 @@ from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Weight
 from kd_vision.losses.grid import BalancedConfig, GridLoss, full_precision
 
 Kind = Literal["iou", "giou", "ciou"]
@@ -28,19 +27,19 @@ class BoxIoUConfig(BalancedConfig):
     Attributes:
         weight: 7.5, the gain that dense YOLO heads give their own box term.
         kind: which overlap.
-        min_score: points where the teacher's best score is not above this take no part.
+        min_score: points where the teacher's best score is no higher than this take no part.
     """
 
-    weight: float | Literal["auto"] = 7.5
+    weight: Weight = 7.5
     kind: Kind = "giou"
     min_score: float = Field(default=0.05, ge=0.0, lt=1.0)
 
 
 def fix_degenerate_boxes(boxes_xyxy: Tensor) -> Tensor:
-    """Give crossed or flat boxes a side of 0.001 pixels; leave the others as they are.
+    """Return boxes in which crossed or flat sides have a length of 0.001 pixels; the others are unchanged.
 
     Heads that regress sides directly may cross them early in training, and the formulas then divide by zero.
-    The correction carries no gradient of its own, so the far side is still pulled to where it belongs.
+    The correction is a constant in the graph, so the gradient still opens the box.
 
     Args:
         boxes_xyxy: (..., 4) pixels.
@@ -51,7 +50,7 @@ def fix_degenerate_boxes(boxes_xyxy: Tensor) -> Tensor:
 
 
 def iou_distance(boxes_xyxy: Tensor, others_xyxy: Tensor, kind: Kind = "giou") -> Tensor:
-    """Return 1 - IoU (or GIoU, CIoU) of boxes in the same row, of shape (...).
+    """Return 1 - IoU (or GIoU, CIoU) of pairs of boxes, of shape (...).
 
     At equality GIoU and CIoU are 0 up to 1e-7 / area.
 
@@ -71,37 +70,33 @@ def iou_distance(boxes_xyxy: Tensor, others_xyxy: Tensor, kind: Kind = "giou") -
     return 1.0 - inter / (area - inter)
 
 
-class BoxIoU(GridLoss):
-    """Each point's box learns the teacher's box, in proportion to the teacher's confidence.
+class BoxIoU(GridLoss[BoxIoUConfig]):
+    """Overlap of each point's box with the teacher's box, weighted by the teacher's confidence.
 
     L = sum_{B,A: u > min_score} u * (1 - IoU(b_s, b_t)) / N_q with u = max_c q detached,
     N_q = max(sum_{B,A} u, 1) over all points.
 
     Shapes: boxes (B, A, 4) in input pixels to a scalar. Reduction: sum over the teacher's count of objects
-    N_q, so the value does not depend on the batch size. No unit. Rightly 0 where the teacher is sure of nothing.
+    N_q, so the value does not depend on the batch size. No unit. Legitimately 0 where no
+    score of the teacher is above `min_score`.
 
     Raises:
         RequestError: images or classes of the two grids differ.
 
-    Source: IoU imitation of BCKD (Yang et al., ICCV 2023, eq. 7), which weighs by the largest class
-    disagreement; we weigh by the teacher's score. GIoU: Rezatofighi et al., CVPR 2019; CIoU: Zheng et al.,
+    Source: IoU imitation of BCKD (Yang et al., ICCV 2023, eq. 7), which weights by the largest class
+    disagreement; we weight by the teacher's score. GIoU: Rezatofighi et al., CVPR 2019; CIoU: Zheng et al.,
     AAAI 2020.
     """
 
     Config: ClassVar[type[LossConfig]] = BoxIoUConfig
     can_be_zero = True
 
-    def __init__(self, config: BoxIoUConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._kind = config.kind
-        self._min_score = config.min_score
-
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
-        # All points are computed and weighed by 0: choosing rows would make the device wait for their number.
-        weight = pair.point_weight() * (pair.confidence > self._min_score)
+        # Points are weighted by 0 and not left out: boolean indexing would synchronise with the device.
+        weight = pair.point_weight() * (pair.confidence > self.config.min_score)
         distance = iou_distance(
-            full_precision(pair.student.boxes_xyxy), full_precision(pair.teacher.boxes_xyxy), self._kind
+            full_precision(pair.student.boxes_xyxy), full_precision(pair.teacher.boxes_xyxy), self.config.kind
         )
         return (weight * distance).sum() / pair.normaliser

@@ -1,4 +1,4 @@
-"""Boxes of dense heads imitate the teacher's distribution over box bins.
+"""Box distillation on dense heads by the distribution over box bins (localisation distillation).
 
 Shapes: B images, A grid points, R bins.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import GridPredictions, Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Temperature, Weight
 from kd_vision.losses.divergence import softmax_divergence
 from kd_vision.losses.grid import BalancedConfig, GridLoss, full_precision
 
@@ -31,8 +29,8 @@ class BoxLDConfig(BalancedConfig):
         bin_reduction: `sum` over bins (a true KL divergence) or their `mean`, as published.
     """
 
-    weight: float | Literal["auto"] = 1.5
-    temperature: float = Field(default=2.0, gt=0.0, allow_inf_nan=False)
+    weight: Weight = 1.5
+    temperature: Temperature = 2.0
     bin_reduction: BinReduction = "sum"
 
 
@@ -51,8 +49,8 @@ def bins_divergence(
     return divergence if reduction == "sum" else divergence / student_bins.shape[-1]
 
 
-class BoxLD(GridLoss):
-    """Each side of each point's box learns the teacher's distribution of distances (localisation KD).
+class BoxLD(GridLoss[BoxLDConfig]):
+    """KL between the distributions of distances of each side of each point's box (localisation KD).
 
     L = sum_{B,A} u * mean_{4 sides} T^2 * KL(softmax(t/T) || softmax(s/T)) / N_q with u = max_c q detached,
     N_q = max(sum_{B,A} u, 1). KL is summed over bins (or averaged, see `BoxLDConfig`).
@@ -64,17 +62,12 @@ class BoxLD(GridLoss):
         RequestError: images, classes or strides of the two grids differ, or one has no bins.
 
     Source: LD (Zheng et al., CVPR 2022, eq. 5), which averages over bins, T = 10, weight 0.25, on assigned
-    positives; 0.25 there is 1.47 on the bin sum of 17 bins and T = 10. We act on all points, weighed by the
-    teacher's score, as CrossKD does.
+    positives; 0.25 there is 1.47 on the bin sum of 17 bins and T = 10. We act on all points, weighted by
+    the teacher's score, as CrossKD does.
     """
 
     Config: ClassVar[type[LossConfig]] = BoxLDConfig
     needs_box_bins: ClassVar[bool] = True
-
-    def __init__(self, config: BoxLDConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._temperature = config.temperature
-        self._bin_reduction = config.bin_reduction
 
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
@@ -82,8 +75,8 @@ class BoxLD(GridLoss):
         sides = bins_divergence(
             _bins(pair.student, "student"),
             _bins(pair.teacher, "teacher"),
-            self._temperature,
-            self._bin_reduction,
+            self.config.temperature,
+            self.config.bin_reduction,
         )
         return (pair.point_weight() * sides.mean(dim=-1)).sum() / pair.normaliser
 

@@ -1,4 +1,4 @@
-"""Class scores of dense heads by softmax KL divergence.
+"""Class distillation on dense heads by softmax KL divergence.
 
 Shapes: B images, A grid points, K classes.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Temperature, Weight
 from kd_vision.losses.divergence import softmax_divergence
-from kd_vision.losses.grid import GridLoss, softmax_incompatibilities
+from kd_vision.losses.grid import SoftmaxGridLoss
 
 Reduction = Literal["confidence", "mean"]
 
@@ -26,17 +24,17 @@ class ClassKLConfig(LossConfig):
     Attributes:
         weight: 0.5, the gain that dense YOLO heads give their own class term.
         temperature: T > 1 softens both sides.
-        reduction: `confidence`: points weighed by the teacher's best score u, divided by N_q;
+        reduction: `confidence`: points weighted by the teacher's best score u, divided by N_q;
             `mean`: the mean over all points, as for classifiers (mostly background on a dense head).
     """
 
-    weight: float | Literal["auto"] = 0.5
-    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    weight: Weight = 0.5
+    temperature: Temperature = 1.0
     reduction: Reduction = "confidence"
 
 
-class ClassKL(GridLoss):
-    """Each point learns how the teacher ranks the classes against each other, not whether one is there.
+class ClassKL(SoftmaxGridLoss[ClassKLConfig]):
+    """KL between the softmax over classes of each point: how classes compare, not whether an object is there.
 
     L = sum_{B,A} u * T^2 * KL(softmax(t/T) || softmax(s/T)) / N_q with u = max_c sigmoid(t) detached,
     N_q = max(sum_{B,A} u, 1); or the plain mean over B, A.
@@ -54,20 +52,10 @@ class ClassKL(GridLoss):
 
     Config: ClassVar[type[LossConfig]] = ClassKLConfig
 
-    def __init__(self, config: ClassKLConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._temperature = config.temperature
-        self._reduction = config.reduction
-
-    @classmethod
-    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-        """Add to the grid's reasons: there must be classes to compare."""
-        return super().incompatibilities(config, student, teacher) + softmax_incompatibilities(student, teacher)
-
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
-        rows = softmax_divergence(pair.student_logits, pair.teacher_logits, self._temperature)
-        if self._reduction == "mean":
-            return rows.mean()
-        return (pair.confidence * rows).sum() / pair.normaliser
+        divergence = softmax_divergence(pair.student_logits, pair.teacher_logits, self.config.temperature)
+        if self.config.reduction == "mean":
+            return divergence.mean()
+        return (pair.confidence * divergence).sum() / pair.normaliser

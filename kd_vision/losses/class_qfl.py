@@ -1,11 +1,11 @@
-"""Class scores of dense heads by quality focal loss.
+"""Class distillation on dense heads by quality focal loss.
 
 Shapes: B images, A grid points, K classes.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Weight
 from kd_vision.losses.grid import BalancedConfig, GridLoss
 
 
@@ -23,11 +22,11 @@ class ClassQFLConfig(BalancedConfig):
 
     Attributes:
         weight: 2.0, from our measurement on a small data set.
-        beta: power of the modulating factor, 1 or more (below, the slope at equality is not bounded); 1 in CrossKD
-            and BCKD, 2 in PP-YOLOE.
+        beta: power of the modulating factor, at least 1 (below, the gradient at equality is unbounded); 1 in
+            CrossKD and BCKD, 2 in PP-YOLOE.
     """
 
-    weight: float | Literal["auto"] = 2.0
+    weight: Weight = 2.0
     beta: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
 
 
@@ -47,8 +46,8 @@ def quality_focal(student_logits: Tensor, teacher_logits: Tensor, beta: float = 
     return (student_logits.sigmoid() - target).abs().pow(beta) * entropy
 
 
-class ClassQFL(GridLoss):
-    """Each class of each point learns the teacher's probability, most where the two disagree.
+class ClassQFL(GridLoss[ClassQFLConfig]):
+    """Cross-entropy to the teacher's class probabilities, weighted by the disagreement of the two.
 
     L = sum_{B,A,K} w_K * |p - q|^beta * BCE(s, q) / N_q with w = 1 unless balanced, u = max_c q,
     N_q = max(sum_{B,A} u, 1).
@@ -66,12 +65,8 @@ class ClassQFL(GridLoss):
 
     Config: ClassVar[type[LossConfig]] = ClassQFLConfig
 
-    def __init__(self, config: ClassQFLConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._beta = config.beta
-
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
         pair = self.pair(student, teacher, targets)
-        focal = quality_focal(pair.student_logits, pair.teacher_logits, self._beta)
+        focal = quality_focal(pair.student_logits, pair.teacher_logits, self.config.beta)
         return (focal * pair.class_weight).sum() / pair.normaliser

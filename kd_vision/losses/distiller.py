@@ -1,4 +1,4 @@
-"""Runs the chosen losses on what teacher and student gave, and weighs them."""
+"""Computes and weights the distillation terms of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import ONE_TO_MANY, DetectorOutput, Signal
+from kd_vision.core.predictions import ONE_TO_MANY, DetectorOutput, Signal, Signals
 from kd_vision.losses.base import DistillationLoss
 
 ONLY_TEACHER = "teacher"
-"""Name of a teacher that is alone."""
+"""Name of the teacher of a run that has one."""
 KNOWLEDGE = "knowledge"
-"""Name of the teacher whose answers were stored before training and come with the batch."""
+"""Name of the offline teacher, whose predictions come with the batch."""
 
 
 class Distiller(nn.Module):
@@ -22,9 +22,9 @@ class Distiller(nn.Module):
 
     Args:
         losses: by the name each term is logged under.
-        teachers: whom each term learns from; a term that is not named learns from `ONLY_TEACHER`.
+        teachers: the teacher of each term, by the term's name; terms not named have `ONLY_TEACHER`.
 
-    A term with ``weight: auto`` weighs nothing until `calibrate` sets its weight, once.
+    A term with ``weight: auto`` has weight 0 until `calibrate` sets it, once.
     """
 
     auto_weights: Tensor
@@ -36,29 +36,32 @@ class Distiller(nn.Module):
         self._teacher_of = {name: (teachers or {}).get(name, ONLY_TEACHER) for name in losses}
 
     def requires(self, active: frozenset[str] | None = None) -> frozenset[Signal]:
-        """Channels that the student must give, for the terms that are active; None: all are."""
-        return frozenset().union(*self.required_signals(active).values())
-
-    def teacher_of(self, name: str) -> str:
-        """Whom a term learns from."""
-        return self._teacher_of[name]
+        """Signals that the student must provide for the active terms; None: all are active."""
+        return frozenset().union(*(loss.requires for loss in self.terms(active).values()))
 
     def required_signals(self, active: frozenset[str] | None = None) -> dict[str, frozenset[Signal]]:
-        """Channels that each teacher must give, for the terms that are active; None: all are."""
-        found: dict[str, frozenset[Signal]] = {}
-        for name, loss in self.terms().items():
-            if active is None or name in active:
-                teacher = self._teacher_of[name]
-                found[teacher] = found.get(teacher, frozenset()) | loss.requires
-        return found
+        """Signals to ask of each teacher, by its name, for the active terms; None: all are active."""
+        signals: dict[str, frozenset[Signal]] = {}
+        for name, loss in self.terms(active).items():
+            teacher = self._teacher_of[name]
+            signals[teacher] = signals.get(teacher, frozenset()) | loss.teacher_signals
+        return signals
+
+    def teacher_of(self, name: str) -> str:
+        """Name of a term's teacher."""
+        return self._teacher_of[name]
 
     def active(self, progress: float) -> frozenset[str]:
-        """Names of the terms whose schedule has them take part at `progress`."""
+        """Names of the terms that are computed at `progress`, by their schedules."""
         return frozenset(name for name, loss in self.terms().items() if loss.config.schedule.takes_part(progress))
 
-    def terms(self) -> dict[str, DistillationLoss]:
-        """The losses by term name."""
-        return {name: loss for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)}
+    def terms(self, active: frozenset[str] | None = None) -> dict[str, DistillationLoss]:
+        """The losses by term name, restricted to the active ones unless `active` is None."""
+        return {
+            name: loss
+            for name, loss in self.losses.items()
+            if isinstance(loss, DistillationLoss) and (active is None or name in active)
+        }
 
     def awaits_calibration(self) -> tuple[str, ...]:
         """Names of the terms whose weight is ``auto`` and not set yet."""
@@ -82,47 +85,61 @@ class Distiller(nn.Module):
 
     def weights(self, progress: float) -> dict[str, float]:
         """Weight of each term at `progress`, the share of training done, in [0, 1]."""
-        found = {}
+        weights = {}
         for index, (name, loss) in enumerate(self.terms().items()):
             base = float(self.auto_weights[index]) if loss.config.weight == "auto" else loss.config.weight
-            found[name] = float(base) * loss.config.schedule.factor(progress)
-        return found
+            weights[name] = float(base) * loss.config.schedule.factor(progress)
+        return weights
 
     def forward(
         self,
         student: DetectorOutput,
-        said: Mapping[str, DetectorOutput],
+        teachers: Mapping[str, DetectorOutput],
         targets: Targets,
         active: frozenset[str] | None = None,
     ) -> dict[str, Tensor]:
         """Return every active term by name, unweighted.
 
-        Heads with two branches learn on every branch that both sides have, each branch counting
-        as in the student's own loss. A loss on the one-to-one branch alone would never reach the
-        neck, whose input that branch detaches.
+        A loss sees only the signals that it declares, so its value does not depend on what other terms ask for.
+
+        A `per_branch` loss is computed on every branch that both heads have, each branch weighted as in the student's
+        own loss. On the one-to-one branch alone it would not reach the neck, because that branch detaches its input.
 
         Args:
-            student: its pass over the batch.
-            said: by each teacher.
+            student: its output on the batch.
+            teachers: their outputs by name.
             targets: ground truth of the batch.
-            active: the terms that take part; None: all.
+            active: names of the terms to compute; None: all.
         """
         return {
-            name: _on_branches(loss, student, said[self._teacher_of[name]], targets)
-            for name, loss in self.terms().items()
-            if active is None or name in active
+            name: _term(loss, student, teachers[self._teacher_of[name]], targets)
+            for name, loss in self.terms(active).items()
         }
 
 
-def _on_branches(loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Tensor:
-    if loss.requires != {"grid"} or not student.grids:
-        value: Tensor = loss(student.signals(), teacher.signals(), targets)
+def _term(loss: DistillationLoss, student: DetectorOutput, teacher: DetectorOutput, targets: Targets) -> Tensor:
+    def on_branch(branch: str) -> Tensor:
+        value: Tensor = loss(
+            _restrict(student, loss.requires, branch), _restrict(teacher, loss.teacher_signals, branch), targets
+        )
         return value
+
+    if not loss.per_branch:
+        return on_branch(ONE_TO_MANY)
     shared = [branch for branch in student.grids if branch in teacher.grids] or [ONE_TO_MANY]
     weights = {branch: student.branch_weights.get(branch, 1.0) for branch in shared}
     total = sum(weights.values()) or 1.0
-    parts = [
-        loss(student.signals(branch), teacher.signals(branch), targets) * (weight / total)
-        for branch, weight in weights.items()
-    ]
-    return torch.stack(parts).sum()
+    return torch.stack([on_branch(branch) * (weight / total) for branch, weight in weights.items()]).sum()
+
+
+def _restrict(output: DetectorOutput, declared: frozenset[Signal], branch: str) -> Signals:
+    """Return the declared signals of one side, with the grid of one branch of its head."""
+    grid, boxes, regions = (signal in declared for signal in ("grid", "detections", "regions"))
+    return Signals(
+        features=output.features if "features" in declared else {},
+        grid=output.grids.get(branch) if grid else None,
+        pseudo_labels=output.pseudo_labels if boxes else None,
+        assign=output.assign if boxes else None,
+        raw_predictions=output.raw_predictions if regions else None,
+        refine_regions=output.refine_regions if regions else None,
+    )

@@ -55,16 +55,16 @@ def softmax_divergence(student_logits: Tensor, teacher_logits: Tensor, temperatu
     return temperature**2 * divergence.sum(dim=-1)
 
 
-def background_log_chances(logits: Tensor, background: Tensor, known: Tensor | None = None) -> Tensor:
+def background_log_probs(logits: Tensor, background: Tensor, known: Tensor | None = None) -> Tensor:
     """Return the log-probabilities of a softmax head, (..., 1 + K): background, then the classes.
 
-    Of an object whose class it never learned a teacher says "background"; there the student may say either, so
-    its probability of such a class counts as background and its own column is -inf.
+    A teacher predicts background for objects of classes that it never learned. The student's probability of such
+    a class therefore counts as background, and the class's own column is -inf.
 
     Args:
         logits: (..., K).
         background: (...) logit of "no object".
-        known: (K,) bool, classes that the teacher knows; None: all.
+        known: (K,) bool, classes that the teacher learned; None: all.
     """
     first = background[..., None]
     if known is not None:
@@ -74,7 +74,7 @@ def background_log_chances(logits: Tensor, background: Tensor, known: Tensor | N
 
 
 def with_background(probs: Tensor) -> Tensor:
-    """Return (..., 1 + K) probabilities that sum to 1: what the classes leave is background.
+    """Return (..., 1 + K) probabilities that sum to 1: background, with what the classes leave, then the classes.
 
     Args:
         probs: (..., K); where they sum to more than 1 they are divided by the sum.
@@ -83,13 +83,13 @@ def with_background(probs: Tensor) -> Tensor:
     return torch.cat([(1.0 - total).clamp(min=0.0), probs / total.clamp(min=1.0)], dim=-1)
 
 
-def categorical_divergence(log_chances: Tensor, class_targets: Tensor) -> Tensor:
-    """Return KL(goals || chances) over the last dimension, of shape (...); 0 at equality.
+def categorical_divergence(log_probs: Tensor, class_targets: Tensor) -> Tensor:
+    """Return KL(targets || probabilities) over the last dimension, of shape (...); 0 at equality.
 
     Args:
-        log_chances: (..., K) log-probabilities; -inf is harmless where the goal is 0.
+        log_probs: (..., K) log-probabilities; -inf is harmless where the target is 0.
         class_targets: (..., K) probabilities that sum to 1.
     """
-    said = log_chances.masked_fill(class_targets == 0, 0.0)
+    finite = log_probs.masked_fill(class_targets == 0, 0.0)
     entropy: Tensor = torch.special.entr(class_targets)
-    return (-class_targets * said - entropy).sum(dim=-1)
+    return (-class_targets * finite - entropy).sum(dim=-1)

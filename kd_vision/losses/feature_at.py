@@ -1,16 +1,16 @@
-"""Feature maps by attention transfer.
+"""Feature distillation by attention transfer.
 
 Shapes: B images, C channels, H W positions.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Weight
 from kd_vision.losses.features import FeatureLoss
 
 
@@ -21,7 +21,7 @@ class FeatureATConfig(LossConfig):
         weight: 500, half the published beta of 1000: the mean over positions of unit vectors is small.
     """
 
-    weight: float | Literal["auto"] = 500.0
+    weight: Weight = 500.0
 
 
 def attention_map(maps: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def attention_map(maps: Tensor) -> Tensor:
     return functional.normalize(maps.square().mean(dim=1).flatten(1), dim=1)
 
 
-class FeatureAT(FeatureLoss):
-    """The student learns where the teacher's energy is; widths may differ, so there is no adapter.
+class FeatureAT(FeatureLoss[FeatureATConfig]):
+    """Squared error between the spatial attention maps; widths may differ, so there is no adapter.
 
     L = sum_levels mean_{B,HW} (A(s) - A(t))^2 with A the normalised mean square over channels.
 

@@ -1,17 +1,15 @@
-"""Feature maps by channel-wise KL divergence over positions.
+"""Feature distillation by channel-wise KL divergence over positions.
 
 Shapes: B images, C channels of the teacher, H W positions.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Temperature, Weight
 from kd_vision.losses.divergence import softmax_divergence
 from kd_vision.losses.features import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 
@@ -22,12 +20,12 @@ class FeatureCWDConfig(LossConfig):
     Attributes:
         weight: 0.5; on small images the published 10 exceeds the whole detection loss.
         temperature: T > 1 flattens both sides.
-        standardise: give each channel of both sides deviation 1 first. The softmax over
-            positions depends on scale, which differs between networks.
+        standardise: first scale each channel of both sides to standard deviation 1. The softmax over positions
+            depends on scale, which differs between networks.
     """
 
-    weight: float | Literal["auto"] = 0.5
-    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    weight: Weight = 0.5
+    temperature: Temperature = 1.0
     standardise: bool = True
 
 
@@ -42,8 +40,8 @@ def channel_wise_divergence(student: Tensor, teacher: Tensor, temperature: float
     return softmax_divergence(student.flatten(2), teacher.flatten(2), temperature).mean()
 
 
-class FeatureCWD(LinearFeatureLoss):
-    """Each channel learns where the teacher's channel is active.
+class FeatureCWD(LinearFeatureLoss[FeatureCWDConfig]):
+    """KL between the softmax over positions of each channel: where the teacher's channel is active.
 
     L = sum_levels mean_{B,C} T^2 * KL(softmax_{HW}(t/T) || softmax_{HW}(phi(s)/T)) with phi a linear 1x1
     adapter where widths differ.
@@ -58,19 +56,14 @@ class FeatureCWD(LinearFeatureLoss):
     Config: ClassVar[type[LossConfig]] = FeatureCWDConfig
     adapter_bias: ClassVar[bool] = False
 
-    def __init__(self, config: FeatureCWDConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._temperature = config.temperature
-        self._standardise = config.standardise
-
     def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of one level; both (B, C, H, W)."""
-        if self._standardise:
+        if self.config.standardise:
             student, teacher = _standardised(student), _standardised(teacher)
-        return channel_wise_divergence(student, teacher, self._temperature)
+        return channel_wise_divergence(student, teacher, self.config.temperature)
 
 
 def _standardised(maps: Tensor) -> Tensor:
-    """Scale channels to deviation 1; their mean does not matter to a softmax over positions."""
+    """Return maps of standard deviation 1 per channel; the softmax over positions is invariant to the mean."""
     shifted = centred(maps)
     return shifted / (channel_std(shifted).clamp(min=LEAST_STD) + STD_EPSILON)[:, None, None]

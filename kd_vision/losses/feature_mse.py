@@ -1,4 +1,4 @@
-"""Feature maps by mean squared error.
+"""Feature distillation by mean squared error.
 
 Shapes: B images, C channels of the teacher, H W positions.
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from kd_vision.losses.base import LossConfig
 from kd_vision.losses.features import LinearFeatureLoss
 
 
-class FeatureMSE(LinearFeatureLoss):
-    """Each position learns the teacher's values.
+class FeatureMSE(LinearFeatureLoss[LossConfig]):
+    """Mean squared error to the teacher's maps.
 
     L = sum_levels mean_{B,C,H,W} (phi(s) - t)^2 with phi a linear 1x1 adapter where widths differ.
 
     Shapes: maps (B, C, H, W) to a scalar. Reduction: mean within a level, sum over levels. Unit: the square
-    of the teacher's activations, so its size depends on the teacher; `weight: auto` suits it.
+    of the teacher's activations, so its size depends on the teacher; use `weight: auto`.
 
     Source: FitNets (Romero et al., ICLR 2015, eq. 3) with the mean instead of half the sum.
     """

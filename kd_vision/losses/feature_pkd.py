@@ -1,15 +1,15 @@
-"""Feature maps by Pearson correlation.
+"""Feature distillation by Pearson correlation.
 
 Shapes: B images, C channels of the teacher, H W positions.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from kd_vision.losses.base import LossConfig
+from kd_vision.losses.base import LossConfig, Weight
 from kd_vision.losses.features import LEAST_STD, STD_EPSILON, LinearFeatureLoss, centred, channel_std
 
 
@@ -20,7 +20,7 @@ class FeaturePKDConfig(LossConfig):
         weight: 3.0; the published 6 to 10 belong to other detectors' terms.
     """
 
-    weight: float | Literal["auto"] = 3.0
+    weight: Weight = 3.0
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * (per_channel * alive).sum() / alive.sum().clamp(min=1.0)
 
 
-class FeaturePKD(LinearFeatureLoss):
-    """Each channel learns the teacher's pattern, whatever its scale and offset.
+class FeaturePKD(LinearFeatureLoss[FeaturePKDConfig]):
+    """Squared error between standardised channels, that is 1 - Pearson correlation, blind to scale and offset.
 
     L = sum_levels 1/2 mean_{B,C,H,W} (z_s - z_t)^2, z = (x - mean) / (std + 1e-6) per channel over B, H, W
     with the unbiased deviation; the student's map goes through a linear 1x1 adapter where widths differ.

@@ -1,11 +1,11 @@
-"""Feature maps by squared error where the teacher sees objects: what ultralytics ships as `distill_model`.
+"""Feature distillation by squared error, weighted by the teacher's scores, as in ultralytics' `distill_model`.
 
 Shapes: B images, C channels of the teacher, H W positions.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Signal, Signals
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import DistillationLoss, LossConfig, best_class_score, select_levels
+from kd_vision.losses.base import DistillationLoss, LossConfig, Weight, best_class_score, computed, select_levels
 from kd_vision.losses.features import aligned, apply_in_full_precision
 from kd_vision.losses.grid import full_precision
 
@@ -26,7 +26,7 @@ class FeatureSL2Config(LossConfig):
         weight: 6.0, the gain (`dis`) that ultralytics gives it.
     """
 
-    weight: float | Literal["auto"] = 6.0
+    weight: Weight = 6.0
 
 
 def score_weighted_l2(student: Tensor, teacher: Tensor, scores: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ def score_weighted_l2(student: Tensor, teacher: Tensor, scores: Tensor) -> Tenso
     return (difference * scores).sum() / (scores.sum() * student.shape[1] + 1e-9)
 
 
-class FeatureSL2(DistillationLoss):
-    """Each position learns the teacher's values, in proportion to the teacher's best score there.
+class FeatureSL2(DistillationLoss[FeatureSL2Config]):
+    """Squared error to the teacher's maps, each position weighted by the teacher's best class score.
 
     L = sum_levels sum_{B,H,W} u ||phi(s) - t||^2 / (C * sum_{B,H,W} u + 1e-9) with u = max_c sigmoid(t_cls)
     and phi = 1x1 - ReLU - 1x1, learned from scratch.
@@ -54,11 +54,12 @@ class FeatureSL2(DistillationLoss):
         RequestError: the teacher's scores and maps of a level do not have the same positions.
 
     Source: ultralytics 8.4.190, `nn/distill_model.py` (no paper). For end-to-end teachers it averages the
-    logits of both branches; we take the branch at hand. The projector is computed in float32 under AMP.
+    logits of both branches; we take the one-to-many branch. The projector is computed in float32 under AMP.
     """
 
     Config: ClassVar[type[LossConfig]] = FeatureSL2Config
     requires: ClassVar[frozenset[Signal]] = frozenset({"features", "grid"})
+    uses_levels: ClassVar[bool] = True
 
     def __init__(self, config: FeatureSL2Config, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
@@ -77,12 +78,10 @@ class FeatureSL2(DistillationLoss):
         return score_weighted_l2(projected, teacher_map, self._scores(level, teacher, teacher_map))
 
     def _scores(self, level: str, teacher: Signals, maps: Tensor) -> Tensor:
-        """Return the teacher's best score at each position of its map, (B, 1, H, W)."""
-        if teacher.grid is None:
-            raise RequestError("the channel 'grid' was not computed; ask the detector for it")
+        """Return the teacher's best class score at each position of its map, (B, 1, H, W)."""
         spec = self._teacher
         stride, finest = spec.level_strides[level], min(spec.level_strides.values())
-        logits = select_levels(teacher.grid, (stride,), finest).logits.detach()
+        logits = select_levels(computed(teacher.grid, "grid", "teacher"), (stride,), finest).logits.detach()
         images, _, height, width = maps.shape
         anchors = spec.level_anchors.get(level, 1)
         if logits.shape[1] != height * width * anchors:

@@ -1,4 +1,4 @@
-"""What all losses on feature maps share: linear adapters, resizing, deviations, the first fit.
+"""Base of the losses on feature maps: linear adapters and their initial fit, resizing, standard deviations.
 
 Shapes: B images, C channels (Cs student, Ct teacher), H W positions.
 """
@@ -6,7 +6,7 @@ Shapes: B images, C channels (Cs student, Ct teacher), H W positions.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import Signal, Signals
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import DistillationLoss, LossConfig
+from kd_vision.losses.base import ConfigT_co, DistillationLoss, computed
 from kd_vision.losses.grid import full_precision
 
 LEAST_STD = 1e-3
@@ -35,7 +35,7 @@ def resize_to(maps: Tensor, like: Tensor) -> Tensor:
 
 
 def apply_in_full_precision(module: nn.Module, maps: Tensor) -> Tensor:
-    """Run an adapter outside autocast: half precision would blur the difference that is the loss."""
+    """Run an adapter outside autocast: half precision would round away the difference that is the loss."""
     with torch.autocast(maps.device.type, enabled=False):
         result: Tensor = module(maps)
     return result
@@ -44,8 +44,8 @@ def apply_in_full_precision(module: nn.Module, maps: Tensor) -> Tensor:
 def centred(maps: Tensor) -> Tensor:
     """Return `maps` less each channel's mean over images and positions, the mean taken as a constant.
 
-    Exact for losses that do not see a shift of a channel (their gradient sums to 0 over the channel), and it
-    saves a pass over the maps.
+    Exact for losses that are invariant to a shift of a channel (their gradient sums to 0 over the channel), and
+    one pass over the maps cheaper.
 
     Args:
         maps: (B, C, H, W).
@@ -67,17 +67,19 @@ def channel_std(centred_maps: Tensor) -> Tensor:
     return std
 
 
-class FeatureLoss(DistillationLoss):
-    """Base of losses that compare maps level by level: the loss is the sum over levels of `level_loss`."""
+class FeatureLoss(DistillationLoss[ConfigT_co]):
+    """Base of losses that compare maps level by level; the loss is the sum of `level_loss` over levels."""
 
     requires: ClassVar[frozenset[Signal]] = frozenset({"features"})
+    class_aware: ClassVar[bool] = False
+    uses_levels: ClassVar[bool] = True
 
     def level_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the scalar loss of one level; (B, C, H, W) of equal H W, float32 or better."""
         raise TypeError(f"{type(self).__name__} must define level_loss")
 
     def adapt(self, level: str, maps: Tensor) -> Tensor:
-        """Bring (B, Cs, H, W) student maps to what `level_loss` compares; here as they are."""
+        """Return (B, Cs, H, W) student maps as `level_loss` compares them; here unchanged."""
         return maps
 
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
@@ -89,37 +91,37 @@ class FeatureLoss(DistillationLoss):
         return self.level_loss(self.adapt(level, student_map), teacher_map)
 
 
-class LinearFeatureLoss(FeatureLoss):
+class LinearFeatureLoss(FeatureLoss[ConfigT_co]):
     """Base of losses whose student maps go through a linear 1x1 adapter where widths differ.
 
     Levels of equal width have no adapter.
 
     Class attributes:
-        adapter_bias: False for losses that do not see a shift of a channel; their bias would get no gradient.
+        adapter_bias: False for losses that are invariant to a shift of a channel, where a bias gets no gradient.
     """
 
     adapter_bias: ClassVar[bool] = True
 
-    def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+    def __init__(self, config: ConfigT_co, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         self.adapters = nn.ModuleDict()
         for level in self.levels:
-            student_map, teacher_map = student.level_channels[level], teacher.level_channels[level]
-            if student_map != teacher_map:
-                self.adapters[level] = nn.Conv2d(student_map, teacher_map, kernel_size=1, bias=self.adapter_bias)
+            widths = student.level_channels[level], teacher.level_channels[level]
+            if widths[0] != widths[1]:
+                self.adapters[level] = nn.Conv2d(*widths, kernel_size=1, bias=self.adapter_bias)
 
     def adapt(self, level: str, maps: Tensor) -> Tensor:
-        """Bring (B, Cs, H, W) student maps to the teacher's width."""
+        """Return (B, Cs, H, W) student maps at the teacher's width, (B, Ct, H, W)."""
         return apply_in_full_precision(self.adapters[level], maps) if level in self.adapters else maps
 
     def fit(self, batches: Iterable[tuple[Signals, Signals]]) -> None:
-        """Set the adapters to the ridge regression from student to teacher maps.
+        """Set the adapters to the ridge regression from student to teacher maps, instead of random weights.
 
-        Training then need not start from random adapters. Solved in float64 with an intercept; the ridge
-        is 1e-4 of the mean variance of the student's channels. Without adapters nothing is read.
+        Solved in float64 with an intercept; the ridge is 1e-4 of the mean variance of the student's channels.
+        Without adapters no batch is read.
 
         Args:
-            batches: (student, teacher) outputs with their features.
+            batches: (student, teacher) signals with features.
 
         Raises:
             ValueError: there are adapters but no batch.
@@ -130,26 +132,30 @@ class LinearFeatureLoss(FeatureLoss):
         with torch.no_grad():
             for student, teacher in batches:
                 for level in self.adapters:
-                    found = _Moments.of(*aligned(level, student, teacher))
-                    moments[level] = moments[level].plus(found) if level in moments else found
+                    batch = _Moments.of(*aligned(level, student, teacher))
+                    moments[level] = moments[level].plus(batch) if level in moments else batch
             if not moments:
                 raise ValueError("fit needs at least one batch of student and teacher features")
-            for level, found in moments.items():
-                _set_linear(self.adapters[level], *found.solve())
+            for level, total in moments.items():
+                _set_linear(self.adapters[level], *total.solve())
 
 
 def aligned(level: str, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
     """Return one level of both sides in full precision, (B, Cs, H, W) and (B, Ct, H, W), teacher detached.
 
-    The student's map is resized to the teacher's before a 1x1 adapter, with which resizing commutes.
+    The student's map is resized to the teacher's height and width; this commutes with the 1x1 adapter that follows.
+
+    Raises:
+        RequestError: the signal was not computed.
     """
-    teacher_map = full_precision(teacher.features[level].detach())
-    return resize_to(full_precision(student.features[level]), teacher_map), teacher_map
+    teacher_map = full_precision(computed(teacher.features.get(level), "features", "teacher").detach())
+    student_map = full_precision(computed(student.features.get(level), "features", "student"))
+    return resize_to(student_map, teacher_map), teacher_map
 
 
 def _set_linear(adapter: nn.Module, weight: Tensor, bias: Tensor) -> None:
     if not isinstance(adapter, nn.Conv2d):
-        raise TypeError(f"a linear adapter is a Conv2d, found {type(adapter).__name__}")
+        raise TypeError(f"a linear adapter must be a Conv2d; given {type(adapter).__name__}")
     adapter.weight.copy_(weight[:, :, None, None])
     if adapter.bias is not None:
         adapter.bias.copy_(bias)
@@ -157,13 +163,13 @@ def _set_linear(adapter: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """Sums over positions that a linear regression needs, in float64."""
+    """Sums over positions of the student (x) and the teacher (y) for a linear regression, in float64."""
 
     count: int
-    student_map: Tensor  # (Cs,)
-    teacher_map: Tensor  # (Ct,)
-    ours_ours: Tensor  # (Cs, Cs)
-    ours_theirs: Tensor  # (Cs, Ct)
+    x: Tensor  # (Cs,) student
+    y: Tensor  # (Ct,) teacher
+    xx: Tensor  # (Cs, Cs)
+    xy: Tensor  # (Cs, Ct)
 
     @staticmethod
     def of(student: Tensor, teacher: Tensor) -> _Moments:
@@ -173,19 +179,13 @@ class _Moments:
         return _Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y)
 
     def plus(self, other: _Moments) -> _Moments:
-        return _Moments(
-            self.count + other.count,
-            self.student_map + other.student_map,
-            self.teacher_map + other.teacher_map,
-            self.ours_ours + other.ours_ours,
-            self.ours_theirs + other.ours_theirs,
-        )
+        return _Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Return weight (Ct, Cs) and bias (Ct,)."""
-        mean_x, mean_y = self.student_map / self.count, self.teacher_map / self.count
-        covariance = self.ours_ours / self.count - torch.outer(mean_x, mean_x)
-        cross = self.ours_theirs / self.count - torch.outer(mean_x, mean_y)
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        covariance = self.xx / self.count - torch.outer(mean_x, mean_x)
+        cross = self.xy / self.count - torch.outer(mean_x, mean_y)
         # The added 1e-12 keeps the system solvable where every student channel is constant.
         ridge = _RIDGE * covariance.diagonal().mean() + 1e-12
         identity = torch.eye(len(mean_x), dtype=covariance.dtype, device=covariance.device)

@@ -8,9 +8,5 @@ from kd_vision.losses import LOSSES, load_loss
 
 def fitting_losses(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
     """Names of the losses that work on a pair with their default settings."""
-    found = []
-    for name in LOSSES:
-        kind = load_loss(name)
-        if not kind.incompatibilities(kind.Config(), student, teacher):
-            found.append(name)
-    return found
+    kinds = {name: load_loss(name) for name in LOSSES}
+    return [name for name, kind in kinds.items() if not kind.incompatibilities(kind.Config(), student, teacher)]

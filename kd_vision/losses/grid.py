@@ -1,11 +1,11 @@
-"""What all losses on dense predictions share: the pair of grids, the teacher's confidence, the normaliser.
+"""Base of the losses on dense predictions: the pair of grids, the teacher's confidence, the normaliser.
 
 Shapes: B images, A grid points, K classes, M boxes of the whole batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,16 +17,18 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import GridPredictions, Signal, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.base import (
+    ConfigT_co,
     DistillationLoss,
     LossConfig,
     best_class_score,
     common_levels,
+    computed,
     select_levels,
 )
 from kd_vision.losses.grid_resample import Resampler
 
 _UNKNOWN_LOGIT = -1000.0
-"""A probability of exactly 0, so that what is not heard weighs nothing in any sum."""
+"""Its sigmoid is exactly 0, so that masked values have weight 0 in any sum."""
 _FOR_OTHER_ANCHORS = "soft_boxes or region_feedback"
 
 
@@ -39,9 +41,9 @@ class BalancedConfig(LossConfig):
     """Settings of losses that can lift rare classes.
 
     Attributes:
-        balance: 0: every point counts by the teacher's confidence alone; 1: every class counts alike,
-            however rare the teacher finds it; between: the power of the correction. mAP is a mean over
-            classes, so a student short of time gains most where the teacher's rare classes are heard.
+        balance: 0: points are weighted by the teacher's confidence alone; 1: all classes count alike, however
+            rare in the teacher's predictions; between: the power of the correction. mAP is a mean over classes,
+            so in a short training the rare classes gain most.
     """
 
     balance: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -49,7 +51,7 @@ class BalancedConfig(LossConfig):
 
 @dataclass(frozen=True, slots=True)
 class GridPair:
-    """Both sides on the points a loss acts on; nothing of the teacher carries a gradient.
+    """Both sides on the points that a loss acts on; the teacher's tensors carry no gradient.
 
     Attributes:
         student: dense predictions of the student.
@@ -60,9 +62,9 @@ class GridPair:
         normaliser: scalar N_q = max(sum u, 1) over the batch and all levels jointly. A normaliser per
             level would give a level without objects a full-strength loss made of background.
         class_weight: (K,) how much each class counts; ones without balance.
-        mask: (B, A) bool, points where the teacher is heard; None: all. Elsewhere, and in the columns of
-            classes that the teacher never learned, both sides' logits are the same constant and the
-            confidence is 0, so that no loss has anything to teach there.
+        mask: (B, A) bool, points that take part; None: all. Elsewhere, and in the columns of classes that the
+            teacher never learned, both sides' logits are the same constant and the confidence is 0, so that
+            every loss is 0 there.
     """
 
     student: GridPredictions
@@ -78,20 +80,26 @@ class GridPair:
         """Return (B, A): confidence times the weight of the teacher's best class."""
         return self.confidence * self.class_weight[self.teacher_logits.argmax(dim=-1)]
 
+    def masked(self, points: Tensor) -> Tensor:
+        """Return (B, A) bool: those of `points` that take part."""
+        return points if self.mask is None else points & self.mask
 
-class GridLoss(DistillationLoss):
+
+class GridLoss(DistillationLoss[ConfigT_co]):
     """Base of losses between dense predictions, point by point.
 
-    Where the two grids do not have the same strides or size, the teacher's is taken at the student's points, see
+    Where the two grids differ in strides or size, the teacher's is resampled at the student's points, see
     `Resampler`. Grids of one layout are compared row by row even where one family puts its points at the corner of
     each cell (FCOS of torchvision, i * stride) and the other in its centre (YOLO, (i + 1/2) * stride): these lie
     0.71 strides apart, and so do the nearest ones.
-    Inside ground-truth boxes of classes that the teacher never learned nothing is taught.
+    Points inside ground-truth boxes of classes that the teacher never learned take no part.
     """
 
     requires: ClassVar[frozenset[Signal]] = frozenset({"grid"})
+    per_branch: ClassVar[bool] = True
+    uses_levels: ClassVar[bool] = True
 
-    def __init__(self, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
+    def __init__(self, config: ConfigT_co, student: DetectorSpec, teacher: DetectorSpec) -> None:
         super().__init__(config, student, teacher)
         levels = self.levels
         self.levels = levels or tuple(student.level_strides)
@@ -104,41 +112,41 @@ class GridLoss(DistillationLoss):
     @classmethod
     def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
         """Add to the base's reasons: anchors of a student need a teacher with the same, bins the same strides."""
-        found = super().incompatibilities(config, student, teacher)
-        if found:
-            return found
+        errors = super().incompatibilities(config, student, teacher)
+        if errors:
+            return errors
         levels = common_levels(student, teacher, config.levels)
         anchors = max(student.level_anchors.get(level, 1) for level in levels or student.level_strides)
         differences = _differences(config, student, teacher)
         if anchors > 1 and (differences or student.family != teacher.family):
-            found.append(
-                f"the student has {anchors} anchors at a point and the teacher not the same, so no row of the "
-                f"teacher's grid answers to one of the student's; use {_FOR_OTHER_ANCHORS} instead"
-            )
-        if cls.needs_box_bins and not found and differences:
-            found.append(f"box bins are in units of the stride, and {differences[0]}; use box_iou instead")
-        return found
+            return [
+                f"the student has {anchors} anchors at a point and the teacher not the same, so the rows of the two "
+                f"grids do not correspond; use {_FOR_OTHER_ANCHORS} instead"
+            ]
+        if cls.needs_box_bins and differences:
+            return [f"box bins are in units of the stride, and {differences[0]}; use box_iou instead"]
+        return []
 
     @classmethod
     def pair_warnings(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-        """Add to the base's remarks: the grids differ."""
-        found = super().pair_warnings(config, student, teacher)
+        """Add to the base's warnings: the grids differ."""
+        warnings = super().pair_warnings(config, student, teacher)
         differences = _differences(config, student, teacher)
         if differences:
-            found.append(
+            warnings.append(
                 f"{'; '.join(differences)}: each point of the student learns from the nearest point of the "
                 f"teacher's level of the nearest stride"
             )
-        return found
+        return warnings
 
     def pair(self, student: Signals, teacher: Signals, targets: Targets) -> GridPair:
-        """Select the levels of the loss on both sides and weigh the points.
+        """Select the levels of the loss on both sides and weight the points.
 
         Raises:
-            RequestError: a channel was not computed, or images or classes differ.
+            RequestError: a signal was not computed, or images or classes differ.
         """
-        student_grid = self._student_levels.select(student)
-        teacher_grid = _detached(self._teacher_levels.select(teacher))
+        student_grid = self._student_levels.select(computed(student.grid, "grid", "student"))
+        teacher_grid = _detached(self._teacher_levels.select(computed(teacher.grid, "grid", "teacher")))
         self._refuse_unlike(student_grid, teacher_grid)
         if not self._same_layout or student_grid.logits.shape != teacher_grid.logits.shape:
             self._refuse_anchors()
@@ -167,10 +175,10 @@ class GridLoss(DistillationLoss):
 
     def _refuse_anchors(self) -> None:
         anchors = max(self._student_levels.anchors)
-        if anchors > 1:  # all of a point would be given the same of the teacher's
+        if anchors > 1:  # all anchors of a point would learn the same row of the teacher
             raise RequestError(
-                f"the student has {anchors} anchors at a point, and the teacher's grid is of another size, as of an "
-                f"image_size of its own, so no row answers to one of the student's; give both one image size, or use "
+                f"the student has {anchors} anchors at a point, and the teacher's grid is of another size, because its "
+                f"image_size differs, so their rows do not correspond; give both one image size, or use "
                 f"{_FOR_OTHER_ANCHORS} instead"
             )
 
@@ -183,11 +191,26 @@ class GridLoss(DistillationLoss):
             )
 
 
-def class_weights(teacher_logits: Tensor, balance: float, known: Tensor | None = None) -> Tensor:
-    """Return (K,) weights w_c ~ mass_c^-balance that leave the total mass as it is.
+class SoftmaxGridLoss(GridLoss[ConfigT_co]):
+    """Base of losses with a softmax over the classes of each point, which needs two classes to compare."""
 
-    mass_c = max(sum_{B,A} q_c, 1): how much of the class the teacher sees in the batch. A class that is
-    hardly there is thus not blown up without bound. Ones for balance 0.
+    @classmethod
+    def incompatibilities(cls, config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
+        """Add to the grid's reasons: the teacher must know two classes."""
+        errors = super().incompatibilities(config, student, teacher)
+        if len(set(student.classes) - teacher.missing_classes) > 1:
+            return errors
+        return [
+            *errors,
+            "needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead",
+        ]
+
+
+def class_weights(teacher_logits: Tensor, balance: float, known: Tensor | None = None) -> Tensor:
+    """Return (K,) weights w_c ~ mass_c^-balance that leave the total mass unchanged.
+
+    mass_c = max(sum_{B,A} q_c, 1): how much of the class the teacher predicts in the batch, at least 1, which
+    bounds the weight of a class that is hardly there. Ones for balance 0.
 
     Args:
         teacher_logits: (B, A, K).
@@ -215,12 +238,12 @@ def balanced(mass: Tensor, balance: float, known: Tensor | None = None) -> Tenso
 
 @dataclass(frozen=True, slots=True)
 class _LevelChoice:
-    """Which levels of a detector's grid to look at.
+    """Selects levels of a detector's grid.
 
     Attributes:
         strides: to keep, fine to coarse; None where all points stay (saves a device synchronisation).
         anchors: rows at each point of the levels kept.
-        finest: least stride of the detector.
+        finest: smallest stride of the detector.
     """
 
     strides: tuple[int, ...] | None
@@ -236,45 +259,37 @@ class _LevelChoice:
             min(spec.level_strides.values()),
         )
 
-    def select(self, side: Signals) -> GridPredictions:
-        if side.grid is None:
-            raise RequestError("the channel 'grid' was not computed; ask the detector for it")
-        return side.grid if self.strides is None else select_levels(side.grid, self.strides, self.finest)
+    def select(self, grid: GridPredictions) -> GridPredictions:
+        return grid if self.strides is None else select_levels(grid, self.strides, self.finest)
 
 
 def _differences(config: LossConfig, student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-    """Say how the layouts of two grids differ, one clause a difference; empty: one image size, same points."""
+    """Return how the layouts of two grids differ, one clause a difference; empty: at one image size, same points."""
     levels = common_levels(student, teacher, config.levels)
     if not levels:
         return ["teacher and student share no level"]
-    found = []
+    differences = []
     for level in levels:
         strides = teacher.level_strides[level], student.level_strides[level]
         anchors = teacher.level_anchors.get(level, 1), student.level_anchors.get(level, 1)
-        if strides[0] != strides[1]:
-            found.append(f"level '{level}' has stride {strides[0]} in the teacher and {strides[1]} in the student")
-        if anchors[0] != anchors[1]:
-            found.append(
-                f"level '{level}' has anchors per point {anchors[0]} in the teacher and {anchors[1]} in the student"
-            )
-    return found
+        for what, (of_teacher, of_student) in (("stride", strides), ("anchors per point", anchors)):
+            if of_teacher != of_student:
+                differences.append(
+                    f"level '{level}' has {what} {of_teacher} in the teacher and {of_student} in the student"
+                )
+    return differences
 
 
 def _detached(grid: GridPredictions) -> GridPredictions:
-    return GridPredictions(
-        grid.logits.detach(),
-        grid.boxes_xyxy.detach(),
-        grid.points_xy,
-        grid.strides,
-        None if grid.box_bins is None else grid.box_bins.detach(),
-    )
+    bins = None if grid.box_bins is None else grid.box_bins.detach()
+    return replace(grid, logits=grid.logits.detach(), boxes_xyxy=grid.boxes_xyxy.detach(), box_bins=bins)
 
 
 def points_in_boxes(points_xy: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """Return (M, A) bool: the point lies strictly inside the box.
 
     Args:
-        points_xy: (A, 2) input pixels, or (M, A, 2) where each box has its own.
+        points_xy: (A, 2) input pixels, or (M, A, 2) with other points for each box.
         boxes_xyxy: (M, 4) input pixels.
     """
     low = points_xy > boxes_xyxy[:, None, :2]
@@ -293,8 +308,8 @@ def rows_in_boxes(centres_xy: Tensor, image_index: Tensor, boxes_xyxy: Tensor, i
     """
     centres = full_precision(centres_xy[0] if len(centres_xy) == 1 else centres_xy[image_index])
     inside = points_in_boxes(centres, boxes_xyxy.to(centres.dtype)).to(torch.int32)
-    found = inside.new_zeros((images, inside.shape[1]))
-    return found.index_add_(0, image_index, inside) > 0
+    counts = inside.new_zeros((images, inside.shape[1]))
+    return counts.index_add_(0, image_index, inside) > 0
 
 
 def boxes_of_labels(targets: Targets, labels: tuple[int, ...]) -> Targets:
@@ -304,7 +319,7 @@ def boxes_of_labels(targets: Targets, labels: tuple[int, ...]) -> Targets:
 
 
 def smallest_box(points_xy: Tensor, targets: Targets, images: int) -> Tensor:
-    """Return (B, A) int64: index into `targets` of the smallest box a point lies in, -1 outside all.
+    """Return (B, A) int64: index into `targets` of the smallest box that holds a point, -1 outside all.
 
     Args:
         points_xy: (A, 2) input pixels.
@@ -315,7 +330,7 @@ def smallest_box(points_xy: Tensor, targets: Targets, images: int) -> Tensor:
     boxes = targets.boxes_xyxy.to(points.dtype)
     order = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1).argsort(stable=True)
     count = len(order)
-    # Ranks by area are distinct, so the least rank names one box even where areas are equal.
+    # Ranks by area are distinct, so the lowest rank names one box even where areas are equal.
     inside = points_in_boxes(points, boxes[order])
     rank = torch.arange(count, device=inside.device)[:, None].expand_as(inside)
     rank = rank.masked_fill(~inside, count)
@@ -331,8 +346,11 @@ def images_with_targets(targets: Targets, images: int) -> Tensor:
     return (targets.image_index[:, None] == numbers).any(dim=0)
 
 
-def softmax_incompatibilities(student: DetectorSpec, teacher: DetectorSpec) -> list[str]:
-    """Say why a softmax over the classes would teach nothing, one line a reason; empty: it can."""
-    if len(set(student.classes) - teacher.missing_classes) > 1:
-        return []
-    return ["needs two classes that the teacher knows (a softmax over one is always 1); use class_bce instead"]
+def take_or_zero(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[index]``, zeros where the index is -1.
+
+    Args:
+        values: (M, ...).
+        index: int64 of any shape, as of `smallest_box`.
+    """
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[index]

@@ -1,4 +1,4 @@
-"""A teacher's dense predictions at the points of a student whose grid is another.
+"""Resamples a teacher's dense predictions at the points of a student's grid of another layout.
 
 Shapes: B images, A points of the student, T rows of the teacher, K classes, R bins.
 """
@@ -13,10 +13,10 @@ from kd_vision.core.predictions import GridPredictions
 
 
 class Resampler:
-    """Takes the teacher's predictions at the nearest of its points.
+    """Nearest-neighbour resampling of the teacher's predictions.
 
-    Each point of the student looks at the level whose stride is nearest to its own (in log2; of two as near
-    the finer), there at the nearest point, and at a point with several anchors at the one with the best score.
+    Each point of the student takes the level of the nearest stride (in log2; the finer of two as near), in it the
+    nearest point, and of a point with several anchors the one with the best score.
 
     Args:
         level_anchors: rows at each point of the teacher's levels, fine to coarse.
@@ -29,14 +29,14 @@ class Resampler:
         self._cache: tuple[tuple[object, ...], Tensor, Tensor] | None = None
 
     def __call__(self, teacher_grid: GridPredictions, student_grid: GridPredictions) -> GridPredictions:
-        """Return the teacher's predictions, one for each of the student's points.
+        """Return the teacher's predictions, one for each point of the student.
 
         Args:
-            teacher_grid: (B, T) rows; the anchors of a point follow each other.
+            teacher_grid: (B, T) rows; the anchors of a point are consecutive.
             student_grid: (B, A) points.
 
         Raises:
-            RequestError: strides have to be equal and are not.
+            RequestError: `same_stride` and the strides differ, or the teacher's levels are not as specified.
         """
         first, count = self._lookup(teacher_grid, student_grid)
         row = first.expand(len(teacher_grid.logits), -1)
@@ -57,7 +57,7 @@ class Resampler:
     def _lookup(self, teacher_grid: GridPredictions, student_grid: GridPredictions) -> tuple[Tensor, Tensor]:
         """Return, for each point of the student, the first row and the number of rows of its point; (A,) each.
 
-        Grids of one detector differ by the image alone, so their size and last point tell them apart.
+        Cached: grids of one detector differ by the image size alone, so their size and last point identify them.
         """
         ends = (*teacher_grid.points_xy[-1].tolist(), *student_grid.points_xy[-1].tolist())
         key = (student_grid.logits.device, len(teacher_grid.points_xy), len(student_grid.points_xy), *ends)
@@ -75,23 +75,24 @@ class Resampler:
         level = (student_grid.strides.log2()[:, None] - strides.log2()).abs().argmin(dim=-1)
         if self._same_stride and not torch.equal(strides[level].float(), student_grid.strides.float()):
             raise RequestError(
-                "box bins are in units of the stride, and teacher and student have other strides; give both one "
+                "box bins are in units of the stride, and the strides of teacher and student differ; give both one "
                 "image size, or use box_iou instead"
             )
         first = torch.zeros_like(level)
         count = torch.ones_like(level)
         for index, anchors in enumerate(self._anchors):
             rows = (teacher_grid.strides == strides[index]).nonzero().squeeze(1)[::anchors]
-            looking = level == index
-            first[looking] = rows[_nearest_in_lattice(teacher_grid.points_xy[rows], student_grid.points_xy[looking])]
-            count[looking] = anchors
+            here = level == index
+            first[here] = rows[_nearest_in_lattice(teacher_grid.points_xy[rows], student_grid.points_xy[here])]
+            count[here] = anchors
         return first, count
 
 
-def _nearest_in_lattice(points_xy: Tensor, asked_xy: Tensor) -> Tensor:
-    """Return, for each of (A, 2) points, which of the (T, 2) points of a full lattice, in any order, is nearest.
+def _nearest_in_lattice(points_xy: Tensor, query_xy: Tensor) -> Tensor:
+    """Return, for each of (A, 2) query points, the index of the nearest of the (T, 2) points of a full lattice.
 
     In a lattice the nearest column and the nearest row meet in the nearest point, so no pair of points is compared.
+    The points may come in any order.
     """
     (x, column), (y, row) = (torch.unique(axis, return_inverse=True) for axis in points_xy.unbind(dim=-1))
     if len(x) * len(y) != len(points_xy):
@@ -102,7 +103,7 @@ def _nearest_in_lattice(points_xy: Tensor, asked_xy: Tensor) -> Tensor:
     table = torch.empty((len(y), len(x)), dtype=torch.int64, device=points_xy.device)
     table[row, column] = torch.arange(len(points_xy), device=points_xy.device)
     nearest = [
-        (asked[:, None] - axis).abs().argmin(dim=-1)
-        for asked, axis in zip(asked_xy.unbind(dim=-1), (x, y), strict=True)
+        (query[:, None] - axis).abs().argmin(dim=-1)
+        for query, axis in zip(query_xy.unbind(dim=-1), (x, y), strict=True)
     ]
     return table[nearest[1], nearest[0]]

@@ -1,4 +1,4 @@
-"""Which of an object's candidates is best: the student learns the teacher's order.
+"""Ranking distillation within objects: which candidate of an object is best (rank mimicking).
 
 Shapes: B images, A grid points, K classes, M objects of the batch, P candidates.
 """
@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.predictions import Signals
-from kd_vision.core.spec import DetectorSpec
-from kd_vision.losses.base import LossConfig
+from kd_vision.core.predictions import Signal, Signals
+from kd_vision.losses.base import LossConfig, Temperature, computed
 from kd_vision.losses.grid import GridLoss, images_with_targets, smallest_box
 
 
@@ -30,7 +29,7 @@ class RankListConfig(LossConfig):
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"accept": "score_threshold"}
 
-    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    temperature: Temperature = 1.0
     score_threshold: float = Field(default=0.5, gt=0.0, le=1.0)
 
 
@@ -40,13 +39,16 @@ def grouped_divergence(student: Tensor, teacher: Tensor, group: Tensor, groups: 
     Args:
         student: (P,) logits.
         teacher: (P,) logits.
-        group: (P,) which group a value belongs to.
+        group: (P,) group of each value.
         groups: M.
         temperature: T.
     """
-    student_scores, teacher_scores = (_grouped_log_softmax(x / temperature, group, groups) for x in (student, teacher))
-    share = teacher_scores.exp()
-    return temperature**2 * share.new_zeros(groups).index_add(0, group, share * (teacher_scores - student_scores))
+    student_log_probs, teacher_log_probs = (
+        _grouped_log_softmax(x / temperature, group, groups) for x in (student, teacher)
+    )
+    probs = teacher_log_probs.exp()
+    divergence = probs * (teacher_log_probs - student_log_probs)
+    return temperature**2 * probs.new_zeros(groups).index_add(0, group, divergence)
 
 
 def _grouped_log_softmax(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -56,35 +58,31 @@ def _grouped_log_softmax(values: Tensor, group: Tensor, groups: int) -> Tensor:
     return shifted - total[group].log()
 
 
-class RankList(GridLoss):
-    """Among the points inside an object, the student learns how the teacher divides its trust.
+class RankList(GridLoss[RankListConfig]):
+    """KL between the softmax of scores over the points inside each object.
 
     L = mean_M T^2 * KL(softmax_{a in m}(t_a/T) || softmax_{a in m}(s_a/T)) with s_a, t_a the best class logits of
-    point a, over the objects m that hold a point of their own (of overlapping boxes the smallest has it). Objects
-    are the ground truth; on images without, the teacher's final boxes of score >= score_threshold where another
-    loss asked for the channel `detections`, else nothing.
+    point a, over the objects m with a point (in overlapping boxes a point belongs to the smallest). Objects are the
+    ground truth; on images without, the teacher's final boxes of score >= score_threshold if it provides
+    `detections`, else none.
 
-    Suppression keeps the candidate of the highest score, so its order decides which box is shown. The level of
-    the scores is not taught: invariant to a shift of all logits of an object.
+    NMS keeps the candidate of the highest score, so their order decides which box is final. Invariant to a shift of
+    all logits of an object: the level of the scores is left to other terms.
 
     Shapes: logits (B, A, K) to a scalar. Reduction: mean over objects, so the value does not depend on the batch
-    size. Unit: nats. Rightly 0 without objects.
+    size. Unit: nats. Legitimately 0 without objects.
 
     Raises:
-        RequestError: images or classes of the two grids differ.
+        RequestError: images or classes of the two grids differ, or a signal was not computed.
 
     Source: rank mimicking of Li et al., AAAI 2022 ("Knowledge distillation for object detection via rank mimicking
     and prediction-guided feature imitation"), there over the positives of each object by the teacher's assigner;
-    we take the points inside the box, which needs no assigner.
+    we take the points inside the box, which need no assigner.
     """
 
     Config: ClassVar[type[LossConfig]] = RankListConfig
+    optional: ClassVar[frozenset[Signal]] = frozenset({"detections"})
     can_be_zero = True
-
-    def __init__(self, config: RankListConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._temperature = config.temperature
-        self._score_threshold = config.score_threshold
 
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
@@ -92,23 +90,23 @@ class RankList(GridLoss):
         images = len(pair.student_logits)
         objects = self._objects(teacher, targets, images)
         owner = smallest_box(pair.student.points_xy, objects, images)
-        inside = owner >= 0 if pair.mask is None else (owner >= 0) & pair.mask
+        inside = pair.masked(owner >= 0)
         group = owner[inside]
         student_scores = pair.student_logits.amax(dim=-1)[inside]
         teacher_scores = pair.teacher_logits.amax(dim=-1)[inside]
-        divergence = grouped_divergence(student_scores, teacher_scores, group, len(objects), self._temperature)
-        held = torch.bincount(group, minlength=len(objects)) > 0
-        return divergence.sum() / held.sum().clamp(min=1)
+        divergence = grouped_divergence(student_scores, teacher_scores, group, len(objects), self.config.temperature)
+        counted = torch.bincount(group, minlength=len(objects)) > 0
+        return divergence.sum() / counted.sum().clamp(min=1)
 
     def _objects(self, teacher: Signals, targets: Targets, images: int) -> Targets:
-        """Return the ground truth and, on images without, the boxes that the teacher is sure of."""
-        if teacher.pseudo_labels is None:
+        """Return the ground truth and, on images without, the teacher's boxes above the threshold."""
+        if "detections" not in self.teacher_signals:
             return targets
-        pseudo_labels = teacher.pseudo_labels
-        bare = ~images_with_targets(targets, images)[pseudo_labels.image_index]
-        sure = pseudo_labels.take(bare & (pseudo_labels.scores >= self._score_threshold) & ~pseudo_labels.ignore)
+        boxes = computed(teacher.pseudo_labels, "detections", "teacher")
+        unlabelled = ~images_with_targets(targets, images)[boxes.image_index]
+        boxes = boxes.take(unlabelled & (boxes.scores >= self.config.score_threshold) & ~boxes.ignore)
         return Targets(
-            torch.cat([targets.image_index, sure.image_index]),
-            torch.cat([targets.labels, sure.labels]),
-            torch.cat([targets.boxes_xyxy, sure.boxes_xyxy.to(targets.boxes_xyxy.dtype)]),
+            torch.cat([targets.image_index, boxes.image_index]),
+            torch.cat([targets.labels, boxes.labels]),
+            torch.cat([targets.boxes_xyxy, boxes.boxes_xyxy.to(targets.boxes_xyxy.dtype)]),
         )

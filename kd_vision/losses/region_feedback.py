@@ -1,4 +1,4 @@
-"""The teacher grades the boxes that the student itself proposes.
+"""The teacher classifies and refines the boxes that the student proposes.
 
 Shapes: B images, A rows of the student's head, N boxes proposed per image, K classes.
 """
@@ -12,14 +12,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kd_vision.core.batch import Targets
-from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import RawPredictions, RoIPredictions, Signal, Signals
-from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses.assignment import ROWS_PER_BOX, known_mask
-from kd_vision.losses.base import DistillationLoss, LossConfig
+from kd_vision.losses.base import DistillationLoss, Gain, LossConfig, computed
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import (
-    background_log_chances,
+    background_log_probs,
     binary_divergence_to,
     categorical_divergence,
     with_background,
@@ -27,16 +25,16 @@ from kd_vision.losses.divergence import (
 from kd_vision.losses.grid import full_precision
 
 _LEAST_SIDE = 1.0
-"""Pixels; boxes that the teacher mends to less are not regressed to."""
+"""Pixels; refined boxes with a shorter side are no targets of the box term."""
 
 
 class RegionFeedbackConfig(LossConfig):
     """Settings of `RegionFeedback`.
 
     Attributes:
-        boxes: N, how many of its boxes the student shows per image.
-        random_share: this share of them is drawn at random from all rows, so that background is graded too;
-            the others are those the student is surest of, without suppression.
+        boxes: N, proposals of the student per image.
+        random_share: this share of them is drawn at random from all rows, so that background is sampled too;
+            the others are the rows of the highest score, without NMS.
         class_gain: of the class term; 0.5 as in dense YOLO heads.
         box_gain: of the overlap term; 7.5 as in dense YOLO heads.
         kind: which overlap.
@@ -44,21 +42,21 @@ class RegionFeedbackConfig(LossConfig):
 
     boxes: int = Field(default=64, ge=1)
     random_share: float = Field(default=0.0, ge=0.0, le=1.0)
-    class_gain: float = Field(default=0.5, ge=0.0, allow_inf_nan=False)
-    box_gain: float = Field(default=7.5, ge=0.0, allow_inf_nan=False)
+    class_gain: Gain = 0.5
+    box_gain: Gain = 7.5
     kind: Kind = "giou"
 
     @model_validator(mode="after")
-    def _teaches(self) -> RegionFeedbackConfig:
+    def _some_gain(self) -> RegionFeedbackConfig:
         if self.class_gain == self.box_gain == 0.0:
             raise ValueError("class_gain and box_gain are both 0: nothing would be taught")
         return self
 
 
-class RegionFeedback(DistillationLoss):
-    """The student shows its boxes, the teacher says what it sees there and where the box should be.
+class RegionFeedback(DistillationLoss[RegionFeedbackConfig]):
+    """The student learns the teacher's classes and refinements of its own proposals.
 
-    For the N rows r of each image that the student is surest of, with the teacher's probabilities q_r and mended
+    For the N rows r of each image with the student's highest scores, with the teacher's probabilities q_r and refined
     boxes b'_r of their (detached) boxes, and u_r = max_c q_r:
 
     L = class_gain * L_c + box_gain * L_b
@@ -67,73 +65,70 @@ class RegionFeedback(DistillationLoss):
     s_0, n the rows that take part (see `SoftBoxes`);
     L_b = sum_r u_r (1 - GIoU(b_r, b'_r)) / max(sum u, 1).
 
-    What the student invents is graded down, what it places badly is mended; objects that it overlooks altogether
-    are not seen, so another term should stand beside. Boxes mended to less than a pixel are left out of L_b.
-    Rows inside ground truth of classes the teacher never learned, and these classes' columns, take no part
-    (softmax heads: their probability counts as background).
+    Corrects the student's false positives and badly placed boxes. Objects without a proposal get no target, so
+    another term should stand beside. Boxes refined to less than a pixel are left out of L_b. Rows inside ground truth
+    of classes that the teacher never learned, and these classes' columns, take no part (softmax heads: their
+    probability counts as background).
 
     Shapes: rows (B, A, ...) to a scalar. Reduction: sum over the teacher's count of objects among the boxes, so
     the value does not depend on the batch size. Unit: nats and 1 - GIoU.
 
     Raises:
-        RequestError: a channel was not computed.
+        RequestError: a signal was not computed.
 
     Source: the teacher's region head on the student's proposals as in Chen et al., NeurIPS 2017, section 3.1,
-    there for two-stage pairs; here any student proposes and any teacher grades. Mended boxes as targets are ours.
+    there for two-stage pairs; here for any student and any teacher. Refined boxes as targets are ours.
     """
 
     Config: ClassVar[type[LossConfig]] = RegionFeedbackConfig
     requires: ClassVar[frozenset[Signal]] = frozenset({"regions"})
 
-    def __init__(self, config: RegionFeedbackConfig, student: DetectorSpec, teacher: DetectorSpec) -> None:
-        super().__init__(config, student, teacher)
-        self._settings = config
-
     def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
         """Return the scalar loss."""
-        if student.raw_predictions is None or teacher.refine_regions is None:
-            raise RequestError("the channel 'regions' was not computed; ask the detectors for it")
-        rows, settings = student.raw_predictions(), self._settings
-        image, row = self._shown(rows)
+        config = self.config
+        rows = computed(student.raw_predictions, "regions", "student")()
+        refine = computed(teacher.refine_regions, "regions", "teacher")
+        image, row = self._proposals(rows)
         boxes = full_precision(rows.boxes_at(image, row))
         with torch.no_grad():
-            graded: RoIPredictions = teacher.refine_regions(boxes.detach())
-            class_targets = graded.class_probs.to(boxes.dtype)
+            refined: RoIPredictions = refine(boxes.detach())
+            class_targets = refined.class_probs.to(boxes.dtype)
             class_targets = class_targets if self.known is None else class_targets * self.known
             mask = known_mask(rows.centres_xy, targets, self.missing_labels, len(rows.logits))[image, row]
-            mended = graded.boxes_xyxy.to(boxes.dtype)
-            sure = class_targets.amax(dim=-1) * mask
-            # Of a box of no extent only the class can be graded: overlap has no bounded slope there.
-            firm = sure * ((mended[..., 2:] - mended[..., :2]).amin(dim=-1) >= _LEAST_SIDE)
+            box_targets = refined.boxes_xyxy.to(boxes.dtype)
+            confidence = class_targets.amax(dim=-1) * mask
+            # The gradient of the overlap with a box of no extent is unbounded; such a box has a class target only.
+            sides = (box_targets[..., 2:] - box_targets[..., :2]).amin(dim=-1)
+            box_weight = confidence * (sides >= _LEAST_SIDE)
         logits = full_precision(rows.logits[image, row])
         background = None if rows.background is None else full_precision(rows.background[image, row])
-        classes = self._class_divergence(logits, background, class_targets)
-        distance = iou_distance(boxes, mended, settings.kind)
-        count = sure.sum().clamp(min=1.0)
-        most = count if background is None else torch.maximum(count, mask.sum() / ROWS_PER_BOX)
-        return settings.class_gain * (mask * classes).sum() / most + settings.box_gain * (firm * distance).sum() / count
+        classes = (mask * self._class_divergence(logits, background, class_targets)).sum()
+        distance = (box_weight * iou_distance(boxes, box_targets, config.kind)).sum()
+        count = confidence.sum().clamp(min=1.0)
+        class_count = count if background is None else torch.maximum(count, mask.sum() / ROWS_PER_BOX)
+        return config.class_gain * classes / class_count + config.box_gain * distance / count
 
     @torch.no_grad()
-    def _shown(self, rows: RawPredictions) -> tuple[Tensor, Tensor]:
-        """Return image (B, 1) and row (B, N) of the boxes that the student shows."""
-        logits, settings = full_precision(rows.logits), self._settings
+    def _proposals(self, rows: RawPredictions) -> tuple[Tensor, Tensor]:
+        """Return image (B, 1) and row (B, N) of the student's proposals."""
+        logits, config = full_precision(rows.logits), self.config
         if rows.background is None:
-            key = logits.amax(dim=-1)
+            score = logits.amax(dim=-1)
         else:
-            key = background_log_chances(logits, full_precision(rows.background))[..., 1:].amax(dim=-1)
-        count = min(settings.boxes, key.shape[1])
-        drawn = round(count * settings.random_share)
-        chosen = key.topk(count - drawn, dim=1).indices
+            score = background_log_probs(logits, full_precision(rows.background))[..., 1:].amax(dim=-1)
+        count = min(config.boxes, score.shape[1])
+        drawn = round(count * config.random_share)
+        chosen = score.topk(count - drawn, dim=1).indices
         if drawn:
-            lots = torch.rand_like(key).scatter_(1, chosen, -1.0)
+            lots = torch.rand_like(score).scatter_(1, chosen, -1.0)
             chosen = torch.cat([chosen, lots.topk(drawn, dim=1).indices], dim=1)
-        return torch.arange(len(key), device=key.device)[:, None], chosen
+        return torch.arange(len(score), device=score.device)[:, None], chosen
 
     def _class_divergence(self, logits: Tensor, background: Tensor | None, class_targets: Tensor) -> Tensor:
-        """Return (B, N) how far the student's classes are from the teacher's."""
+        """Return (B, N): KL from the student's classes to the teacher's."""
         if background is None:
             divergence = binary_divergence_to(logits, class_targets)
             return (divergence if self.known is None else divergence * self.known).sum(dim=-1)
         return categorical_divergence(
-            background_log_chances(logits, background, self.known), with_background(class_targets)
+            background_log_probs(logits, background, self.known), with_background(class_targets)
         )

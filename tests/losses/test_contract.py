@@ -15,32 +15,42 @@ from torch import Tensor
 
 from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import GridPredictions, RawPredictions, Signals
+from kd_vision.core.predictions import (
+    ONE_TO_MANY,
+    ONE_TO_ONE,
+    DetectorOutput,
+    GridPredictions,
+    RawPredictions,
+    Signal,
+    Signals,
+)
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import validate
 from kd_vision.losses import LOSSES, load_loss
-from kd_vision.losses.base import DistillationLoss
+from kd_vision.losses.base import DistillationLoss, LossConfig
+from kd_vision.losses.distiller import Distiller
+from kd_vision.losses.features import FeatureLoss, aligned
+from kd_vision.losses.grid import GridLoss
 
 Pair = tuple[DetectorSpec, DetectorSpec]
 MakeSide = Callable[..., Signals]
 
 WITH_ADAPTERS = {"feature_mse", "feature_pkd", "feature_cwd", "feature_sl2"}
-# The others ask for more than the teacher: hard labels, weighted sides, a projector from scratch.
-# Detections are not what a grid says, and an order can always be told apart more clearly.
+# The others have another minimum: hard labels, weighted classes, a projector from scratch, final boxes that differ
+# from the grid, and an order whose gaps can always be wider.
 ZERO_AT_EQUALITY = set(LOSSES) - {"hinton", "class_weighted_soft", "feature_sl2", "soft_boxes", "rank_pairs"}
 # Unbiased deviations over the batch: doubling it changes n - 1, so only nearly independent of its size.
 BATCH_STATISTICS = {"feature_pkd", "feature_cwd"}
-# The others act on the rows of a head, whatever they stand for.
-WITH_LEVELS = {name for name in LOSSES if load_loss(name).requires & {"features", "grid"}}
-TEACH_CLASSES = {name for name in LOSSES if load_loss(name).requires != {"features"}}
+WITH_LEVELS = {name for name in LOSSES if load_loss(name).uses_levels}
+ON_MAPS = {name for name in LOSSES if "features" in load_loss(name).requires}
+# Losses that read a grid and yet see the one-to-many branch alone.
+ONE_BRANCH = {"feature_sl2"}
 # CIoU takes one of its factors as a constant, so its gradient is not that of its value.
 SMOOTH: dict[str, dict[str, object]] = {"soft_boxes": {"kind": "giou"}}
 every_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 every_loss_with_levels = pytest.mark.parametrize("name", sorted(WITH_LEVELS))
-every_loss_on_predictions = pytest.mark.parametrize(
-    "name", sorted(name for name in LOSSES if "features" not in load_loss(name).requires)
-)
-every_loss_about_classes = pytest.mark.parametrize("name", sorted(TEACH_CLASSES))
+every_loss_on_predictions = pytest.mark.parametrize("name", sorted(set(LOSSES) - ON_MAPS))
+every_class_aware_loss = pytest.mark.parametrize("name", sorted(name for name in LOSSES if load_loss(name).class_aware))
 
 
 def build(name: str, pair: Pair, **settings: object) -> DistillationLoss:
@@ -52,11 +62,11 @@ def build(name: str, pair: Pair, **settings: object) -> DistillationLoss:
 
 
 def leaves(side: Signals) -> list[Tensor]:
-    """All tensors of a side a loss may pull at, made to require gradients."""
+    """All tensors of a side that a loss may have a gradient at, made to require gradients."""
     assert side.grid is not None
     assert side.grid.box_bins is not None
-    found = [*side.features.values(), side.grid.logits, side.grid.boxes_xyxy, side.grid.box_bins]
-    return [tensor.requires_grad_() for tensor in found]
+    tensors = [*side.features.values(), side.grid.logits, side.grid.boxes_xyxy, side.grid.box_bins]
+    return [tensor.requires_grad_() for tensor in tensors]
 
 
 def changed(side: Signals, change: Callable[[Tensor], Tensor]) -> Signals:
@@ -75,9 +85,9 @@ def changed(side: Signals, change: Callable[[Tensor], Tensor]) -> Signals:
 
 def on_grid(side: Signals, grid: GridPredictions) -> Signals:
     """The same side with another grid, and all that is computed from it."""
-    answer, grade = replace(side.assign, grid=grid), replace(side.refine_regions, grid=grid)
+    assign, refine = replace(side.assign, grid=grid), replace(side.refine_regions, grid=grid)
     rows = RawPredictions(grid.logits, grid.boxes_xyxy, grid.points_xy[None], None, grid.box_bins, grid.strides)
-    return replace(side, grid=grid, assign=answer, raw_predictions=lambda: rows, refine_regions=grade)
+    return replace(side, grid=grid, assign=assign, raw_predictions=lambda: rows, refine_regions=refine)
 
 
 def grid_of(side: Signals) -> GridPredictions:
@@ -161,20 +171,19 @@ def test_gradient_is_exact_and_leads_downhill(name: str, specs: Pair, make_side:
 def test_teacher_gets_no_gradient(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     leaves(student)
-    pseudo_labels_of = leaves(teacher)
+    of_teacher = leaves(teacher)
     build(name, specs)(student, teacher, targets).backward()
-    assert all(tensor.grad is None for tensor in pseudo_labels_of)
+    assert all(tensor.grad is None for tensor in of_teacher)
 
 
 @every_loss
 def test_batch_without_objects_is_finite(name: str, specs: Pair, make_side: MakeSide, no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    missing_classes = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
+    background = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
     pulled = leaves(student)
-    nothing = replace(
-        on_grid(teacher, missing_classes), pseudo_labels=teacher.pseudo_labels.take(teacher.pseudo_labels.scores > 1)
-    )
-    value = build(name, specs)(student, nothing, no_targets)
+    assert teacher.pseudo_labels is not None
+    no_boxes = teacher.pseudo_labels.take(teacher.pseudo_labels.scores > 1)
+    value = build(name, specs)(student, replace(on_grid(teacher, background), pseudo_labels=no_boxes), no_targets)
     gradients = torch.autograd.grad(value, pulled, allow_unused=True)
     assert torch.isfinite(value)
     assert any(g is not None for g in gradients)
@@ -206,12 +215,12 @@ def test_value_does_not_depend_on_the_batch_size(name: str, specs: Pair, make_si
 
 
 @every_loss
-def test_missing_channel_is_named(name: str, specs: Pair) -> None:
+def test_missing_signal_is_named(name: str, specs: Pair) -> None:
     kind = load_loss(name)
-    for channel in kind.requires:
-        lacking = replace(specs[1], provides=specs[1].provides - {channel})
+    for signal in kind.requires:
+        lacking = replace(specs[1], provides=specs[1].provides - {signal})
         assert kind.incompatibilities(kind.Config(), specs[0], lacking) == [
-            f"needs the channel '{channel}', which the teacher large does not provide"
+            f"needs the signal '{signal}', which the teacher large does not provide"
         ]
 
 
@@ -219,8 +228,7 @@ def test_missing_channel_is_named(name: str, specs: Pair) -> None:
 def test_unknown_level_is_named(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     config = validate(kind.Config, {"levels": ["P4", "P9"]}, "test")
-    found = kind.incompatibilities(config, *specs)
-    assert found[:2] == [
+    assert kind.incompatibilities(config, *specs)[:2] == [
         "level 'P9' is not among the teacher's: P3, P4",
         "level 'P9' is not among the student's: P3, P4",
     ]
@@ -268,7 +276,7 @@ def test_losses_on_rows_refuse_levels(name: str, specs: Pair) -> None:
     assert kind.incompatibilities(config, *specs) == ["levels: acts on all rows of the head; leave it out"]
 
 
-@every_loss_about_classes
+@every_class_aware_loss
 def test_classes_must_agree_by_name(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     swapped = replace(specs[1], classes=("car", "person", "bus"))
@@ -285,15 +293,15 @@ def test_no_level_at_all_is_refused(name: str) -> None:
 
 
 @every_loss_on_predictions
-def test_a_teacher_is_not_heard_on_classes_it_never_learned(
+def test_no_gradient_on_classes_that_the_teacher_never_learned(
     name: str, specs: Pair, make_side: MakeSide, targets: Targets
 ) -> None:
-    """It never learned "bus": neither that column nor the bus of image 1 (20..50, 8..40) gets a gradient."""
+    """It never learned "bus": neither that column nor the bus of image 1 (20..50, 8..40) has a gradient."""
     unlearned = replace(specs[1], missing_classes=frozenset({"bus"}))
     kind = load_loss(name)
     assert kind.pair_warnings(kind.Config(), specs[0], specs[1]) == []
     assert kind.pair_warnings(kind.Config(), specs[0], unlearned) == [
-        "the teacher never learned 'bus': it teaches nothing about them"
+        "the teacher never learned 'bus': this term skips them"
     ]
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
@@ -313,7 +321,7 @@ def test_a_teacher_is_not_heard_on_classes_it_never_learned(
 
 
 @every_loss_with_levels
-def test_levels_not_chosen_play_no_part(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+def test_levels_not_chosen_take_no_part(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs, levels=["P4"])
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     pulled = leaves(student)
@@ -356,8 +364,8 @@ def test_student_with_one_more_level(name: str, specs: Pair, make_side: MakeSide
         ),
     )
     expected = build(name, specs)(student, teacher, targets)
-    found = build(name, (wide_spec, specs[1]))(more, teacher, targets)
-    assert float(found) == pytest.approx(float(expected), rel=1e-9)
+    value = build(name, (wide_spec, specs[1]))(more, teacher, targets)
+    assert float(value) == pytest.approx(float(expected), rel=1e-9)
 
 
 @every_loss
@@ -367,22 +375,190 @@ def test_module_path_and_class_agree_with_the_table(name: str) -> None:
 
 
 @every_loss
-def test_only_losses_on_final_boxes_and_on_maps_take_a_teacher_whose_boxes_are_ignored(name: str, specs: Pair) -> None:
+def test_a_label_map_that_ignores_classes_is_refused_or_honoured_or_warned_of(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     one, two = replace(specs[1], ignored=frozenset({"dog"})), replace(specs[1], ignored=frozenset({"dog", "cat"}))
-    refused = bool(kind.requires & {"grid", "regions"}) and "features" not in kind.requires
-    text = "the label map ignores {}, which only losses on final boxes can honour; use soft_boxes, or say drop"
+    assert kind.honours_ignored == (name in {"soft_boxes", "rank_pairs"})
+    refused = not kind.honours_ignored and name not in ON_MAPS
+    text = (
+        "the label map ignores {}, which only losses on final boxes support; use soft_boxes, or map to 'drop' instead "
+        "of 'ignore'"
+    )
     config = kind.Config()
     assert kind.incompatibilities(config, specs[0], one) == ([text.format("'dog'")] if refused else [])
     assert kind.incompatibilities(config, specs[0], two) == ([text.format("'cat', 'dog'")] if refused else [])
-    told = ["acts on whole maps, also where objects lie that the label map ignores ('dog')"]
-    assert kind.pair_warnings(config, specs[0], one) == (told if "features" in kind.requires else [])
+    warning = ["acts on whole feature maps, including objects that the label map ignores ('dog')"]
+    assert kind.pair_warnings(config, specs[0], one) == (warning if name in ON_MAPS else [])
 
 
-@pytest.mark.parametrize("name", sorted(name for name in LOSSES if "features" in load_loss(name).requires))
-def test_losses_on_maps_say_that_they_do_not_spare_classes_the_teacher_never_learned(name: str, specs: Pair) -> None:
+@pytest.mark.parametrize("name", sorted(ON_MAPS))
+def test_losses_on_maps_warn_of_classes_that_the_teacher_never_learned(name: str, specs: Pair) -> None:
     kind = load_loss(name)
     assert kind.pair_warnings(kind.Config(), *specs) == []
     assert kind.pair_warnings(kind.Config(), specs[0], replace(specs[1], missing_classes=frozenset({"bus"}))) == [
-        "acts on whole maps, also where objects of classes lie that the teacher never learned ('bus')"
+        "acts on whole feature maps, including objects of classes that the teacher never learned ('bus')"
     ]
+
+
+def test_declarations_are_consistent() -> None:
+    """A new loss that reads a grid must say whether it runs on both branches; the two bases have said it."""
+    for name in LOSSES:
+        kind = load_loss(name)
+        assert kind.requires, name
+        assert not kind.requires & kind.optional, name
+        assert kind.per_branch == ("grid" in kind.requires and name not in ONE_BRANCH), name
+        assert kind.per_branch == issubclass(kind, GridLoss), name
+        assert kind.class_aware != issubclass(kind, FeatureLoss), name
+        assert kind.uses_levels == bool(kind.requires & {"features", "grid"}), name
+
+
+@pytest.mark.parametrize("name", sorted(name for name in LOSSES if not load_loss(name).class_aware))
+def test_losses_that_are_not_class_aware_take_a_teacher_of_other_classes(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    kind = load_loss(name)
+    other = replace(specs[1], classes=("tree",))
+    assert kind.incompatibilities(kind.Config(), specs[0], other) == []
+    student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
+    expected = build(name, specs)(student, teacher, targets)
+    assert float(build(name, (specs[0], other))(student, teacher, targets)) == float(expected)
+
+
+def output_of(side: Signals, signals: frozenset[Signal], one_to_one: Signals) -> DetectorOutput:
+    """A detector's output with the signals that it was asked for, and two branches of its head."""
+    regions, boxes = "regions" in signals, "detections" in signals
+    return DetectorOutput(
+        features=side.features if "features" in signals else {},
+        grids={ONE_TO_MANY: grid_of(side), ONE_TO_ONE: grid_of(one_to_one)} if "grid" in signals else {},
+        branch_weights={ONE_TO_MANY: 0.7, ONE_TO_ONE: 0.3},
+        pseudo_labels=side.pseudo_labels if boxes else None,
+        assign=side.assign if boxes else None,
+        raw_predictions=side.raw_predictions if regions else None,
+        refine_regions=side.refine_regions if regions else None,
+    )
+
+
+ALL_SIGNALS: frozenset[Signal] = frozenset({"features", "grid", "regions", "detections"})
+
+
+@every_loss
+def test_value_does_not_depend_on_the_other_terms(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    """Alone, beside all others, and beside others whose schedule has closed; image 1 has no ground truth."""
+    unlabelled = Targets(targets.image_index[:2], targets.labels[:2], targets.boxes_xyxy[:2])
+    sides = [make_side(spec, seed) for seed, spec in enumerate((specs[0], specs[1], specs[0], specs[1]))]
+
+    def value(names: list[str], active: frozenset[str] | None) -> Tensor:
+        distiller = Distiller({each: build(each, specs) for each in names})
+        student = output_of(sides[0], distiller.requires(active), sides[2])
+        asked = distiller.required_signals(active)["teacher"]
+        return distiller(student, {"teacher": output_of(sides[1], asked, sides[3])}, unlabelled, active)[name]
+
+    alone = value([name], None)
+    assert float(alone) > 0
+    assert torch.equal(value(sorted(LOSSES), None), alone)
+    assert torch.equal(value(sorted(LOSSES), frozenset({name})), alone)
+
+
+@every_loss
+def test_every_declared_signal_is_read_and_no_other(
+    name: str, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    loss = build(name, specs)
+    student, teacher, other = (make_side(spec, seed) for spec, seed in zip((*specs, specs[1]), (1, 2, 3), strict=True))
+
+    def value(of_student: frozenset[Signal], of_teacher: frozenset[Signal]) -> Tensor:
+        outputs = output_of(student, of_student, other), output_of(teacher, of_teacher, other)
+        return loss(outputs[0].signals(), outputs[1].signals(), targets)
+
+    assert torch.equal(value(loss.requires, loss.teacher_signals), value(ALL_SIGNALS, ALL_SIGNALS))
+    for signal in loss.teacher_signals:
+        with pytest.raises(RequestError, match=f"the signal '{signal}' of the (student|teacher) was not computed"):
+            value(loss.requires - {signal}, loss.teacher_signals - {signal})
+
+
+def test_optional_signals_are_asked_of_a_teacher_that_provides_them(specs: Pair) -> None:
+    """Whatever other terms run; the student need not provide them."""
+    student = replace(specs[0], provides=frozenset({"grid"}))
+    for provides, asked in ((ALL_SIGNALS, {"grid", "detections"}), (frozenset({"grid"}), {"grid"})):
+        distiller = Distiller({"order": build("rank_list", (student, replace(specs[1], provides=provides)))})
+        assert distiller.required_signals() == {"teacher": asked}
+        assert distiller.requires() == {"grid"}
+        assert distiller.required_signals(frozenset()) == {}
+
+
+FIELDS: dict[Signal, set[str]] = {
+    "features": {"features"},
+    "grid": {"grid"},
+    "detections": {"pseudo_labels", "assign"},
+    "regions": {"raw_predictions", "refine_regions"},
+}
+
+
+@pytest.mark.parametrize("signal", sorted(FIELDS))
+@pytest.mark.parametrize("by_option", [False, True])
+def test_a_loss_is_given_the_signals_that_it_declares_and_no_other(
+    signal: Signal, by_option: bool, specs: Pair, make_side: MakeSide, targets: Targets
+) -> None:
+    given: list[Signals] = []
+
+    class Spy(DistillationLoss):
+        requires = frozenset() if by_option else frozenset({signal})
+        optional = frozenset({signal}) if by_option else frozenset()
+
+        def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
+            given.extend((student, teacher))
+            return torch.zeros(())
+
+    side = make_side(specs[1], 2)
+    output = output_of(side, ALL_SIGNALS, side)
+    Distiller({"spy": Spy(LossConfig(), *specs)})(output, {"teacher": output}, targets)
+    for seen, allowed in zip(given, (set() if by_option else FIELDS[signal], FIELDS[signal]), strict=True):
+        for field in fields(Signals):
+            value = getattr(seen, field.name)
+            assert value is getattr(side, field.name) if field.name in allowed else not value
+
+
+def test_reading_an_undeclared_signal_raises(specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+    class ReadsFeatures(DistillationLoss):
+        requires = frozenset({"grid"})
+
+        def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
+            student_map, teacher_map = aligned("P4", student, teacher)
+            return (student_map - teacher_map).square().mean()
+
+    side = make_side(specs[1], 2)
+    loss, output = ReadsFeatures(LossConfig(), specs[1], specs[1]), output_of(side, ALL_SIGNALS, side)
+    assert float(loss(side, side, targets)) == 0.0
+    text = "the signal 'features' of the teacher was not computed; list it in the loss's 'requires'"
+    with pytest.raises(RequestError, match=text):
+        Distiller({"reader": loss})(output, {"teacher": output}, targets)
+
+
+class MeanLogit(DistillationLoss):
+    """Mean of the student's logits; one branch unless a subclass declares otherwise."""
+
+    requires = frozenset({"grid"})
+
+    def forward(self, student: Signals, teacher: Signals, targets: Targets) -> Tensor:
+        return grid_of(student).logits.mean()
+
+
+class MeanLogitOfBranches(MeanLogit):
+    per_branch = True
+
+
+def test_per_branch_is_declared_and_not_derived(specs: Pair, make_side: MakeSide, targets: Targets) -> None:
+    """Weights .7 and .3 of two branches, against the one-to-many branch alone."""
+    many, one = make_side(specs[0], 1), make_side(specs[0], 2)
+    output = output_of(many, ALL_SIGNALS, one)
+    terms = Distiller({"single": MeanLogit(LossConfig(), *specs), "both": MeanLogitOfBranches(LossConfig(), *specs)})(
+        output, {"teacher": output}, targets
+    )
+    means = float(grid_of(many).logits.mean()), float(grid_of(one).logits.mean())
+    assert float(terms["single"]) == means[0]
+    assert float(terms["both"]) == pytest.approx(0.7 * means[0] + 0.3 * means[1], rel=1e-12)
+    lone = replace(output, grids={ONE_TO_MANY: grid_of(many)})
+    both = Distiller({"both": MeanLogitOfBranches(LossConfig(), *specs)})(output, {"teacher": lone}, targets)["both"]
+    assert float(both) == pytest.approx(means[0], rel=1e-12)

@@ -76,5 +76,5 @@ def test_grid_and_map_must_agree(specs: Pair, make_side: Callable[..., Signals],
     assert caught.value.problems == (
         "FeatureSL2: level P3 of the teacher has 64 grid points and a map of 8 x 4; they must agree",
     )
-    with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
+    with pytest.raises(RequestError, match="the signal 'grid' of the teacher was not computed"):
         loss(student, Signals(teacher.features), no_targets)

@@ -17,9 +17,10 @@ from kd_vision.core.validation import validate
 from kd_vision.losses import LOSSES, load_loss
 from kd_vision.losses.box_ld import BoxLD, BoxLDConfig
 from kd_vision.losses.class_bce import ClassBCE, ClassBCEConfig
+from kd_vision.losses.grid import GridLoss
 from kd_vision.losses.grid_resample import Resampler
 
-GRID_LOSSES = [name for name in sorted(LOSSES) if load_loss(name).requires == {"grid"}]
+GRID_LOSSES = [name for name in sorted(LOSSES) if issubclass(load_loss(name), GridLoss)]
 
 
 def grid(size: int, *strides: float, anchors: int = 1) -> GridPredictions:
@@ -56,7 +57,7 @@ def test_agrees_with_trying_all(teacher_grid: tuple[float, ...], student_grid: t
     assert torch.equal(found.strides, student.strides)
 
 
-def test_the_best_anchor_of_each_point_speaks() -> None:
+def test_the_best_anchor_of_each_point_is_taken() -> None:
     """Three anchors at each point: in image 0 the second is best everywhere, in image 1 the last."""
     teacher = grid(32, 8, 16, anchors=3)
     row = torch.arange(len(teacher.points_xy))
@@ -111,10 +112,10 @@ def test_a_grid_with_holes_is_refused() -> None:
         Resampler((1,), same_stride=False)(holed, grid(32, 16))
 
 
-def test_a_teacher_at_twice_the_image_size_speaks_at_its_next_level(
+def test_a_teacher_at_twice_the_image_size_is_read_at_its_next_level(
     specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
-    """In the student's frame its strides are 4 and 8: the second answers at the student's P3 with the same bins."""
+    """In the student's frame its strides are 4 and 8: the second belongs to the student's P3 with the same bins."""
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     large = _teacher_of_double_size(specs[1], make_side)
     assert large.grid is not None
@@ -154,7 +155,7 @@ def _at(side: GridPredictions, keep: Tensor) -> GridPredictions:
 
 
 @pytest.mark.parametrize("name", [name for name in GRID_LOSSES if not load_loss(name).needs_box_bins])
-def test_a_teacher_with_anchors_teaches_as_its_best_anchor(
+def test_a_teacher_with_anchors_counts_as_its_best_anchor(
     name: str, specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], targets: Targets
 ) -> None:
     """Each point twice, the second time with lower scores and another box: as if it were not there."""
@@ -178,17 +179,17 @@ def test_a_teacher_with_anchors_teaches_as_its_best_anchor(
     anchored = replace(specs[1], level_anchors={"P3": 2, "P4": 2})
     assert kind.incompatibilities(config, specs[0], anchored) == []
     expected = kind(config, *specs)(student, teacher, targets)
-    found = kind(config, specs[0], anchored)(student, Signals(grid=double), targets)
-    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+    value = kind(config, specs[0], anchored)(student, replace(teacher, grid=double), targets)
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_what_cannot_be_paired_is_refused_by_name(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
+def test_grids_that_do_not_correspond_are_refused(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
     student, teacher = specs
     config = ClassBCEConfig()
     anchored = replace(student, level_anchors={"P3": 9, "P4": 9})
     assert ClassBCE.incompatibilities(config, anchored, teacher) == [
-        "the student has 9 anchors at a point and the teacher not the same, so no row of the teacher's grid answers "
-        "to one of the student's; use soft_boxes or region_feedback instead"
+        "the student has 9 anchors at a point and the teacher not the same, so the rows of the two grids do not "
+        "correspond; use soft_boxes or region_feedback instead"
     ]
     twin = replace(teacher, level_anchors={"P3": 9, "P4": 9})
     assert ClassBCE.incompatibilities(config, anchored, twin) == []
@@ -204,7 +205,7 @@ def test_what_cannot_be_paired_is_refused_by_name(specs: tuple[DetectorSpec, Det
     assert BoxLD.incompatibilities(BoxLDConfig(levels=("P3",)), student, coarse) == []
 
 
-def test_what_is_resampled_is_said(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
+def test_resampling_is_warned_of(specs: tuple[DetectorSpec, DetectorSpec]) -> None:
     student, teacher = specs
     assert ClassBCE.pair_warnings(ClassBCEConfig(), student, teacher) == []
     coarse = replace(teacher, level_strides={"P3": 8, "P4": 32}, level_anchors={"P4": 3})
@@ -222,7 +223,7 @@ def test_bins_of_another_stride_are_refused_where_only_the_grids_tell(
     specs: tuple[DetectorSpec, DetectorSpec], make_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
     student = make_side(specs[0], 1)
-    with pytest.raises(RequestError, match="teacher and student have other strides"):
+    with pytest.raises(RequestError, match="the strides of teacher and student differ"):
         BoxLD(BoxLDConfig(), *specs)(student, _teacher_of_double_size(specs[1], make_side), no_targets)
 
 
@@ -236,7 +237,7 @@ def test_other_images_or_classes_are_refused(
         "ClassBCE: student grid (1, 4, 3) and teacher grid (1, 4, 2) (images, points, classes) differ in images or "
         "classes",
     )
-    with pytest.raises(RequestError, match="the channel 'grid' was not computed"):
+    with pytest.raises(RequestError, match="the signal 'grid' of the student was not computed"):
         loss(Signals(), rows_side(torch.zeros(4, 3)), no_targets)
 
 
@@ -255,7 +256,7 @@ def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_lookin
 def test_a_student_with_anchors_needs_a_grid_of_the_same_size(
     name: str, specs: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
 ) -> None:
-    """A teacher that is shown a larger image has more points; its best anchor would be told to all of the student's."""
+    """A teacher that is shown a larger image has more points; all anchors of the student would learn its best."""
     spec = replace(specs[0], classes=("car",), level_strides={"P3": 8, "P4": 16}, level_anchors={"P3": 3, "P4": 3})
     loss = load_loss(name)(load_loss(name).Config(), spec, spec)
     student, teacher = Signals(grid=grid(64, 8, 16, anchors=3)), Signals(grid=grid(64, 4, 8, anchors=3))

@@ -152,7 +152,7 @@ def test_fewer_rows_than_boxes(pair: tuple[DetectorSpec, DetectorSpec], no_targe
 
 
 def test_mistakes_are_named(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
-    with pytest.raises(RequestError, match="the channel 'regions' was not computed"):
+    with pytest.raises(RequestError, match="the signal 'regions' of the student was not computed"):
         RegionFeedback(RegionFeedbackConfig(), *pair)(Signals(), Signals(), no_targets)
     with pytest.raises(ValueError, match="are both 0: nothing would be taught"):
         RegionFeedbackConfig(class_gain=0.0, box_gain=0.0)

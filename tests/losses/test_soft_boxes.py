@@ -295,9 +295,7 @@ def test_settings_that_contradict_are_refused() -> None:
         SoftBoxesConfig(class_gain=0, box_gain=0, bins_gain=0)
 
 
-def test_channels_that_were_not_computed_are_named(
-    pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
-) -> None:
+def test_signals_that_were_not_computed_are_named(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     loss = SoftBoxes(SoftBoxesConfig(), *pair)
     with pytest.raises(RequestError, match="'detections' of the teacher was not computed"):
         loss(Signals(), Signals(), no_targets)
