@@ -21,8 +21,8 @@ SIZE, CLASSES, BINS = 64, 3, 5
 
 
 @dataclass(frozen=True)
-class Answering:
-    """A head whose rule of assignment is: a point belongs to the smallest box it lies in."""
+class SmallestBoxAssigner:
+    """Label assignment of a head: a point is matched with the smallest box that holds it."""
 
     grid: GridPredictions
 
@@ -35,8 +35,8 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Grading:
-    """A judge that answers for a box by its own box that overlaps it most."""
+class BestOverlapRefiner:
+    """Region predictions of a detector: for each box those of the grid row that overlaps it most."""
 
     grid: GridPredictions
 
@@ -106,14 +106,19 @@ def make_side() -> Callable[..., Signals]:
         )
         maps_by_level = {level: maps.to(dtype) for level, maps in features.items()}
         return Signals(
-            maps_by_level, grid, claims(images), Answering(grid), partial(raw_predictions_of, grid), Grading(grid)
+            maps_by_level,
+            grid,
+            four_boxes(images),
+            SmallestBoxAssigner(grid),
+            partial(raw_predictions_of, grid),
+            BestOverlapRefiner(grid),
         )
 
     return make
 
 
-def claims(images: int = 2) -> PseudoLabels:
-    """Four boxes in each image: three objects, two of them of one class, and a doubtful one."""
+def four_boxes(images: int = 2) -> PseudoLabels:
+    """Four boxes in each image: three objects, two of them of one class, and one of low score."""
     boxes = [[6.0, 4.0, 44.0, 40.0], [30.0, 30.0, 62.0, 60.0], [2.0, 40.0, 26.0, 62.0], [44.0, 2.0, 62.0, 26.0]]
     probs = [[0.9, 0.1, 0.0], [0.05, 0.05, 0.7], [0.6, 0.2, 0.1], [0.1, 0.3, 0.1]]
     return PseudoLabels(

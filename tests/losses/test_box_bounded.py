@@ -30,8 +30,8 @@ def numbers(*values: float) -> Tensor:
 )
 def test_both_sides_of_the_bound(form: Form, margin: float, expected: list[float]) -> None:
     """The teacher errs by .4; the student by .1, .4 (as the teacher), .5 and .9."""
-    found = bounded_error(numbers(0.1, 0.4, 0.5, 0.9), numbers(0.4, 0.4, 0.4, 0.4), margin, form)
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    value = bounded_error(numbers(0.1, 0.4, 0.5, 0.9), numbers(0.4, 0.4, 0.4, 0.4), margin, form)
+    assert value.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_step_jumps_at_the_bound_and_hinge_does_not() -> None:
@@ -57,10 +57,10 @@ def scene(rows_side: Callable[..., Signals]) -> tuple[Signals, Signals, Targets,
     logits[:, 0] = torch.logit(numbers(0.8, 0.5, 0.01, 0.9))
     truth = torch.tensor([[0.0, 0.0, 24.0, 8.0]])
     worse, better = numbers(0, 0, 12, 8), numbers(0, 0, 20, 8)
-    ours = torch.stack([worse, better, worse, worse]).requires_grad_()
-    theirs = torch.stack([better, worse, better, better])
+    student_boxes = torch.stack([worse, better, worse, worse]).requires_grad_()
+    teacher_boxes = torch.stack([better, worse, better, better])
     targets = Targets(torch.tensor([0]), torch.tensor([0]), truth)
-    return rows_side(logits, ours), rows_side(logits, theirs), targets, ours
+    return rows_side(logits, student_boxes), rows_side(logits, teacher_boxes), targets, student_boxes
 
 
 @pytest.mark.parametrize(("form", "expected"), [("hinge", 8 / 24), ("step", 12 / 24)])
@@ -68,11 +68,11 @@ def test_only_points_where_the_student_is_worse_pay(
     form: Form, expected: float, scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec
 ) -> None:
     """IoU errors are 12/24 (worse) and 4/24 (better); point 0 alone pays, its weight .8 of .8 + .5."""
-    student, teacher, targets, ours = scene
+    student, teacher, targets, student_boxes = scene
     loss = BoxBounded(BoxBoundedConfig(kind="iou", form=form), row_spec, row_spec)
-    found = loss(student, teacher, targets)
-    assert float(found) == pytest.approx(0.8 * expected / 1.3, abs=1e-9)
-    (gradient,) = torch.autograd.grad(found, ours)
+    value = loss(student, teacher, targets)
+    assert float(value) == pytest.approx(0.8 * expected / 1.3, abs=1e-9)
+    (gradient,) = torch.autograd.grad(value, student_boxes)
     assert float(gradient[0, 2]) < 0, "the right side must grow toward ground truth"
     assert float(gradient[1:].abs().max()) == 0.0
 
@@ -80,11 +80,11 @@ def test_only_points_where_the_student_is_worse_pay(
 def test_pulls_to_ground_truth_not_to_the_teacher(
     scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec
 ) -> None:
-    student, teacher, targets, ours = scene
+    student, teacher, targets, student_boxes = scene
     loss = BoxBounded(BoxBoundedConfig(margin=0.1), row_spec, row_spec)
-    (gradient,) = torch.autograd.grad(loss(student, teacher, targets), ours)
+    (gradient,) = torch.autograd.grad(loss(student, teacher, targets), student_boxes)
     truth = targets.boxes_xyxy.double()
-    leaf = ours[:1].detach().requires_grad_()
+    leaf = student_boxes[:1].detach().requires_grad_()
     (toward_truth,) = torch.autograd.grad(iou_distance(leaf, truth, "giou").sum(), leaf)
     torch.testing.assert_close(gradient[0], 0.8 / 1.3 * toward_truth[0])
 
@@ -92,11 +92,11 @@ def test_pulls_to_ground_truth_not_to_the_teacher(
 def test_zero_without_ground_truth_or_as_good_as_the_teacher(
     scene: tuple[Signals, Signals, Targets, Tensor], row_spec: DetectorSpec, no_targets: Targets
 ) -> None:
-    student, teacher, targets, ours = scene
+    student, teacher, targets, student_boxes = scene
     loss = BoxBounded(BoxBoundedConfig(), row_spec, row_spec)
     assert BoxBounded.can_be_zero
     unlabelled = loss(student, teacher, no_targets)
-    (gradient,) = torch.autograd.grad(unlabelled, ours)
+    (gradient,) = torch.autograd.grad(unlabelled, student_boxes)
     assert float(unlabelled) == 0.0
     assert float(gradient.abs().max()) == 0.0
     assert float(loss(teacher, teacher, targets)) == 0.0

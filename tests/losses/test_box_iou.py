@@ -28,15 +28,15 @@ def boxes(*rows: list[float]) -> Tensor:
     ],
 )
 def test_by_hand(kind: Kind, expected: float) -> None:
-    found = iou_distance(boxes([0, 0, 2, 2]), boxes([1, 1, 3, 3]), kind)
-    assert found.tolist() == pytest.approx([expected], abs=1e-6)
+    value = iou_distance(boxes([0, 0, 2, 2]), boxes([1, 1, 3, 3]), kind)
+    assert value.tolist() == pytest.approx([expected], abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("iou", 1.0), ("giou", 1 + 4 / 12), ("ciou", 1 + 16 / 40)])
 def test_apart(kind: Kind, expected: float) -> None:
     """IoU is 1 however far; the others grow: hull 12 of which 4 empty, centres 4 apart, diagonal sqrt 40."""
-    found = iou_distance(boxes([0, 0, 2, 2]), boxes([4, 0, 6, 2]), kind)
-    assert found.tolist() == pytest.approx([expected], abs=1e-6)
+    value = iou_distance(boxes([0, 0, 2, 2]), boxes([4, 0, 6, 2]), kind)
+    assert value.tolist() == pytest.approx([expected], abs=1e-6)
 
 
 def test_distance_at_equality() -> None:
@@ -51,26 +51,26 @@ def test_distance_at_equality() -> None:
 @pytest.mark.parametrize("kind", ["iou", "giou"])
 def test_smooth_where_boxes_overlap(kind: Kind) -> None:
     """Not for CIoU: its aspect weight alpha is published as a constant."""
-    ours = boxes([0, 0, 5, 6], [1, 2, 9, 4]).requires_grad_()
-    theirs = boxes([1, 1, 7, 5], [0, 1, 8, 6])
-    assert torch.autograd.gradcheck(lambda x: iou_distance(x, theirs, kind), (ours,))
+    student_boxes = boxes([0, 0, 5, 6], [1, 2, 9, 4]).requires_grad_()
+    teacher_boxes = boxes([1, 1, 7, 5], [0, 1, 8, 6])
+    assert torch.autograd.gradcheck(lambda x: iou_distance(x, teacher_boxes, kind), (student_boxes,))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_crossed_and_flat_boxes_are_finite(kind: Kind) -> None:
-    ours = boxes([5, 5, 3, 9], [2, 2, 2, 2], [0, 0, 1e-9, 4]).requires_grad_()
-    distance = iou_distance(ours, boxes([2, 2, 8, 8], [2, 2, 2, 2], [0, 0, 4, 4]), kind)
-    (gradient,) = torch.autograd.grad(distance.sum(), ours)
+    student_boxes = boxes([5, 5, 3, 9], [2, 2, 2, 2], [0, 0, 1e-9, 4]).requires_grad_()
+    distance = iou_distance(student_boxes, boxes([2, 2, 8, 8], [2, 2, 2, 2], [0, 0, 4, 4]), kind)
+    (gradient,) = torch.autograd.grad(distance.sum(), student_boxes)
     assert bool(torch.isfinite(distance).all())
     assert bool(torch.isfinite(gradient).all())
 
 
 def test_a_crossed_side_is_pulled_open() -> None:
     """x2 = 3 lies left of x1 = 5; the teacher's box is 2..8, so x2 must go right."""
-    ours = boxes([5, 2, 3, 8]).requires_grad_()
-    (gradient,) = torch.autograd.grad(iou_distance(ours, boxes([2, 2, 8, 8]), "giou").sum(), ours)
+    student_boxes = boxes([5, 2, 3, 8]).requires_grad_()
+    (gradient,) = torch.autograd.grad(iou_distance(student_boxes, boxes([2, 2, 8, 8]), "giou").sum(), student_boxes)
     assert float(gradient[0, 2]) < 0
-    assert fix_degenerate_boxes(ours)[0].tolist() == pytest.approx([5, 2, 5.001, 8])
+    assert fix_degenerate_boxes(student_boxes)[0].tolist() == pytest.approx([5, 2, 5.001, 8])
     fine = boxes([0, 0, 4, 7])
     assert torch.equal(fix_degenerate_boxes(fine), fine)
 
@@ -83,14 +83,14 @@ def test_weighted_by_the_teachers_score(
     scores = torch.tensor([0.9, 0.6, 0.04], dtype=torch.float64)
     logits = torch.full((3, 3), -300.0, dtype=torch.float64)
     logits[:, 1] = torch.logit(scores)
-    theirs = boxes([0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8])
-    ours = boxes([0, 0, 8, 4], [8, 0, 16, 8], [0, 0, 1, 1]).requires_grad_()
+    teacher_boxes = boxes([0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8])
+    student_boxes = boxes([0, 0, 8, 4], [8, 0, 16, 8], [0, 0, 1, 1]).requires_grad_()
     loss = BoxIoU(BoxIoUConfig(kind=kind), row_spec, row_spec)
-    found = loss(rows_side(logits, ours), rows_side(logits, theirs), no_targets)
-    distance = iou_distance(ours.detach(), theirs, kind)
+    value = loss(rows_side(logits, student_boxes), rows_side(logits, teacher_boxes), no_targets)
+    distance = iou_distance(student_boxes.detach(), teacher_boxes, kind)
     expected = (0.9 * distance[0] + 0.6 * distance[1]) / 1.54
-    assert float(found) == pytest.approx(float(expected), abs=1e-12)
-    (gradient,) = torch.autograd.grad(found, ours)
+    assert float(value) == pytest.approx(float(expected), abs=1e-12)
+    (gradient,) = torch.autograd.grad(value, student_boxes)
     assert float(gradient[2].abs().max()) == 0.0
 
 
@@ -99,10 +99,10 @@ def test_unknown_kind_is_refused() -> None:
         BoxIoUConfig.model_validate({"kind": "diou"})
 
 
-def test_a_teacher_that_is_sure_of_nothing_rightly_gives_zero(
+def test_zero_where_all_scores_are_below_the_threshold(
     row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
-    """All scores are below min_score: no fault of the graph, so a run must not stop over it."""
+    """Zero is legitimate here, so the loss declares it and a run does not stop."""
     loss = BoxIoU(BoxIoUConfig(), row_spec, row_spec)
     side = rows_side(torch.full((3, 3), -5.0, dtype=torch.float64))
     assert float(loss(side, side, no_targets)) == 0.0

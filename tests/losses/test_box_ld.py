@@ -64,11 +64,11 @@ def test_side_mean_weighted_by_the_teachers_score(
     logits = torch.full((3, 3), -300.0, dtype=torch.float64)
     logits[:, 0] = torch.logit(torch.tensor([0.9, 0.6, 0.1], dtype=torch.float64))
     loss = BoxLD(BoxLDConfig(), row_spec, row_spec)
-    found = loss(rows_side(logits, bins=s), rows_side(logits, bins=t), no_targets)
+    value = loss(rows_side(logits, bins=s), rows_side(logits, bins=t), no_targets)
     p, q = (s / 2).softmax(-1), (t / 2).softmax(-1)
     points = 4 * (q * (q / p).log()).sum(-1).mean(-1)
     expected = (0.9 * points[0] + 0.6 * points[1] + 0.1 * points[2]) / 1.6
-    assert float(found) == pytest.approx(float(expected), abs=1e-12)
+    assert float(value) == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_heads_without_the_same_bins_are_refused(

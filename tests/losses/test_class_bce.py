@@ -63,8 +63,8 @@ def test_sum_over_the_teachers_objects(
     loss = ClassBCE(ClassBCEConfig(), row_spec, row_spec)
     one = math.log(2) - (0.75 * math.log(4 / 3) + 0.25 * math.log(4))
     assert one == pytest.approx(0.130812, abs=1e-6)
-    found = loss(rows_side(student), rows_side(teacher), no_targets)
-    assert float(found) == pytest.approx(points * one / normaliser, abs=1e-12)
+    value = loss(rows_side(student), rows_side(teacher), no_targets)
+    assert float(value) == pytest.approx(points * one / normaliser, abs=1e-12)
 
 
 def test_temperature_scales_the_gradient_by_t(

@@ -39,8 +39,8 @@ def test_gradient_is_t_times_the_difference(wave: Wave) -> None:
 
 def test_limit_of_great_temperature(wave: Wave) -> None:
     s, t = wave(6, 5)
-    gap = (s - s.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
-    limit = float((gap.square().sum(-1) / (2 * 5)).mean())
+    difference = (s - s.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
+    limit = float((difference.square().sum(-1) / (2 * 5)).mean())
     assert limit == pytest.approx(0.146643, abs=1e-6)
     assert float(softmax_divergence(s, t, 1e4).mean()) == pytest.approx(limit, abs=1e-5)
 
@@ -55,13 +55,13 @@ def test_reductions(
 ) -> None:
     s, t = wave(7, 3)
     config = ClassKLConfig.model_validate({"temperature": 2.0, "reduction": reduction})
-    found = float(ClassKL(config, row_spec, row_spec)(rows_side(s), rows_side(t), no_targets))
+    value = float(ClassKL(config, row_spec, row_spec)(rows_side(s), rows_side(t), no_targets))
     p, q = (s / 2).softmax(-1), (t / 2).softmax(-1)
     rows = 4 * (q * (q / p).log()).sum(-1)
     u = t.sigmoid().amax(-1)
     expected = rows.mean() if reduction == "mean" else (u * rows).sum() / u.sum()
     assert float(u.sum()) > 1
-    assert found == pytest.approx(float(expected), abs=1e-12)
+    assert value == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:

@@ -60,8 +60,8 @@ def test_sum_over_the_teachers_objects(
     teacher = torch.full((4, 3), -300.0, dtype=torch.float64)
     student = teacher.clone()
     teacher[:, 2], student[:, 2] = math.log(3), 0.0
-    found = ClassQFL(ClassQFLConfig(), row_spec, row_spec)(rows_side(student), rows_side(teacher), no_targets)
-    assert float(found) == pytest.approx(4 * 0.25 * math.log(2) / 3.0, abs=1e-12)
+    value = ClassQFL(ClassQFLConfig(), row_spec, row_spec)(rows_side(student), rows_side(teacher), no_targets)
+    assert float(value) == pytest.approx(4 * 0.25 * math.log(2) / 3.0, abs=1e-12)
 
 
 def test_powers_below_one_are_refused_for_their_slope_at_equality() -> None:

@@ -37,9 +37,9 @@ def test_is_the_weighted_cross_entropy_less_its_least_value(wave: Wave) -> None:
 def test_gradient_is_that_of_the_weighted_cross_entropy(wave: Wave) -> None:
     s, t = wave(6, 5)
     s.requires_grad_()
-    (ours,) = torch.autograd.grad(weighted_soft(s, t, 2.0, 0.7).sum(), s)
-    (theirs,) = torch.autograd.grad(published(s, t, 2.0, 0.7).sum(), s)
-    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    (gradient,) = torch.autograd.grad(weighted_soft(s, t, 2.0, 0.7).sum(), s)
+    (expected,) = torch.autograd.grad(published(s, t, 2.0, 0.7).sum(), s)
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
     assert torch.autograd.gradcheck(lambda x: weighted_soft(x, t), (s,))
 
 
@@ -48,13 +48,13 @@ def test_equal_weights_are_plain_cross_entropy(wave: Wave) -> None:
 
 
 def test_trust_by_hand() -> None:
-    """Points at x = 4, 12, 20, 28; a car is at points 0-1 (seen), a bus at points 1-2 (not seen)."""
+    """Points at x = 4, 12, 20, 28; a car is at points 0-1 (detected), a bus at points 1-2 (missed)."""
     points = torch.tensor([[4.0, 4], [12.0, 4], [20.0, 4], [28.0, 4]])
     targets = Targets(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([[0.0, 0, 16, 8], [8.0, 0, 24, 8]]))
     scores = torch.zeros(2, 4, 2)
-    scores[0, :, 0] = torch.tensor([0.9, 0.1, 0.8, 0.4])  # the .8 lies outside the car: invented
+    scores[0, :, 0] = torch.tensor([0.9, 0.1, 0.8, 0.4])  # the .8 lies outside the car: a false positive
     scores[0, :, 1] = torch.tensor([0.6, 0.1, 0.2, 0.0])  # the .6 lies outside the bus; inside it < .25
-    scores[1] = 0.9  # no ground truth in this image: nothing is known against the teacher
+    scores[1] = 0.9  # no ground truth in this image: full weight
     config = ClassWeightedSoftConfig(false_positive=0.3, false_negative=0.1)
     trust = teacher_trust(scores, points, targets, config)
     assert trust[0, :, 0].tolist() == pytest.approx([1.0, 1.0, 0.3, 1.0])
@@ -62,8 +62,8 @@ def test_trust_by_hand() -> None:
     assert trust[1].eq(1.0).all()
 
 
-def test_a_seen_object_may_be_silent_at_other_points() -> None:
-    """Most points inside a box are rightly silent: another point or level answers for it."""
+def test_a_detected_object_may_have_low_scores_at_other_points() -> None:
+    """One point above the threshold is enough: the other points and levels need not predict the object."""
     points = torch.tensor([[4.0, 4], [12.0, 4]])
     targets = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.0, 0, 16, 8]]))
     scores = torch.tensor([[[0.3], [0.0]]])
@@ -74,14 +74,14 @@ def test_a_seen_object_may_be_silent_at_other_points() -> None:
     )
 
 
-def test_a_seen_object_does_not_excuse_a_missed_one_of_its_class() -> None:
-    """Only the points of the missed box are doubted."""
+def test_a_detected_object_does_not_cover_a_missed_one_of_its_class() -> None:
+    """Only the points of the missed box have the weight of a false negative."""
     points = torch.tensor([[4.0, 4], [12.0, 4], [20.0, 4]])
     boxes = torch.tensor([[0.0, 0, 8, 8], [8.0, 0, 24, 8]])
     targets = Targets(torch.tensor([0, 0]), torch.tensor([0, 0]), boxes)
     scores = torch.tensor([[[0.9], [0.1], [0.2]]])
-    found = teacher_trust(scores, points, targets, ClassWeightedSoftConfig(false_negative=0.0))
-    assert found.flatten().tolist() == [1.0, 0.0, 0.0]
+    trust = teacher_trust(scores, points, targets, ClassWeightedSoftConfig(false_negative=0.0))
+    assert trust.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
 def test_module_applies_trust_and_normaliser(
@@ -92,7 +92,7 @@ def test_module_applies_trust_and_normaliser(
     loss = ClassWeightedSoft(config, row_spec, row_spec)
     elsewhere = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[900.0, 900, 950, 950]]))
     rows, u = weighted_soft(s, t, 2.0, 1.0), t.sigmoid().amax(-1).sum()
-    trusted = float(loss(rows_side(s), rows_side(t), no_targets))
-    assert trusted == pytest.approx(float(rows.sum() / u), abs=1e-12)
-    doubted = float(loss(rows_side(s), rows_side(t), elsewhere))
-    assert doubted == pytest.approx(float(rows[t.sigmoid() <= 0.5].sum() / u), abs=1e-12)
+    full = float(loss(rows_side(s), rows_side(t), no_targets))
+    assert full == pytest.approx(float(rows.sum() / u), abs=1e-12)
+    reduced = float(loss(rows_side(s), rows_side(t), elsewhere))
+    assert reduced == pytest.approx(float(rows[t.sigmoid() <= 0.5].sum() / u), abs=1e-12)

@@ -147,19 +147,19 @@ def test_temperature_must_be_positive_and_finite(name: str) -> None:
 def test_gradient_is_exact_and_leads_downhill(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs, **SMOOTH.get(name, {}))
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    pulled = leaves(student)
+    inputs = leaves(student)
     value = loss(student, teacher, targets)
     assert value.shape == ()
     assert torch.isfinite(value)
     assert value > 0
-    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
     slope = sum(float(g.square().sum()) for g in gradients if g is not None)
     assert slope > 0
     step = 1e-6 / slope**0.5
 
     def moved(sign: int) -> float:
         by_leaf = {
-            id(x): (x if g is None else x + sign * step * g).detach() for x, g in zip(pulled, gradients, strict=True)
+            id(x): (x if g is None else x + sign * step * g).detach() for x, g in zip(inputs, gradients, strict=True)
         }
         return float(loss(changed(student, lambda x: by_leaf[id(x)]), teacher, targets))
 
@@ -180,11 +180,11 @@ def test_teacher_gets_no_gradient(name: str, specs: Pair, make_side: MakeSide, t
 def test_batch_without_objects_is_finite(name: str, specs: Pair, make_side: MakeSide, no_targets: Targets) -> None:
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
     background = replace(grid_of(teacher), logits=torch.full_like(grid_of(teacher).logits, -200.0))
-    pulled = leaves(student)
+    inputs = leaves(student)
     assert teacher.pseudo_labels is not None
     no_boxes = teacher.pseudo_labels.take(teacher.pseudo_labels.scores > 1)
     value = build(name, specs)(student, replace(on_grid(teacher, background), pseudo_labels=no_boxes), no_targets)
-    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
     assert torch.isfinite(value)
     assert any(g is not None for g in gradients)
     assert all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
@@ -304,12 +304,12 @@ def test_no_gradient_on_classes_that_the_teacher_never_learned(
         "the teacher never learned 'bus': this term skips them"
     ]
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    pulled = leaves(student)
+    inputs = leaves(student)
     loss = build(name, (specs[0], unlearned))
     assert loss.can_be_zero
     assert loss.state_dict() == {}
     value = loss(student, teacher, targets)
-    gradients = torch.autograd.grad(value, pulled, allow_unused=True)
+    gradients = torch.autograd.grad(value, inputs, allow_unused=True)
     points = grid_of(student).points_xy
     inside = ((points > torch.tensor([20.0, 8.0])) & (points < torch.tensor([50.0, 40.0]))).all(dim=-1)
     for gradient in (g for g in gradients if g is not None):
@@ -324,8 +324,8 @@ def test_no_gradient_on_classes_that_the_teacher_never_learned(
 def test_levels_not_chosen_take_no_part(name: str, specs: Pair, make_side: MakeSide, targets: Targets) -> None:
     loss = build(name, specs, levels=["P4"])
     student, teacher = make_side(specs[0], 1), make_side(specs[1], 2)
-    pulled = leaves(student)
-    gradients = torch.autograd.grad(loss(student, teacher, targets), pulled, allow_unused=True)
+    inputs = leaves(student)
+    gradients = torch.autograd.grad(loss(student, teacher, targets), inputs, allow_unused=True)
     assert gradients[0] is None, "P3 features"
     dense = [g for g in gradients[2:] if g is not None]
     assert bool(dense) == (not name.startswith("feature"))

@@ -21,8 +21,8 @@ def build(spec: DetectorSpec) -> FeatureAT:
 
 def test_reference_value(wave: Wave, row_spec: DetectorSpec, no_targets: Targets) -> None:
     s, t = wave(2, 4, 3, 5)
-    found = build(row_spec)(Signals({"P3": s}), Signals({"P3": t}), no_targets)
-    assert float(found) == pytest.approx(0.0175774343713, abs=1e-9)
+    value = build(row_spec)(Signals({"P3": s}), Signals({"P3": t}), no_targets)
+    assert float(value) == pytest.approx(0.0175774343713, abs=1e-9)
 
 
 def test_attention_by_hand() -> None:
@@ -40,12 +40,12 @@ def test_blind_to_scale_sign_and_order_of_channels(wave: Wave, row_spec: Detecto
     assert float(loss.level_loss(same, s)) == pytest.approx(0.0, abs=1e-15)
 
 
-def test_smooth_and_finite_on_silent_maps(wave: Wave, row_spec: DetectorSpec) -> None:
+def test_smooth_and_finite_on_maps_of_zeros(wave: Wave, row_spec: DetectorSpec) -> None:
     s, t = wave(2, 4, 3, 5)
     loss = build(row_spec)
     assert torch.autograd.gradcheck(lambda x: loss.level_loss(x, t), (s.requires_grad_(),))
-    missing_classes = torch.zeros(2, 4, 3, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad(loss.level_loss(missing_classes, t.float()), missing_classes)
+    zeros = torch.zeros(2, 4, 3, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss.level_loss(zeros, t.float()), zeros)
     assert bool(torch.isfinite(gradient).all())
 
 

@@ -19,8 +19,8 @@ def test_reference_value_without_adapter(wave: Wave, row_spec: DetectorSpec, no_
     s, t = wave(2, 4, 3, 5)
     loss = FeatureMSE(LossConfig(), row_spec, row_spec)
     assert not list(loss.parameters())
-    found = loss(Signals({"P3": s}), Signals({"P3": t}), no_targets)
-    assert float(found) == pytest.approx(1.69672765391, abs=1e-6)
+    value = loss(Signals({"P3": s}), Signals({"P3": t}), no_targets)
+    assert float(value) == pytest.approx(1.69672765391, abs=1e-6)
 
 
 def test_smooth(wave: Wave, row_spec: DetectorSpec) -> None:

@@ -54,9 +54,9 @@ def test_scores_of_a_level_meet_their_own_positions(
     side = Signals(teacher.features, replace(teacher.grid, logits=logits))
     loss = FeatureSL2(FeatureSL2Config(), *specs).double()
     projected = loss.projectors["P4"](student.features["P4"])
-    gap = (projected - teacher.features["P4"])[1, :, 2, 3]
-    found = loss(student, side, no_targets)
-    assert float(found) == pytest.approx(float(gap.square().mean()), rel=1e-6)
+    difference = (projected - teacher.features["P4"])[1, :, 2, 3]
+    value = loss(student, side, no_targets)
+    assert float(value) == pytest.approx(float(difference.square().mean()), rel=1e-6)
 
 
 def test_projector_is_two_layers_at_the_teachers_width(specs: Pair) -> None:

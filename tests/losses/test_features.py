@@ -128,8 +128,10 @@ def test_deviation_by_hand_and_against_torch() -> None:
     many.requires_grad_()
     ours, theirs = channel_std(centred(many)), many.std(dim=(0, 2, 3))
     torch.testing.assert_close(ours, theirs)
-    for mine, other in zip(torch.autograd.grad(ours.sum(), many), torch.autograd.grad(theirs.sum(), many), strict=True):
-        torch.testing.assert_close(mine, other)
+    for gradient, other in zip(
+        torch.autograd.grad(ours.sum(), many), torch.autograd.grad(theirs.sum(), many), strict=True
+    ):
+        torch.testing.assert_close(gradient, other)
 
 
 def test_a_single_value_has_no_deviation_and_no_gradient() -> None:

@@ -19,7 +19,7 @@ def test_smallest_box_agrees_with_trying_all() -> None:
     points = 64 * torch.rand(50, 2)
     near = 50 * torch.rand(12, 2)
     targets = Targets(torch.randint(0, 3, (12,)), torch.zeros(12), torch.cat([near, near + 30 * torch.rand(12, 2)], 1))
-    found = smallest_box(points, targets, images=3)
+    owner = smallest_box(points, targets, images=3)
     for image in range(3):
         for index, (x, y) in enumerate(points.tolist()):
             holding = [
@@ -27,9 +27,9 @@ def test_smallest_box_agrees_with_trying_all() -> None:
                 for box, (x1, y1, x2, y2) in enumerate(targets.boxes_xyxy.tolist())
                 if targets.image_index[box] == image and x1 < x < x2 and y1 < y < y2
             ]
-            assert int(found[image, index]) == (min(holding)[1] if holding else -1)
-    assert (found >= 0).any()
-    assert (found < 0).any()
+            assert int(owner[image, index]) == (min(holding)[1] if holding else -1)
+    assert (owner >= 0).any()
+    assert (owner < 0).any()
 
 
 def test_boxes_of_one_size_give_the_first(no_targets: Targets) -> None:
@@ -64,7 +64,7 @@ def test_only_half_precision_is_raised(given: torch.dtype, kept: torch.dtype) ->
 def test_one_normaliser_for_all_levels(
     row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
-    """Four points at q = .75 and sixty silent ones count 3 objects, not 3 per something."""
+    """Four points at q = .75 and sixty at q = 0 count 3 objects, not 3 per something."""
     logits = torch.full((64, 3), -300.0, dtype=torch.float64)
     logits[:4, 1] = torch.tensor(3.0, dtype=torch.float64).log()
     side = rows_side(logits)

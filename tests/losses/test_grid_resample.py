@@ -43,18 +43,18 @@ def grid(size: int, *strides: float, anchors: int = 1) -> GridPredictions:
 )
 def test_agrees_with_trying_all(teacher_grid: tuple[float, ...], student_grid: tuple[float, ...]) -> None:
     teacher, student = grid(192, *teacher_grid), grid(192, *student_grid)
-    found = Resampler((1,) * len(teacher_grid), same_stride=False)(teacher, student)
+    resampled = Resampler((1,) * len(teacher_grid), same_stride=False)(teacher, student)
     for index in range(0, len(student.points_xy), 7):
         wanted = student.strides[index]
         level = min(teacher_grid, key=lambda stride: (abs(float((torch.tensor(stride) / wanted).log2())), stride))
         gaps = (teacher.points_xy - student.points_xy[index]).norm(dim=-1)
         gaps = gaps.masked_fill(teacher.strides != level, float("inf"))
-        taken = int(found.logits[0, index])
+        taken = int(resampled.logits[0, index])
         assert float(teacher.strides[taken]) == pytest.approx(level)
         assert float(gaps[taken]) == pytest.approx(float(gaps.min()), abs=1e-4)
-        assert torch.equal(found.boxes_xyxy[0, index], teacher.boxes_xyxy[0, taken])
-    assert torch.equal(found.points_xy, student.points_xy)
-    assert torch.equal(found.strides, student.strides)
+        assert torch.equal(resampled.boxes_xyxy[0, index], teacher.boxes_xyxy[0, taken])
+    assert torch.equal(resampled.points_xy, student.points_xy)
+    assert torch.equal(resampled.strides, student.strides)
 
 
 def test_the_best_anchor_of_each_point_is_taken() -> None:
@@ -65,12 +65,12 @@ def test_the_best_anchor_of_each_point_is_taken() -> None:
     second = torch.where((row % 3 == 2) & (teacher.strides == 16), 5.0, 0.0)
     logits = torch.stack([first, second])[..., None].double() + 1e-3 * row[:, None]
     teacher = replace(teacher, logits=logits, boxes_xyxy=teacher.boxes_xyxy.expand(2, -1, -1))
-    found = Resampler((3, 3), same_stride=False)(teacher, grid(32, 8, 16))
+    resampled = Resampler((3, 3), same_stride=False)(teacher, grid(32, 8, 16))
     points = torch.arange(20)
-    assert found.logits[0, :, 0].tolist() == pytest.approx((5 + 1e-3 * (3 * points + 1)).tolist())
+    assert resampled.logits[0, :, 0].tolist() == pytest.approx((5 + 1e-3 * (3 * points + 1)).tolist())
     fine = points < 16  # all alike but for the row's number, so the last is best
-    assert found.logits[1, fine, 0].tolist() == pytest.approx((1e-3 * (3 * points[fine] + 2)).tolist())
-    assert found.logits[1, ~fine, 0].tolist() == pytest.approx((5 + 1e-3 * (3 * points[~fine] + 2)).tolist())
+    assert resampled.logits[1, fine, 0].tolist() == pytest.approx((1e-3 * (3 * points[fine] + 2)).tolist())
+    assert resampled.logits[1, ~fine, 0].tolist() == pytest.approx((5 + 1e-3 * (3 * points[~fine] + 2)).tolist())
 
 
 def test_levels_with_and_without_anchors_together() -> None:
@@ -82,8 +82,8 @@ def test_levels_with_and_without_anchors_together() -> None:
         torch.cat([teacher.points_xy[:16], coarse.points_xy]),
         torch.cat([teacher.strides[:16], coarse.strides]),
     )
-    found = Resampler((1, 2), same_stride=False)(mixed, grid(32, 8, 16))
-    assert found.logits[0, :, 0].tolist() == [*range(16), 0, -2, -4, -6]
+    resampled = Resampler((1, 2), same_stride=False)(mixed, grid(32, 8, 16))
+    assert resampled.logits[0, :, 0].tolist() == [*range(16), 0, -2, -4, -6]
 
 
 def test_the_lookup_follows_the_image() -> None:
@@ -124,16 +124,16 @@ def test_a_teacher_at_twice_the_image_size_is_read_at_its_next_level(
     p3 = replace(specs[0], level_channels={"P3": 3}, level_strides={"P3": 8})
     fine = student.grid.strides == 8
     small = Signals(grid=_at(student.grid, fine))
-    found = BoxLD(BoxLDConfig(), p3, replace(specs[1], level_strides={"P2": 8, "P4": 16}))
+    loss = BoxLD(BoxLDConfig(), p3, replace(specs[1], level_strides={"P2": 8, "P4": 16}))
     coarse = _at(large.grid, large.grid.strides == 8)
     expected = BoxLD(BoxLDConfig(), p3, replace(p3, name="large"))(
         small, Signals(grid=replace(coarse, points_xy=small.grid.points_xy)), no_targets
     )
-    assert float(found(small, large, no_targets)) == pytest.approx(float(expected), rel=1e-12)
+    assert float(loss(small, large, no_targets)) == pytest.approx(float(expected), rel=1e-12)
 
 
 def _teacher_of_double_size(spec: DetectorSpec, make_side: Callable[..., Signals]) -> Signals:
-    """What `FrozenTeacher` gives for a teacher that was shown 128 px where the student sees 64."""
+    """Output of `FrozenTeacher` for a teacher whose input is 128 px where the student's is 64."""
     whole = grid(128, 8, 16)
     count = len(whole.points_xy)
     source = torch.Generator().manual_seed(7)
@@ -245,8 +245,8 @@ def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_lookin
     """FCOS puts its points at i * stride, YOLO at (i + 1/2) * stride: all four neighbours are as near."""
     student = grid(64, 8, 16)
     corners = replace(student, points_xy=student.points_xy - student.strides[:, None] / 2)
-    found = Resampler((1, 1), same_stride=True)(corners, student)
-    looked_up = corners.points_xy[found.logits[0, :, 0].long()]
+    resampled = Resampler((1, 1), same_stride=True)(corners, student)
+    looked_up = corners.points_xy[resampled.logits[0, :, 0].long()]
     by_row, by_nearest = ((points - student.points_xy).norm(dim=-1) for points in (corners.points_xy, looked_up))
     assert torch.allclose(by_row, by_nearest)
     assert torch.allclose(by_row, student.strides / 2**0.5)
@@ -256,7 +256,7 @@ def test_points_half_a_stride_apart_are_paired_row_by_row_as_nearly_as_by_lookin
 def test_a_student_with_anchors_needs_a_grid_of_the_same_size(
     name: str, specs: tuple[DetectorSpec, DetectorSpec], no_targets: Targets
 ) -> None:
-    """A teacher that is shown a larger image has more points; all anchors of the student would learn its best."""
+    """A teacher with a larger input has more points; all anchors of the student would learn its best."""
     spec = replace(specs[0], classes=("car",), level_strides={"P3": 8, "P4": 16}, level_anchors={"P3": 3, "P4": 3})
     loss = load_loss(name)(load_loss(name).Config(), spec, spec)
     student, teacher = Signals(grid=grid(64, 8, 16, anchors=3)), Signals(grid=grid(64, 4, 8, anchors=3))

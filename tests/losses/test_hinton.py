@@ -25,9 +25,9 @@ def plain_python(s: Tensor, t: Tensor, labels: list[int], alpha: float, temperat
         return [x / sum(powers) for x in powers]
 
     total = 0.0
-    for ours, theirs, label in zip(s.tolist(), t.tolist(), labels, strict=True):
-        hard = -math.log(softmax(ours, 1.0)[label])
-        pairs = zip(softmax(ours, temperature), softmax(theirs, temperature), strict=True)
+    for s_row, t_row, label in zip(s.tolist(), t.tolist(), labels, strict=True):
+        hard = -math.log(softmax(s_row, 1.0)[label])
+        pairs = zip(softmax(s_row, temperature), softmax(t_row, temperature), strict=True)
         total += alpha * hard + (1 - alpha) * temperature**2 * sum(q * math.log(q / p) for p, q in pairs)
     return total / len(labels)
 
@@ -36,8 +36,8 @@ def plain_python(s: Tensor, t: Tensor, labels: list[int], alpha: float, temperat
 def test_agrees_with_plain_python(alpha: float, temperature: float, wave: Wave) -> None:
     s, t = wave(6, 5)
     labels = [k % 5 for k in range(6)]
-    found = hinton_loss(s, t, torch.tensor(labels), alpha, temperature)
-    assert float(found) == pytest.approx(plain_python(s, t, labels, alpha, temperature), abs=1e-12)
+    value = hinton_loss(s, t, torch.tensor(labels), alpha, temperature)
+    assert float(value) == pytest.approx(plain_python(s, t, labels, alpha, temperature), abs=1e-12)
 
 
 def test_soft_part_alone_has_the_reference_value(wave: Wave) -> None:
@@ -74,14 +74,14 @@ def test_points_in_boxes_take_labels_and_confident_points_elsewhere_only_the_sof
     student = two_images(rows_side(s[:5]), rows_side(s[5:]))
     teacher = two_images(rows_side(t[:5]), rows_side(t[5:]))
     targets = Targets(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([[8.0, 0, 32, 8], [16.0, 0, 24, 8]]))
-    found = Hinton(HintonConfig(alpha=0.3, temperature=2.0, min_score=0.5), row_spec, row_spec)(
+    value = Hinton(HintonConfig(alpha=0.3, temperature=2.0, min_score=0.5), row_spec, row_spec)(
         student, teacher, targets
     )
     hard = hinton_loss(s[1:4], t[1:4], torch.tensor([1, 2, 1]), 0.3, 2.0) * 3
     confident = t[5:].sigmoid().amax(-1) > 0.5
     assert 0 < int(confident.sum()) < 5
-    pseudo_labels = 0.7 * softmax_divergence(s[5:][confident], t[5:][confident], 2.0).sum()
-    assert float(found) == pytest.approx(float((hard + pseudo_labels) / (3 + confident.sum())), abs=1e-12)
+    soft = 0.7 * softmax_divergence(s[5:][confident], t[5:][confident], 2.0).sum()
+    assert float(value) == pytest.approx(float((hard + soft) / (3 + confident.sum())), abs=1e-12)
 
 
 def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
@@ -91,10 +91,10 @@ def test_one_class_is_refused(row_spec: DetectorSpec) -> None:
     ]
 
 
-def test_a_batch_without_anything_to_learn_is_no_mistake(
+def test_zero_without_labels_and_confident_points(
     row_spec: DetectorSpec, rows_side: Callable[..., Signals], no_targets: Targets
 ) -> None:
-    """No box, and a teacher that is sure of nothing: rightly 0, so the guard has to wait."""
+    """Zero is legitimate here, so the loss declares it and a run does not stop."""
     quiet = rows_side(torch.full((7, 3), -4.0, dtype=torch.float64))
     loss = Hinton(HintonConfig(), row_spec, row_spec)
     assert float(loss(rows_side(torch.zeros(7, 3, dtype=torch.float64)), quiet, no_targets)) == 0.0

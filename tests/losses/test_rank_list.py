@@ -28,12 +28,12 @@ def test_groups_agree_with_one_softmax_each(wave: Wave, temperature: float) -> N
     s, t = wave(10)
     s = s + 800.0
     group = torch.tensor([0, 3, 0, 1, 3, 0, 3, 3, 0, 3])
-    found = grouped_divergence(s, t, group, 4, temperature)
+    value = grouped_divergence(s, t, group, 4, temperature)
     for index in (0, 3):
-        assert float(found[index]) == pytest.approx(
+        assert float(value[index]) == pytest.approx(
             divergence(s[group == index], t[group == index], temperature), rel=1e-9
         )
-    assert found[1:3].tolist() == [0.0, 0.0]
+    assert value[1:3].tolist() == [0.0, 0.0]
 
 
 def test_gradient_of_a_group_is_p_minus_q(wave: Wave) -> None:
@@ -57,13 +57,13 @@ def boxes(*spans: tuple[float, float]) -> Targets:
 def test_mean_over_objects_that_hold_a_point(wave: Wave, row_spec: DetectorSpec, rows_side: RowsSide) -> None:
     """Points 0 to 3 lie in the large box, 1 and 2 belong to a smaller one inside; the last box holds none."""
     s, t = wave(6, 3)
-    found = RankList(RankListConfig(), row_spec, row_spec)(
+    value = RankList(RankListConfig(), row_spec, row_spec)(
         rows_side(s), rows_side(t), boxes((0, 32), (8, 24), (45, 47))
     )
     best = s.amax(-1), t.amax(-1)
     large = divergence(best[0][[0, 3]], best[1][[0, 3]], 1.0)
     small = divergence(best[0][1:3], best[1][1:3], 1.0)
-    assert float(found) == pytest.approx((large + small) / 2, rel=1e-9)
+    assert float(value) == pytest.approx((large + small) / 2, rel=1e-9)
 
 
 def test_invariant_to_the_level_of_the_scores(wave: Wave, row_spec: DetectorSpec, rows_side: RowsSide) -> None:

@@ -17,7 +17,7 @@ def numbers(*values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def claims(scores: list[float], labels: list[int]) -> PseudoLabels:
+def boxes_with(scores: list[float], labels: list[int]) -> PseudoLabels:
     """One box in each image."""
     count = len(scores)
     return PseudoLabels(
@@ -45,12 +45,12 @@ def pair(row_spec: DetectorSpec) -> tuple[DetectorSpec, DetectorSpec]:
 def test_by_hand() -> None:
     """Differences .5, .4 and .1 of one class, the last within the margin; the fourth box is of another class."""
     s = numbers(1.0, 0.0, 2.0, -7.0)
-    found = ranking_loss(s, numbers(0.9, 0.5, 0.4, 0.1), torch.tensor([0, 0, 0, 1]), 0.15, 2.0)
+    value = ranking_loss(s, numbers(0.9, 0.5, 0.4, 0.1), torch.tensor([0, 0, 0, 1]), 0.15, 2.0)
     expected = (0.4 * math.log1p(math.exp(-0.5)) + 0.5 * math.log1p(math.exp(0.5))) / 0.9
-    assert float(found) == pytest.approx(expected, rel=1e-12)
+    assert float(value) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_wrong_order_is_pulled_apart_and_a_right_one_left() -> None:
+def test_gradient_is_large_for_a_wrong_order_and_small_for_a_right_one() -> None:
     s = numbers(-4.0, 4.0).requires_grad_()
     labels, scores = torch.tensor([0, 0]), numbers(0.9, 0.4)
     (wrong,) = torch.autograd.grad(ranking_loss(s, scores, labels, 0.1, 1.0), s)
@@ -65,33 +65,33 @@ def test_without_a_pair_it_is_zero_with_a_gradient(
     loss = RankPairs(RankPairsConfig(), *pair)
     logits = torch.zeros(2, 1, 2, dtype=torch.float64).requires_grad_()
     other_class, too_near, too_low = ([0.9, 0.5], [0, 1]), ([0.9, 0.85], [0, 0]), ([0.9, 0.2], [0, 0])
-    for said, second in ((other_class, 1), (too_near, 1), (too_low, UNMATCHED)):
+    for teacher, second in ((other_class, 1), (too_near, 1), (too_low, UNMATCHED)):
         student = student_of(logits, torch.tensor([[0], [second]]))
-        value = loss(student, Signals(pseudo_labels=claims(*said)), no_targets)
+        value = loss(student, Signals(pseudo_labels=boxes_with(*teacher)), no_targets)
         (gradient,) = torch.autograd.grad(value, logits)
         assert float(value) == 0.0
         assert float(gradient.abs().max()) == 0.0
 
 
-def test_the_best_row_of_a_box_speaks_for_it(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
-    """Box 0 has rows of logits 1 and 3 for its class, box 1 one of 2; the surest row of image 1 is background."""
+def test_the_best_row_of_a_box_is_compared(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
+    """Box 0 has rows of logits 1 and 3 for its class, box 1 one of 2; the best row of image 1 is background."""
     logits = numbers([[1.0, 9.0], [3.0, 9.0]], [[2.0, 9.0], [8.0, 9.0]])
     index = torch.tensor([[0, 0], [1, UNMATCHED]])
-    found = RankPairs(RankPairsConfig(), *pair)(
-        student_of(logits, index), Signals(pseudo_labels=claims([0.9, 0.4], [0, 0])), no_targets
+    value = RankPairs(RankPairsConfig(), *pair)(
+        student_of(logits, index), Signals(pseudo_labels=boxes_with([0.9, 0.4], [0, 0])), no_targets
     )
-    assert float(found) == pytest.approx(math.log1p(math.exp(-1.0)), rel=1e-9)
+    assert float(value) == pytest.approx(math.log1p(math.exp(-1.0)), rel=1e-9)
 
 
 def test_a_softmax_head_is_ranked_by_log_odds(pair: tuple[DetectorSpec, DetectorSpec], no_targets: Targets) -> None:
     """Probabilities 1/2 and 1/5 have log-odds 0 and -log 4."""
     logits, background = numbers([[0.0, -300.0]], [[0.0, math.log(3.0)]]), numbers([0.0], [0.0])
-    found = RankPairs(RankPairsConfig(), *pair)(
+    value = RankPairs(RankPairsConfig(), *pair)(
         student_of(logits, torch.tensor([[0], [1]]), background),
-        Signals(pseudo_labels=claims([0.4, 0.9], [0, 0])),
+        Signals(pseudo_labels=boxes_with([0.4, 0.9], [0, 0])),
         no_targets,
     )
-    assert float(found) == pytest.approx(math.log1p(4.0), rel=1e-9)
+    assert float(value) == pytest.approx(math.log1p(4.0), rel=1e-9)
 
 
 def test_an_unassigned_box_has_no_pair_and_many_boxes_are_thinned(
@@ -101,11 +101,11 @@ def test_an_unassigned_box_has_no_pair_and_many_boxes_are_thinned(
     logits = torch.zeros(5, 1, 2, dtype=torch.float64)
     rows = RawPredictions(logits, torch.zeros(5, 1, 4), torch.full((1, 1, 2), 4.0))
 
-    def answer(boxes: PseudoLabels) -> tuple[AssignResult, ...]:
+    def assign(boxes: PseudoLabels) -> tuple[AssignResult, ...]:
         pseudo_labels.append(boxes)
         return (AssignResult(rows, torch.tensor([[0], [UNMATCHED], [UNMATCHED], [UNMATCHED], [2]]), torch.ones(5, 1)),)
 
-    said = Signals(pseudo_labels=claims([0.9, 0.8, 0.7, 0.5, 0.3], [0] * 5))
-    found = RankPairs(RankPairsConfig(boxes=3), *pair)(Signals(assign=answer), said, no_targets)
+    teacher = Signals(pseudo_labels=boxes_with([0.9, 0.8, 0.7, 0.5, 0.3], [0] * 5))
+    value = RankPairs(RankPairsConfig(boxes=3), *pair)(Signals(assign=assign), teacher, no_targets)
     assert pseudo_labels[0].image_index.tolist() == [0, 2, 4]
-    assert float(found) == pytest.approx(math.log(2.0), rel=1e-9)
+    assert float(value) == pytest.approx(math.log(2.0), rel=1e-9)
