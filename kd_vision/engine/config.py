@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kd_vision.core.validation import StrictModel
+from kd_vision.engine.loggers import AUTO, unknown_loggers
 
 
 class TrainConfig(StrictModel):
@@ -44,6 +45,8 @@ class TrainConfig(StrictModel):
         probe_every: steps between measurements of each term's gradient share.
         calibrate_at: step at which ``weight: auto`` is set.
         checkpoint_every: steps between checkpoints; 0: at the end of every epoch.
+        loggers: where numbers go beside ``metrics.jsonl``: `auto` (TensorBoard where it is installed),
+            `tensorboard`, `csv`, `wandb`, `mlflow`; one name or a list, empty: nowhere.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"labelled_share": "label_fraction"}
@@ -77,6 +80,19 @@ class TrainConfig(StrictModel):
     probe_every: int = Field(default=100, ge=1)
     calibrate_at: int = Field(default=20, ge=0)
     checkpoint_every: int = Field(default=0, ge=0)
+    loggers: tuple[str, ...] = (AUTO,)
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @field_validator("loggers")
+    @classmethod
+    def _in_the_table(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if errors := unknown_loggers(names):
+            raise ValueError("; ".join(errors))
+        return names
 
     @model_validator(mode="after")
     def _waits_for_validation(self) -> TrainConfig:
