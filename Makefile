@@ -15,7 +15,7 @@ stress: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m stress
 
 coverage: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --cov=kd_vision --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --cov=kd_vision --cov-report=term:skip-covered --cov-fail-under=96
 
 bench: $(VENV)/.installed
 	$(BIN)/python tools/bench_training.py

@@ -151,7 +151,7 @@ def test_task_losses_are_the_familys_own(training: bool) -> None:
     torch.testing.assert_close(torch.stack(list(losses.values())).sum(), total)
     assert list(losses) == ["class", "l1", "giou", "earlier", "denoising"]
     torch.testing.assert_close([losses["giou"], losses["class"], losses["l1"]], list(shown.values()))
-    assert (float(losses["denoising"]) > 0) == training
+    assert (losses["denoising"].item() > 0) == training
 
 
 def test_the_order_of_boxes_does_not_matter() -> None:
