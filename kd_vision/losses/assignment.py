@@ -1,17 +1,13 @@
 """Pseudo labels and label assignment, for the losses on final boxes.
 
-Shapes: B images, A rows of a stage of the student's head, K classes, M boxes.
+Shapes: M boxes of the whole batch.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from kd_vision.core.batch import PseudoLabels, Targets
+from kd_vision.core.batch import PseudoLabels
 from kd_vision.core.predictions import AssignResult, Signals
 from kd_vision.losses.base import computed
-from kd_vision.losses.grid import boxes_of_labels, rows_in_boxes
 
 ROWS_PER_BOX = 4.0
 """Rows that a softmax head samples for each with a box: three of background, as SSD mines and the least that
@@ -51,18 +47,3 @@ def split_by_score(
     return pseudo_labels.take(objects), pseudo_labels.take(
         pseudo_labels.ignore | ((pseudo_labels.scores >= ignore_threshold) & ~objects)
     )
-
-
-def known_mask(centres_xy: Tensor, targets: Targets, missing_labels: tuple[int, ...], images: int) -> Tensor:
-    """Return (B, A) bool: the row lies outside all ground truth of classes that the teacher never learned.
-
-    Args:
-        centres_xy: (B, A, 2) or (1, A, 2) input pixels.
-        targets: ground truth of the batch.
-        missing_labels: these classes.
-        images: B.
-    """
-    if not missing_labels:
-        return torch.ones((images, centres_xy.shape[1]), dtype=torch.bool, device=centres_xy.device)
-    unknown = boxes_of_labels(targets, missing_labels)
-    return ~rows_in_boxes(centres_xy, unknown.image_index, unknown.boxes_xyxy, images)

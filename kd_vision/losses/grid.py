@@ -154,10 +154,7 @@ class GridLoss(DistillationLoss[ConfigT_co]):
         student_logits, teacher_logits = full_precision(student_grid.logits), full_precision(teacher_grid.logits)
         mask = None
         if self.known is not None:
-            unknown = boxes_of_labels(targets, self.missing_labels)
-            mask = ~rows_in_boxes(
-                student_grid.points_xy[None], unknown.image_index, unknown.boxes_xyxy, len(student_logits)
-            )
+            mask = known_mask(student_grid.points_xy[None], targets, self.missing_labels, len(student_logits))
             hidden = ~(mask[..., None] & self.known)
             student_logits = student_logits.masked_fill(hidden, _UNKNOWN_LOGIT)
             teacher_logits = teacher_logits.masked_fill(hidden, _UNKNOWN_LOGIT)
@@ -312,10 +309,19 @@ def rows_in_boxes(centres_xy: Tensor, image_index: Tensor, boxes_xyxy: Tensor, i
     return counts.index_add_(0, image_index, inside) > 0
 
 
-def boxes_of_labels(targets: Targets, labels: tuple[int, ...]) -> Targets:
-    """Return the ground truth of these classes."""
-    chosen = torch.isin(targets.labels, targets.labels.new_tensor(labels))
-    return Targets(targets.image_index[chosen], targets.labels[chosen], targets.boxes_xyxy[chosen])
+def known_mask(centres_xy: Tensor, targets: Targets, missing_labels: tuple[int, ...], images: int) -> Tensor:
+    """Return (B, A) bool: the row lies outside all ground truth of classes that the teacher never learned.
+
+    Args:
+        centres_xy: (B, A, 2) or (1, A, 2) input pixels.
+        targets: ground truth of the batch.
+        missing_labels: these classes.
+        images: B.
+    """
+    if not missing_labels:
+        return torch.ones((images, centres_xy.shape[1]), dtype=torch.bool, device=centres_xy.device)
+    unknown = torch.isin(targets.labels, targets.labels.new_tensor(missing_labels))
+    return ~rows_in_boxes(centres_xy, targets.image_index[unknown], targets.boxes_xyxy[unknown], images)
 
 
 def smallest_box(points_xy: Tensor, targets: Targets, images: int) -> Tensor:

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import AssignResult, Signal, Signals
-from kd_vision.losses.assignment import assign_student, known_mask, pseudo_labels_of, split_by_score
+from kd_vision.losses.assignment import assign_student, pseudo_labels_of, split_by_score
 from kd_vision.losses.base import DistillationLoss, LossConfig, Temperature
-from kd_vision.losses.grid import full_precision
+from kd_vision.losses.grid import full_precision, known_mask
 
 
 class RankPairsConfig(LossConfig):

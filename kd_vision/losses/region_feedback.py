@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_vision.core.batch import Targets
 from kd_vision.core.predictions import RawPredictions, RoIPredictions, Signal, Signals
-from kd_vision.losses.assignment import ROWS_PER_BOX, known_mask
+from kd_vision.losses.assignment import ROWS_PER_BOX
 from kd_vision.losses.base import DistillationLoss, Gain, LossConfig, computed
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import (
@@ -22,7 +22,7 @@ from kd_vision.losses.divergence import (
     categorical_divergence,
     with_background,
 )
-from kd_vision.losses.grid import full_precision
+from kd_vision.losses.grid import full_precision, known_mask
 
 _LEAST_SIDE = 1.0
 """Pixels; refined boxes with a shorter side are no targets of the box term."""

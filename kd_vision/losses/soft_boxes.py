@@ -17,11 +17,18 @@ from torch.nn import functional
 
 from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import UNMATCHED, AssignResult, RawPredictions, Signal, Signals
-from kd_vision.losses.assignment import ROWS_PER_BOX, assign_student, known_mask, pseudo_labels_of, split_by_score
+from kd_vision.losses.assignment import ROWS_PER_BOX, assign_student, pseudo_labels_of, split_by_score
 from kd_vision.losses.base import DistillationLoss, Gain, LossConfig
 from kd_vision.losses.box_iou import Kind, iou_distance
 from kd_vision.losses.divergence import background_log_probs, categorical_divergence, with_background
-from kd_vision.losses.grid import BalancedConfig, balanced, full_precision, images_with_targets, rows_in_boxes
+from kd_vision.losses.grid import (
+    BalancedConfig,
+    balanced,
+    full_precision,
+    images_with_targets,
+    known_mask,
+    rows_in_boxes,
+)
 
 _BELOW_LAST_BIN = 0.01
 """Distances beyond are clamped to this much before the last bin, as in ultralytics."""
