@@ -20,34 +20,13 @@ from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.runtime.detector import OnnxDetector
-from kd_vision.runtime.metadata import (
-    KEY_CLASSES,
-    KEY_OUTPUT_FORMAT,
-    KEY_PARITY,
-    KEY_PREPROCESSING,
-    KEY_TRAINING_RUN,
-    KEY_VERSION,
-    RENAMED_FORMATS,
-)
+from kd_vision.runtime.metadata import RENAMED_FORMATS
 from kd_vision.runtime.output_formats import OutputFormat
 from kd_vision.runtime.preprocessing import ChannelOrder, ValueRange
 from kd_vision.teachers.base import BlackBoxDetector
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "KEY_CLASSES",
-    "KEY_OUTPUT_FORMAT",
-    "KEY_PARITY",
-    "KEY_PREPROCESSING",
-    "KEY_TRAINING_RUN",
-    "KEY_VERSION",
-    "OnnxConfig",
-    "OnnxPredictor",
-    "OutputFormat",
-    "build",
-]
 
 
 class OnnxConfig(StrictModel):

@@ -185,6 +185,48 @@ def test_each_layout_gives_the_boxes_it_means(output_format: str, tmp_path: Path
             np.testing.assert_allclose(found.class_probs, case.probs, atol=1e-6)
 
 
+def torch_decoding(output_format: str, outputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return boxes (A, 4) in centre form, in pixels, and scores (A, K), by torch's own functions."""
+    values = {name: value[0] for name, value in outputs.items()}
+    if output_format == "yolox":
+        rows = values["output"]
+        strides = torch.cat([torch.full(((SIDE // stride) ** 2, 1), float(stride)) for stride in (8, 16, 32)])
+        ranges = [torch.arange(SIDE // stride) for stride in (8, 16, 32)]
+        grid = torch.cat([torch.cartesian_prod(each, each).flip(1) for each in ranges])
+        boxes = torch.cat(((rows[:, :2] + grid) * strides, rows[:, 2:4].exp() * strides), dim=1)
+        return boxes, rows[:, 4:5] * rows[:, 5:]
+    if output_format == "detr":
+        return values["output0"][:, :4] * SIDE, values["output0"][:, 4:]
+    logits = values["logits"]
+    probs = logits.sigmoid() if output_format == "detr_sigmoid" else logits.softmax(dim=-1)[:, :-1]
+    return values["pred_boxes"] * SIDE, probs
+
+
+@pytest.mark.parametrize("output_format", ["yolox", "detr", "detr_sigmoid", "detr_softmax"])
+def test_decodes_random_values_as_torch_does(output_format: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    boxes, probs = torch.rand(1, 21, 4, generator=generator), torch.rand(1, 21, 2, generator=generator)
+    if output_format == "yolox":
+        outputs = {"output": torch.cat((boxes, torch.ones(1, 21, 1) * 0.5, probs), dim=2)}
+    elif output_format == "detr":
+        outputs = {"output0": torch.cat((boxes, probs), dim=2)}
+    else:
+        width = {"detr_sigmoid": 2, "detr_softmax": 3}[output_format]
+        outputs = {"pred_boxes": boxes, "logits": torch.randn(1, 21, width, generator=generator) * 40}
+    centres, scores = torch_decoding(output_format, outputs)
+    corners = torch.cat((centres[:, :2] - centres[:, 2:] / 2, centres[:, :2] + centres[:, 2:] / 2), dim=1)
+    if output_format == "detr_softmax":  # of a query its best class alone
+        scores = scores * torch.nn.functional.one_hot(scores.argmax(dim=1), 2)
+    row, label = (scores > 1e-6).nonzero(as_tuple=True)
+    order = scores[row, label].argsort(descending=True, stable=True)
+    path = write_constants(tmp_path / "a.onnx", {name: value.numpy() for name, value in outputs.items()})
+    options = PredictOptions(score_threshold=1e-6, nms_iou=1.0)
+    detections = opened(path, output_format).detect(torch.zeros(1, 3, SIDE, SIDE), options)[0]
+    np.testing.assert_allclose(detections.scores, scores[row, label][order], rtol=1e-6)
+    np.testing.assert_allclose(detections.boxes_xyxy, corners[row][order], rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(detections.labels, label[order])
+
+
 @pytest.mark.parametrize("output_format", sorted(OUTPUT_FORMATS))
 def test_thresholds_narrow_each_layout(output_format: str, tmp_path: Path) -> None:
     predictor = opened(write_constants(tmp_path / "a.onnx", CASES[output_format].outputs), output_format)
