@@ -401,7 +401,7 @@ def test_losses_on_maps_warn_of_classes_that_the_teacher_never_learned(name: str
 
 
 def test_declarations_are_consistent() -> None:
-    """A new loss that reads a grid must say whether it runs on both branches; the two bases have said it."""
+    """A new loss on a grid must declare whether it runs on both branches; `GridLoss` and `FeatureLoss` do."""
     for name in LOSSES:
         kind = load_loss(name)
         assert kind.requires, name
