@@ -12,13 +12,17 @@ import pytest
 import torch
 
 from kd_vision.core.strict_yaml import parse_scalar
-from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.detectors.ultralytics.family import build
 
 torch.set_num_threads(1)  # tiny networks: threads cost more than they give, and tests run side by side
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SIZE = 64
 COLOURS = ((220, 40, 40), (40, 40, 220))
+SQUARES = {"train": 12, "val": 6, "free": 8}
+"""Images by folder."""
 
 
 def make_split(folder: Path, name: str, count: int, seed: int) -> None:
@@ -45,11 +49,9 @@ def make_split(folder: Path, name: str, count: int, seed: int) -> None:
     (folder / "annotations" / f"{name}.json").write_text(json.dumps(content))
 
 
-@pytest.fixture(scope="session")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Descriptor of a data set of coloured squares: train 12, val 6, unlabelled 8 images of 64 px."""
-    folder = tmp_path_factory.mktemp("squares")
-    for seed, (name, count) in enumerate({"train": 12, "val": 6, "free": 8}.items()):
+def make_squares(folder: Path) -> Path:
+    """Write the images of `SQUARES` and return their descriptor."""
+    for seed, (name, count) in enumerate(SQUARES.items()):
         make_split(folder, name, count, seed)
     descriptor = folder / "squares.yaml"
     descriptor.write_text(
@@ -59,6 +61,12 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "unlabelled: free\nclasses: [red, blue]\n"
     )
     return descriptor
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Descriptor of a data set of coloured squares: train 12, val 6, unlabelled 8 images of 64 px."""
+    return make_squares(tmp_path_factory.mktemp("squares"))
 
 
 def awake(name: str, classes: tuple[str, ...], seed: int) -> UltralyticsDetector:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_vision.core.batch import ImageBatch, Letterbox, Targets, to_channels
+from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets, to_channels
 from kd_vision.core.errors import RequestError
 
 
@@ -31,24 +31,6 @@ def test_images_become_unit_range_once() -> None:
     assert once.images.dtype == torch.float32
     assert float(once.images.max()) == 1.0
     assert once.as_float().images is once.images
-
-
-def test_images_change_their_channels() -> None:
-    colour = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    gray = to_channels(colour, 1)
-    torch.testing.assert_close(gray[:, 0], 0.299 * colour[:, 0] + 0.587 * colour[:, 1] + 0.114 * colour[:, 2])
-    repeated = to_channels(gray, 3)
-    assert repeated.shape == (2, 3, 4, 5)
-    assert all(torch.equal(repeated[:, channel], gray[:, 0]) for channel in range(3))
-    four = torch.cat((colour, torch.ones(2, 1, 4, 5)), dim=1)
-    assert torch.equal(to_channels(four, 3), colour)
-    assert torch.equal(to_channels(four, 1), gray)
-    assert to_channels(colour, 3) is colour
-
-
-def test_a_fourth_channel_cannot_be_made_up() -> None:
-    with pytest.raises(RequestError, match="a model with 4 input channels needs images with 4; these have 3"):
-        to_channels(torch.zeros(1, 3, 2, 2), 4)
 
 
 def test_gray_is_repeated_for_a_colour_model_and_colour_becomes_luma_for_a_gray_one() -> None:
@@ -90,7 +72,9 @@ def test_pseudo_labels_are_scaled_picked_and_named_by_their_likeliest_class() ->
 def test_every_part_of_a_batch_moves_to_the_device() -> None:
     targets = Targets(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(1, 4))
     images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    batch = ImageBatch(images, targets, torch.tensor([True]), teacher_images=images, pseudo_labels={"a": pseudo_labels()})
+    batch = ImageBatch(
+        images, targets, torch.tensor([True]), teacher_images=images, pseudo_labels={"a": pseudo_labels()}
+    )
     moved = batch.to("meta")
     assert moved.teacher_images is not None
     boxes, truth = moved.pseudo_labels["a"], moved.targets

@@ -8,7 +8,7 @@ import torch
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.label_map import build_label_map
-from kd_vision.core.predictions import Detections
+from kd_vision.core.predictions import BatchDetections, Detections
 
 TEACHER = ("person", "bicycle", "car", "motorcycle", "bus", "dog")
 STUDENT = ("bike", "bus", "car", "tram")
@@ -35,13 +35,33 @@ def test_boxes_are_renamed_dropped_or_marked() -> None:
     found = build_label_map(TEACHER, STUDENT, GIVEN, "teacher.labels")
     boxes = np.arange(16, dtype=np.float32).reshape(4, 4)
     labels = np.array([3, 5, 0, 4])  # motorcycle, dog, person, bus
-    mapped = found.detections(Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), labels))
+    one = Detections(boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), labels)
+    mapped = found.detections(BatchDetections.of([one, Detections.empty(), one.take(labels == 0)]))
+    assert mapped.images == 3
+    assert mapped.image_index.tolist() == [0, 0, 0, 2]
     assert mapped.ignore is not None
     assert mapped.class_probs is not None
-    assert mapped.ignore.tolist() == [False, True, False]
+    assert mapped.ignore.tolist() == [False, True, False, True]
     assert mapped.labels[[0, 2]].tolist() == [0, 1]
-    assert mapped.boxes_xyxy.tolist() == boxes[[0, 2, 3]].tolist()
+    assert mapped.boxes_xyxy.tolist() == boxes[[0, 2, 3, 2]].tolist()
     assert mapped.class_probs[0].tolist() == pytest.approx([0.9, 0, 0, 0])
+
+
+def test_marks_of_the_teacher_itself_stay_also_on_boxes_of_dropped_classes() -> None:
+    found = build_label_map(TEACHER, STUDENT, GIVEN, "teacher.labels")
+    labels = np.array([5, 2])  # dog, which is dropped, and car
+    marked = Detections(np.zeros((2, 4), np.float32), np.float32([0.9, 0.8]), labels, None, np.array([True, False]))
+    mapped = found.detections(BatchDetections.of([marked]))
+    assert mapped.ignore is not None
+    assert mapped.ignore.tolist() == [True, False]
+    assert mapped.labels.tolist()[1] == 2
+
+
+def test_no_boxes_are_mapped_to_no_boxes() -> None:
+    mapped = build_label_map(TEACHER, STUDENT, GIVEN, "t").detections(BatchDetections.of([Detections.empty()]))
+    assert (len(mapped.scores), mapped.images) == (0, 1)
+    assert mapped.class_probs is not None
+    assert mapped.class_probs.shape == (0, 4)
 
 
 def test_the_same_classes_in_another_order_need_no_map_and_equal_ones_change_nothing() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd_vision.detectors.ultralytics import UltralyticsConfig, build
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.family import build
 from kd_vision.engine.config import TrainConfig
 from kd_vision.engine.ema import WeightAverage
 from kd_vision.engine.optimizer import LearningRate, build_optimizer
@@ -33,6 +34,26 @@ def test_auto_optimizer_takes_the_fitted_rate_and_spares_biases_and_norms() -> N
     assert decayed == {id(net[0].weight)}
     assert optimizer.param_groups[1]["weight_decay"] == 0.0
     assert type(build_optimizer([net], TrainConfig(), steps=20_000, classes=3)).__name__ == "SGD"
+
+
+def test_sgd_with_momentum_is_nesterovs_and_without_it_is_plain() -> None:
+    """Torch refuses Nesterov's step without momentum."""
+
+    def one_step(momentum: float) -> tuple[torch.optim.Optimizer, float]:
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(net.weight)
+        config = TrainConfig(optimizer="sgd", lr=0.1, momentum=momentum, weight_decay=0.0)
+        optimizer = build_optimizer([net], config, steps=10, classes=3)
+        net(torch.ones(1, 1)).sum().backward()  # gradient 1
+        optimizer.step()
+        return optimizer, float(net.weight.detach())
+
+    optimizer, weight = one_step(0.0)
+    assert optimizer.param_groups[0]["nesterov"] is False
+    assert weight == pytest.approx(1 - 0.1)
+    optimizer, weight = one_step(0.9)
+    assert optimizer.param_groups[0]["nesterov"] is True
+    assert weight == pytest.approx(1 - 0.1 * (1 + 0.9))  # the gradient, and 0.9 of the first velocity
 
 
 def test_moving_average_by_hand() -> None:

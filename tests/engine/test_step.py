@@ -11,7 +11,9 @@ from torch import Tensor
 
 from kd_vision.core.batch import ImageBatch, Targets
 from kd_vision.core.errors import TrainingError
-from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.detectors.ultralytics.family import build
 from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.losses import load_loss
 from kd_vision.losses.distiller import Distiller
