@@ -1,4 +1,4 @@
-"""Reads an image file of any kind into 8-bit pixels, or says which file cannot be read and why.
+"""Image files: decoding to 8-bit pixels, sizes, listing. Errors name the file and the reason.
 
 Shapes: H W pixels, C channels.
 """
@@ -23,13 +23,13 @@ _EXIF_ORIENTATION = 0x0112
 _SWAPS_AXES = frozenset({5, 6, 7, 8})
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "La", "PA", "RGBA", "RGBa"})
-_MOST_PIXELS = 1 << 29
-_KINDS = "give JPEG, PNG, TIFF, BMP or WebP"
+_MAX_PIXELS = 1 << 29
+_FORMATS = "give JPEG, PNG, TIFF, BMP or WebP"
 
 Pixels = npt.NDArray[np.uint8]
 
-# Files are opened by kind instead of by Image.open: other packages replace that function (that of
-# ultralytics tries to install software when a file is broken), and only these kinds are wanted.
+# Files are opened by format instead of by Image.open: other packages replace that function (the one of ultralytics
+# tries to install software when a file is broken), and only these formats are supported.
 _OPENERS: dict[bytes, Callable[[IO[bytes]], Image.Image]] = {
     b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
@@ -41,10 +41,10 @@ _OPENERS: dict[bytes, Callable[[IO[bytes]], Image.Image]] = {
 
 
 def read_image(path: Path, channels: int) -> Pixels:
-    """Read an image upright and in 8 bits.
+    """Decode an image to 8 bits and apply its EXIF orientation.
 
-    16-bit values are scaled by 1/257, so that the full range stays the full range. The orientation
-    tag of EXIF is applied. Transparency is left out and colours are taken as stored, as in cv2.
+    16-bit values are scaled by 1/257, so that the full range stays the full range. Transparency is left out and
+    colour profiles are not applied, as in cv2.
 
     Args:
         path: the file.
@@ -54,10 +54,10 @@ def read_image(path: Path, channels: int) -> Pixels:
         (H, W, C) uint8.
 
     Raises:
-        RequestError: the file is missing, truncated, no image, or of a kind that has no right
-            reading in `channels` channels.
+        RequestError: the file is missing, truncated, no image, or its pixel format cannot be converted to `channels`
+            channels.
     """
-    with _reasons(path):
+    with _named_errors(path):
         data = path.read_bytes()
         with _opened(path, io.BytesIO(data)) as image:
             orientation = _orientation(image)
@@ -73,7 +73,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         RequestError: the file is missing or no image.
     """
-    with _reasons(path), path.open("rb") as file, _opened(path, file) as image:
+    with _named_errors(path), path.open("rb") as file, _opened(path, file) as image:
         width, height = image.size
         return (height, width) if _orientation(image) in _SWAPS_AXES else (width, height)
 
@@ -90,27 +90,27 @@ def list_images(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _reasons(path: Path) -> Iterator[None]:
-    """Turn what Pillow and the system raise into a line that names the file."""
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn exceptions of Pillow and the system into a `RequestError` that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise RequestError(f"{path}: image is missing") from None
     except (PermissionError, IsADirectoryError) as error:
         raise RequestError(f"{path}: image cannot be read ({error.strerror})") from None
-    # Pillow's decoders answer broken files with all of these.
+    # Pillow's decoders raise all of these on broken files.
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError) as error:
         raise RequestError(f"{path}: is corrupt ({error}); replace or remove the file") from None
 
 
 def _opened(path: Path, file: IO[bytes]) -> Image.Image:
-    start = file.read(16)
+    header = file.read(16)
     file.seek(0)
-    opener = next((opener for mark, opener in _OPENERS.items() if start.startswith(mark)), None)
+    opener = next((opener for signature, opener in _OPENERS.items() if header.startswith(signature)), None)
     if opener is None:
-        raise RequestError(f"{path}: is not an image of a known kind; {_KINDS}")
+        raise RequestError(f"{path}: is not an image of a known kind; {_FORMATS}")
     image = opener(file)
-    if image.width * image.height > _MOST_PIXELS:
+    if image.width * image.height > _MAX_PIXELS:
         raise RequestError(f"{path}: {image.width}x{image.height} is too large to read; cut it into tiles")
     return image
 
@@ -120,10 +120,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _decode_fast(data: bytes, image: Image.Image, channels: int) -> Pixels | None:
-    """Decode the two common cases with OpenCV; None: leave it to PIL.
+    """Decode JPEG and PNG with OpenCV; None: a case for Pillow.
 
-    OpenCV fills the missing part of a truncated file with gray and says nothing, so a file goes
-    this way only where its end mark is there.
+    OpenCV fills the missing part of a truncated file with gray without an error, so that only files with an end
+    marker are decoded here.
     """
     if channels == 4 or image.mode not in ("L", "RGB"):
         return None
@@ -133,7 +133,7 @@ def _decode_fast(data: bytes, image: Image.Image, channels: int) -> Pixels | Non
         complete = image.format == "PNG" and data.rfind(b"IEND", -64) > 0
     if not complete:
         return None
-    # Gray is made from RGB here and in `_decode` alike: decoders of JPEG would answer with their own luma.
+    # Gray is computed from RGB, here as in `_decode`: JPEG decoders would return their own luma.
     flag = cv2.IMREAD_GRAYSCALE if image.mode == "L" else cv2.IMREAD_COLOR
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     if decoded is None:
@@ -151,32 +151,31 @@ def _decode(path: Path, image: Image.Image, channels: int) -> Pixels:
         if wide.max(initial=0) > 65535:
             raise RequestError(f"{path}: has values above 16 bits; convert it to 8 or 16 bits")
         gray = ((wide + 128) // 257).astype(np.uint8)[..., None]
-        return _with_channels(gray, _not_four(path, "16-bit gray", channels))
+        if channels == 4:
+            raise _no_fourth_channel(path, "16-bit gray")
+        return _with_channels(gray, channels)
     if mode not in _CONVERTIBLE:
         raise RequestError(
-            f"{path}: pixels of kind '{mode}' have no agreed 8-bit reading; convert it to 8-bit gray or RGB"
+            f"{path}: pixel format '{mode}' has no agreed conversion to 8 bits; convert it to 8-bit gray or RGB"
         )
     if channels == 4:
         if mode != "RGBA":
-            raise RequestError(f"{path}: four channels are asked for, the image is '{mode}'; give RGBA files")
+            raise _no_fourth_channel(path, f"'{mode}'")
         return np.asarray(image, np.uint8)
     if mode in ("1", "L", "LA", "La"):
         return _with_channels(np.asarray(image.convert("L"), np.uint8)[..., None], channels)
-    # Straight from RGBa, Pillow knows no way to RGB.
-    upright_alpha = image.convert("RGBA") if mode in ("RGBa", "PA") else image
-    return _with_channels(np.asarray(upright_alpha.convert("RGB"), np.uint8), channels)
+    # Pillow has no direct conversion from RGBa to RGB.
+    straight = image.convert("RGBA") if mode in ("RGBa", "PA") else image
+    return _with_channels(np.asarray(straight.convert("RGB"), np.uint8), channels)
 
 
-def _not_four(path: Path, kind: str, channels: int) -> int:
-    if channels == 4:
-        raise RequestError(f"{path}: four channels are asked for, the image is {kind}; give RGBA files")
-    return channels
+def _no_fourth_channel(path: Path, pixel_format: str) -> RequestError:
+    return RequestError(f"{path}: the model takes 4 channels, the image is {pixel_format}; give RGBA files")
 
 
 def _with_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Turn (H, W, 1 or 3) into the channels asked for (1 or 3)."""
-    have = pixels.shape[2]
-    if have == channels:
+    """Convert (H, W, 1 or 3) pixels to 1 or 3 channels."""
+    if pixels.shape[2] == channels:
         return pixels
     if channels == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""Pictures to predict on, frame by frame: one image, a folder of images, or a video; and where they go.
+"""Images, folders of images and videos: reads them frame by frame, and writes annotated copies.
 
 Shapes: H W pixels, C channels.
 """
@@ -26,11 +26,11 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture of a source.
+    """One frame of a source.
 
     Attributes:
-        index: counted from 0 over the whole source.
-        name: of the image relative to its folder, or of the video.
+        index: from 0 over the whole source.
+        name: path of the image relative to its folder, or file name of the video.
         pixels: (H, W, C) uint8, RGB or gray.
     """
 
@@ -41,12 +41,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Something that gives frames.
+    """A sequence of frames.
 
     Attributes:
         path: image, folder or video.
         images: files in order; empty for a video.
-        count: frames; for a video what its header claims, which may be a little off.
+        count: number of frames; for a video the number in its header, which may be slightly wrong.
         frames_per_second: of a video; 0 for images.
         channels: 1 or 3, for images also 4.
     """
@@ -63,7 +63,7 @@ class Source:
         return not self.images
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames in order, each decoded when it is asked for.
+        """Yield the frames in order, decoding each when it is needed.
 
         Raises:
             RequestError: an image cannot be read, or the video holds no frame.
@@ -80,11 +80,11 @@ class Source:
         index = 0
         try:
             while True:
-                there, picture = capture.read()
-                if not there:
+                success, bgr = capture.read()
+                if not success:
                     break
                 code = cv2.COLOR_BGR2RGB if self.channels == 3 else cv2.COLOR_BGR2GRAY
-                pixels = np.asarray(cv2.cvtColor(picture, code), np.uint8)
+                pixels = np.asarray(cv2.cvtColor(bgr, code), np.uint8)
                 yield Frame(index, self.path.name, pixels.reshape(*pixels.shape[:2], self.channels))
                 index += 1
         finally:
@@ -94,14 +94,14 @@ class Source:
 
 
 def open_source(path: Path, channels: int = 3) -> Source:
-    """Look at what a path is, without decoding frames.
+    """Open an image, a folder or a video without decoding frames.
 
     Args:
         path: an image, a folder (searched with its subfolders) or a video.
         channels: of the frames: 1 gray, 3 RGB, 4 (images only) RGB and the file's fourth channel.
 
     Raises:
-        RequestError: the path is missing, empty, or no kind of picture.
+        RequestError: the path is missing, holds no image, or has another suffix.
     """
     if not path.exists():
         raise RequestError(f"{path}: does not exist; give an image, a folder of images or a video")
@@ -121,7 +121,7 @@ def open_source(path: Path, channels: int = 3) -> Source:
 
 def _open_video(path: Path, channels: int) -> Source:
     if channels == 4:
-        raise RequestError(f"{path}: a video has no fourth channel, which the model wants; give RGBA images")
+        raise RequestError(f"{path}: a video has no fourth channel, which the model needs; give RGBA images")
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
@@ -134,16 +134,17 @@ def _open_video(path: Path, channels: int) -> Source:
 
 
 class FrameWriter:
-    """Writes frames back in the form of their source: image files, or one .mp4 video.
+    """Writes annotated copies of frames in the form of their source: image files, or one .mp4 video.
 
-    A video gets its name only when the writer is closed without an error, an image when it is whole.
+    Files are written under a temporary name and renamed when they are complete: an image at once, a video when the
+    writer closes without an error.
 
     Args:
-        source: what the frames come from.
-        folder: where files go; made if it is not there.
+        source: of the frames.
+        folder: for the copies; created if missing.
 
     Raises:
-        RequestError: the copy of a video would take the place of the video.
+        RequestError: the copy would overwrite the video.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -154,7 +155,7 @@ class FrameWriter:
         self._part = folder / f".{source.path.stem}.part.mp4"
         self.written: list[Path] = []
         if source.is_video and self._final.resolve() == source.path.resolve():
-            raise RequestError(f"{self._final}: would overwrite the video it is drawn from; give another --out")
+            raise RequestError(f"{self._final}: would overwrite the input video; give another --out")
 
     def __enter__(self) -> FrameWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -173,42 +174,42 @@ class FrameWriter:
             self._part.unlink(missing_ok=True)
 
     def write(self, frame: Frame, pixels: Pixels) -> None:
-        """Write the copy of a frame.
+        """Write the annotated copy of a frame.
 
         Args:
-            frame: that was drawn on; gives the name.
+            frame: the original; names the file.
             pixels: (H, W, 3) uint8 RGB.
 
         Raises:
-            RequestError: the folder cannot be written to.
+            RequestError: the folder is not writable, or the copy would overwrite the image.
         """
-        picture = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        bgr = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
         if self._source.is_video:
-            self._write_frame(np.asarray(picture, np.uint8))
+            self._write_frame(bgr)
         else:
-            self._write_image(frame.name, np.asarray(picture, np.uint8))
+            self._write_image(frame.name, bgr)
 
-    def _write_frame(self, picture: Pixels) -> None:
+    def _write_frame(self, bgr: Pixels) -> None:
         if self._video is None:
-            size = (picture.shape[1], picture.shape[0])
+            size = (bgr.shape[1], bgr.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             self._video = cv2.VideoWriter(str(self._part), codec, self._source.frames_per_second, size)
             if not self._video.isOpened():
                 raise RequestError(f"{self._part}: OpenCV cannot write a video here; give another --out")
-        self._video.write(picture)
+        self._video.write(bgr)
 
-    def _write_image(self, name: str, picture: Pixels) -> None:
-        # JPEG would blur thin boxes; of the other kinds some cannot hold three channels.
-        wanted = self._folder / name
-        kind = ".png" if wanted.suffix.lower() == ".png" else ".jpg"
-        path = wanted.with_suffix(kind)
-        if path in self.written:  # `a.bmp` beside `a.jpg`
-            path = wanted.with_name(wanted.name + kind)
+    def _write_image(self, name: str, bgr: Pixels) -> None:
+        # PNG stays PNG, because JPEG blurs thin lines; some of the other formats cannot hold three channels.
+        original = self._folder / name
+        suffix = ".png" if original.suffix.lower() == ".png" else ".jpg"
+        path = original.with_suffix(suffix)
+        if path in self.written:  # the source has `a.bmp` and `a.jpg`
+            path = original.with_name(original.name + suffix)
         if path.resolve() in {image.resolve() for image in self._source.images}:
-            raise RequestError(f"{path}: would overwrite the image it is drawn from; give another --out")
+            raise RequestError(f"{path}: would overwrite the input image; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}.part{path.suffix}")
-        if not cv2.imwrite(str(part), picture):
+        if not cv2.imwrite(str(part), bgr):
             raise RequestError(f"{path}: cannot be written; give another --out")
         os.replace(part, path)
         self.written.append(path)

@@ -109,14 +109,14 @@ def test_alpha_is_left_out_or_kept_as_the_fourth_channel(tmp_path: Path, rgb: np
 def test_four_channels_of_a_three_channel_file_are_refused(tmp_path: Path, rgb: np.ndarray) -> None:
     path = tmp_path / "three.png"
     Image.fromarray(rgb).save(path)
-    with pytest.raises(RequestError, match=r"three.png: four channels are asked for, the image is 'RGB'"):
+    with pytest.raises(RequestError, match=r"three.png: the model takes 4 channels, the image is 'RGB'"):
         read_image(path, 4)
 
 
 def test_float_pixels_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
-    with pytest.raises(RequestError, match=r"float.tif: pixels of kind 'F' have no agreed 8-bit reading"):
+    with pytest.raises(RequestError, match=r"float.tif: pixel format 'F' has no agreed conversion to 8 bits"):
         read_image(path, 3)
 
 

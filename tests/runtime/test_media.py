@@ -76,7 +76,7 @@ def test_wrong_sources_are_refused(tmp_path: Path, video: Path) -> None:
     broken = tmp_path / "a.mp4"
     broken.write_bytes(b"no video")
     assert problem(broken) == f"{broken}: OpenCV cannot open this video; convert it to H.264 in .mp4"
-    assert problem(video, 4) == (f"{video}: a video has no fourth channel, which the model wants; give RGBA images")
+    assert problem(video, 4) == (f"{video}: a video has no fourth channel, which the model needs; give RGBA images")
     corrupt = paint(tmp_path / "c.png", RED)
     corrupt.write_bytes(corrupt.read_bytes()[:40])
     assert problem(corrupt).startswith(f"{corrupt}: ")
@@ -101,7 +101,7 @@ def test_writer_never_overwrites_its_source(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     frame = next(source.frames())
     writer = FrameWriter(source, tmp_path)
-    with pytest.raises(RequestError, match="would overwrite the image it is drawn from"):
+    with pytest.raises(RequestError, match="would overwrite the input image"):
         writer.write(frame, np.zeros_like(frame.pixels))
     assert path.read_bytes() == before
 
@@ -124,7 +124,7 @@ def test_broken_off_video_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_video_is_never_overwritten_by_its_copy(video: Path) -> None:
     before = video.read_bytes()
-    with pytest.raises(RequestError, match=r"clip\.mp4: would overwrite the video it is drawn from"):
+    with pytest.raises(RequestError, match=r"clip\.mp4: would overwrite the input video"):
         FrameWriter(open_source(video), video.parent)
     assert video.read_bytes() == before
 
