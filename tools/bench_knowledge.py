@@ -30,14 +30,11 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.files import write_json
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.data.dataset import load_split
-from kd_vision.data.descriptor import load_descriptor
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
-from kd_vision.knowledge.config import KnowledgeConfig
 from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import build_stream
+from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.label import LabelOptions, label
 
@@ -72,9 +69,9 @@ def main() -> None:
 def compare_labelling(path: Path, rounds: int, folder: Path) -> tuple[dict[str, object], Path]:
     """Images per second of `label` and of ultralytics' own batched prediction; the last store."""
     config = load_config(path)
-    images = [str(image.path) for image in load_split(load_descriptor(config.data), "train").images]
+    images = [str(image.path) for image in RunData(config.data).split("train").images]
     size = config.teachers[0].options.image_size or config.image_size
-    model = YOLO(str(config.teachers[0].source.weights))  # type: ignore[attr-defined]
+    model = YOLO(str(config.teachers[0].weights))  # type: ignore[attr-defined]
     ours, theirs = [], []
     for turn in range(rounds):
         began = time.perf_counter()
@@ -100,12 +97,11 @@ def compare_labelling(path: Path, rounds: int, folder: Path) -> tuple[dict[str, 
 def compare_training(config: RunConfig, store: Path, epochs: int, rounds: int, folder: Path) -> dict[str, object]:
     """Images per second of training from the store and of plain training, turn by turn."""
     same = {"epochs": epochs, "accelerator": "cpu", "workers": 1, "cache": "ram", "validate_every": 0, "keep": "last"}
-    plain = replace(config, teachers=(), knowledge=None, terms=(), train=config.train.model_copy(update=same))
+    plain = replace(config, teachers=(), terms=(), train=config.train.model_copy(update=same))
     path = folder / "stored.yaml"
     mapping = plain.to_mapping() | {"knowledge": str(store), "distill": "boxes", "allow_weak_teacher": True}
     path.write_text(json.dumps(mapping), encoding="utf-8")
     stored = load_config(path)
-    assert isinstance(stored.knowledge, KnowledgeConfig)
     without, beside = [], []
     for turn in range(rounds):
         without += speed(plain, folder / f"plain{turn}")
@@ -119,11 +115,12 @@ def compare_training(config: RunConfig, store: Path, epochs: int, rounds: int, f
 
 def speed(config: RunConfig, directory: Path) -> list[float]:
     """Images per second of every epoch but the first."""
-    labelled = load_split(load_descriptor(config.data), "train")
+    data = RunData(config.data)
+    labelled = data.split("train")
     seed_everything(0)
-    parts = build_parts(config, labelled.classes)
-    stream = build_stream(config, parts.told(labelled), None, parts.channels)
-    run = TrainingStep(parts.student, parts.distiller)
+    parts = build_parts(config, data)
+    stream = build_stream(config, parts.with_pseudo_labels(labelled), None, parts.channels)
+    run = TrainingStep(parts.student, parts.distiller, parts.teachers)
     steps = config.train.epochs * stream.steps_per_epoch
     optimizer = build_optimizer([run], config.train, steps, len(labelled.classes))
     watch = Stopwatch()

@@ -34,14 +34,13 @@ from kd_vision.core.batch import ImageBatch
 from kd_vision.core.files import write_json
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.convert import convert
-from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.engine.allocator import keep_freed_memory
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
 from kd_vision.pipeline.build import build_parts, build_student
-from kd_vision.pipeline.data import build_stream
+from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.scenes import write_scenes
 
@@ -65,7 +64,7 @@ class Stopwatch:
         self.times: list[float] = []
 
     def step(self, done: int, total: int, text: str) -> None:
-        """See `Reporter.step`."""
+        """See `Progress.step`."""
         self.times.append(time.perf_counter())
 
 
@@ -94,7 +93,7 @@ def main() -> None:
 def synthetic_config(folder: Path) -> Path:
     """Write scenes, an untrained teacher and a config."""
     data = write_scenes(folder / "scenes", {"train": 208, "val": 16}, 0, 0, 256, 0.5)
-    classes = load_split(load_descriptor(data), "train").classes
+    classes = RunData(data).classes
     path = folder / "pair.yaml"
     path.write_text(_SYNTHETIC, encoding="utf-8")
     config = load_config(path, ["student.model=yolov8s"], files_exist=False)  # the teacher is made next
@@ -104,9 +103,7 @@ def synthetic_config(folder: Path) -> Path:
 
 def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) -> dict[str, object]:
     """Images per second of both trainers, turn by turn."""
-    plain = replace(
-        config, teachers=(), knowledge=None, terms=(), train=config.train.model_copy(update={"epochs": epochs, **_SAME})
-    )
+    plain = replace(config, teachers=(), terms=(), train=config.train.model_copy(update={"epochs": epochs, **_SAME}))
     convert(load_descriptor(config.data), folder / "yolo", "yolo")
     ours, theirs = [], []
     for turn in range(rounds):
@@ -119,7 +116,7 @@ def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) 
 def speed_of_ours(config: RunConfig, directory: Path) -> list[float]:
     """Images per second of every epoch but the first."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # what ultralytics sets itself on a CPU
-    labelled = load_split(load_descriptor(config.data), "train")
+    labelled = RunData(config.data).split("train")
     seed_everything(0)
     student = build_student(config, labelled.classes)
     stream = build_stream(config, labelled, None, student.spec.input_channels)
@@ -145,21 +142,21 @@ def speed_of_theirs(config: RunConfig, data: Path, directory: Path) -> list[floa
         nbs=config.train.batch_size, close_mosaic=0, workers=1, cache="ram", device="cpu", val=False, plots=False,
         verbose=False, project=str(directory), name="run", save=False,
     )  # fmt: skip
-    count = len(load_split(load_descriptor(config.data), "train").images)
+    count = len(RunData(config.data).split("train"))
     return [count / (end - start) for start, end in list(zip(starts, ends))[1:]]
 
 
 def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     """One distillation step over (student step + teacher forward), turn by turn on the same batches."""
-    labelled = load_split(load_descriptor(config.data), "train")
-    parts = build_parts(config, labelled.classes)
-    student, distiller, (frozen,) = parts.student, parts.distiller, parts.teachers.values()
+    data = RunData(config.data)
+    parts = build_parts(config, data)
+    student, distiller, (teacher,) = parts.student, parts.distiller, parts.teachers.values()
     assert distiller is not None
-    channels = distiller.requires
+    (signals,) = distiller.required_signals().values()
     keep_freed_memory()  # as training does
-    plain, distilled = TrainingStep(student, None).train(), TrainingStep(student, distiller, frozen).train()
+    plain, distilled = TrainingStep(student, None).train(), TrainingStep(student, distiller, teacher).train()
     light = replace(config, train=config.train.model_copy(update={**_SAME, "workers": 0}))
-    stream = build_stream(light, labelled, None, parts.channels)
+    stream = build_stream(light, parts.with_pseudo_labels(data.split("train")), None, parts.channels)
     batches = [batch.as_float() for batch in itertools.islice(stream.batches(), 4)]
     weights = distiller.weights(0.0)
     step, forward, both = [], [], []
@@ -168,7 +165,7 @@ def price_of_a_teacher(config: RunConfig, turns: int) -> dict[str, object]:
     for turn in range(turns + 2):
         batch = batches[turn % len(batches)]
         one = timed(lambda b=batch: work(plain, b, {}))
-        two = timed(lambda b=batch: frozen(b.images, channels))
+        two = timed(lambda b=batch: teacher.signals(b, signals))
         three = timed(lambda b=batch: work(distilled, b, weights))
         if turn < 2:
             early = process.memory_info().rss

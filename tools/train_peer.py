@@ -21,11 +21,10 @@ from ultralytics import YOLO
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.data.convert import convert
-from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.engine.trainer import seed_everything
 from kd_vision.pipeline.build import build_student
-from kd_vision.pipeline.data import descriptor_of, final_split
+from kd_vision.pipeline.data import RunData
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.models import load_model
 
@@ -62,14 +61,14 @@ def yolo_copy(config: RunConfig, out: Path) -> Path:
 
 def run_seed(config: RunConfig, arm: str, seed: int, data: Path, directory: Path) -> None:
     """Train one seed and write student.pt, metrics.json, fit.json and description.txt."""
-    student, teacher, train = config.student, config.teacher, config.train
+    student, teacher, train = config.student, config.teachers[0], config.train
+    source = RunData(config.data)
     directory.mkdir(parents=True, exist_ok=True)
     if student.weights is None:
         model = YOLO(f"{student.model}.yaml")
     else:  # the very weights that our arms of this seed start from
         seed_everything(seed)
-        classes = load_split(descriptor_of(config), "train").classes
-        build_student(config, classes).save(directory / "start.pt", {})
+        build_student(config, source.classes).save(directory / "start.pt", {})
         model = YOLO(directory / "start.pt")
     began = time.perf_counter()
     model.train(
@@ -94,12 +93,11 @@ def run_seed(config: RunConfig, arm: str, seed: int, data: Path, directory: Path
     seconds = time.perf_counter() - began
     last = directory / "ultralytics" / "weights" / "last.pt"
     (directory / "student.pt").write_bytes(last.read_bytes())
-    descriptor = descriptor_of(config)
-    truth = load_split(descriptor, final_split(config, descriptor))
+    truth = source.final_split(config)
     loaded = load_model(directory / "student.pt", config.image_size)
     metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
-    images = len(load_split(descriptor, "train").images) * train.epochs
-    steps = -(-len(load_split(descriptor, "train").images) // train.batch_size) * train.epochs
+    count = len(source.split("train"))
+    images, steps = count * train.epochs, -(-count // train.batch_size) * train.epochs
     (directory / "description.txt").write_text(ARMS[arm] + "\n", encoding="utf-8")
     fit = {"steps": steps, "seconds": seconds, "images_per_second": images / seconds}
     (directory / "fit.json").write_text(json.dumps(fit), encoding="utf-8")

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.benchmark import benchmark
     from kd_vision.report.tables import console_table
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         options.seeds,
         options.out,
         options.overrides,
-        quiet=False,
+        progress=show_progress,
         with_latency=not options.no_latency,
         control=options.control,
     )

@@ -133,14 +133,14 @@ def _subparser(
 def _run_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kd_vision.core.console import ProgressBar
+    from kd_vision.cli.progress import show_progress
     from kd_vision.data.check import check_data
     from kd_vision.data.descriptor import load_descriptor
 
     console = Console()
     descriptor = load_descriptor(args.data)
-    with ProgressBar("checking images") as bar:
-        defects = check_data(descriptor, bar.step)
+    with show_progress("checking images") as progress:
+        defects = check_data(descriptor, progress.step)
     errors = sum(defect.level == "error" for defect in defects)
     if defects:
         _print_defects(console, defects)
@@ -152,14 +152,14 @@ def _run_check(args: argparse.Namespace) -> int:
 def _run_convert(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kd_vision.core.console import ProgressBar
+    from kd_vision.cli.progress import show_progress
     from kd_vision.data.convert import convert
     from kd_vision.data.descriptor import load_descriptor
 
     console = Console()
     descriptor = load_descriptor(args.data)
-    with ProgressBar("placing images") as bar:
-        done = convert(descriptor, args.out, args.to, args.copy_images, bar.step)
+    with show_progress("placing images") as progress:
+        done = convert(descriptor, args.out, args.to, args.copy_images, progress.step)
     console.print(f"{done.descriptor}: {done.images} images, {done.boxes} boxes as {args.to}")
     if done.crowd_dropped:
         console.print(f"left out, as {args.to.upper()} cannot hold them: {done.crowd_dropped} crowd boxes")
@@ -171,14 +171,14 @@ def _run_convert(args: argparse.Namespace) -> int:
 def _run_synth(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kd_vision.core.console import ProgressBar
+    from kd_vision.cli.progress import show_progress
     from kd_vision.scenes import write_scenes
 
     splits = {name: getattr(args, name) for name in ("train", "val", "test") if getattr(args, name) != 0}
     console = Console()
     size = (args.image_size, args.difficulty)
-    with ProgressBar("drawing scenes") as bar:
-        descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=bar.step)
+    with show_progress("drawing scenes") as progress:
+        descriptor = write_scenes(args.out, splits, args.unlabelled, args.seed, *size, progress=progress.step)
     console.print(f"{descriptor}: {sum(splits.values()) + args.unlabelled} scenes")
     return 0
 
@@ -186,7 +186,7 @@ def _run_synth(args: argparse.Namespace) -> int:
 def _run_select(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from kd_vision.core.console import ProgressBar
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.select import select
 
     done = select(
@@ -197,7 +197,7 @@ def _run_select(args: argparse.Namespace) -> int:
         args.student,
         args.image_size,
         args.trust,
-        quiet=False,
+        progress=show_progress,
     )
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} look like one of them")

@@ -29,17 +29,18 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.demo import demo
     from kd_vision.report.tables import console_table
 
     console = Console(highlight=False)
-    result = demo(options.out, tell=lambda text: console.print(text, soft_wrap=True))
+    result = demo(options.out, progress=show_progress, log=lambda text: console.print(text, soft_wrap=True))
     console.print(console_table(result.benchmark.data))
-    proof = result.export.parity
+    parity = result.export.parity
     console.print(f"report   {result.benchmark.report_html}", soft_wrap=True)
     console.print(f"student  {result.student}", soft_wrap=True)
     console.print(
-        f"ONNX     {result.export.path}  (parity: {100 * proof.matched_share:.2f} % of boxes match)",
+        f"ONNX     {result.export.path}  (parity: {100 * parity.matched_share:.2f} % of boxes match)",
         soft_wrap=True,
     )
     return 0

@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.config.schema import EvaluateConfig
     from kd_vision.pipeline.evaluate import evaluate
     from kd_vision.report.tables import console_metrics
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         options.predictions,
         EvaluateConfig(backend=options.backend),
         options.trust,
-        quiet=False,
+        progress=show_progress,
         device=options.device,
     )
     title = f"{options.model} on {options.split}, {result.metrics.n_images} images at {result.image_size} px"

@@ -118,7 +118,7 @@ def _options(args: argparse.Namespace) -> dict[str, object]:
     thresholds = _given(args, "score_threshold", "nms_iou", "max_detections")
     if thresholds and not args.nms:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in thresholds)
-        raise RequestError(f"{flags}: has an effect on NMS inside the graph only; add --nms, or leave it out")
+        raise RequestError(f"{flags}: used only with --nms; add --nms, or leave out {flags}")
     options = thresholds | _given(args, "batch", "precision", "opset")
     if args.nms:
         options["nms"] = True

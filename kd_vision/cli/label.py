@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.label import LabelOptions, LabelResult, label
 
     result: LabelResult = label(
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             device=options.device,
         ),
         _dataset(options),
-        quiet=False,
+        progress=show_progress,
     )
     console = Console(highlight=False, soft_wrap=True)
     count = len(result.store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -50,9 +51,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _log_to_stderr() -> None:
+    """Write what the library logs to standard error, a plain line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("kd_vision")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; turn errors into a line and an exit status."""
     options = build_parser().parse_args(arguments)
+    _log_to_stderr()
     try:
         return int(options.run(options))
     except KDVisionError as error:

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it and say what was found."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.predict import run_predict
 
     result = run_predict(
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         draw=not args.json,
         image_size=args.image_size,
         trust=args.trust,
-        quiet=False,
+        progress=show_progress,
         device=args.device,
     )
     console = Console(highlight=False, soft_wrap=True)

@@ -37,10 +37,11 @@ def run(options: argparse.Namespace) -> int:
     """Run the subcommand."""
     from rich.console import Console
 
+    from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.train import train
     from kd_vision.report.tables import console_metrics
 
-    result = train(options.config, options.out, options.resume, options.overrides, quiet=False)
+    result = train(options.config, options.out, options.resume, options.overrides, progress=show_progress)
     console = Console()
     console.print(console_metrics(result.metrics, f"{result.split}, {result.metrics.n_images} images"))
     console.print(f"student  {result.student}", highlight=False, soft_wrap=True)

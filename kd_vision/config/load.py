@@ -1,33 +1,39 @@
-"""Reads a config file into a `RunConfig`, or says everything that is wrong with it at once."""
+"""Reads a config file into a `RunConfig`, or lists everything that is wrong with it at once.
+
+Everything but the settings of losses is read without loading torch, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from torch import nn
 
-from kd_vision.config.schema import OFFLINE_TEACHERS, RootConfig, RunConfig, TeacherConfig, TermConfig, source_family
+from kd_vision.config.schema import ONLY_TEACHER, RootConfig, RunConfig, TeacherConfig, TermConfig
 from kd_vision.core.errors import RequestError, suggest
-from kd_vision.core.predictions import Signal
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
-from kd_vision.core.validation import problems
-from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
-from kd_vision.knowledge.config import KnowledgeConfig
-from kd_vision.losses import load_loss
-from kd_vision.losses.base import LossConfig
-from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER
-from kd_vision.teachers.build import parse_teacher
+from kd_vision.core.validation import StrictModel, problems
+from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_config, head_kind
+from kd_vision.losses import LOSSES, load_loss
+from kd_vision.teachers.build import kind_of, parse_teacher
+from kd_vision.teachers.options import ONLINE_OPTIONS
+
+if TYPE_CHECKING:
+    from kd_vision.losses.base import DistillationLoss, LossConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
 BOXES_RECIPE = "boxes"
-_PIXEL_OPTIONS = ("image_size", "tiles", "tta")
+STORE_NAME = "knowledge"
+"""Name of the store that the top-level key of this name gives."""
+_OFFLINE_SIGNALS = frozenset({"detections"})
 
 Model = TypeVar("Model", bound=BaseModel)
+_log = logging.getLogger(__name__)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bool = True) -> RunConfig:
@@ -43,26 +49,26 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bo
         RequestError: one line for every mistake found.
     """
     path = Path(path)
-    found: list[str] = []
+    errors: list[str] = []
     written = load_mapping(path)
     if "splits" in written and "student" not in written:
         raise RequestError(f"{path}: is a data descriptor; give a config, which names it: 'data: {path.name}'")
-    content = _with_paths(written, path.resolve().parent, str(path), found)
+    content = _with_paths(written, path.resolve().parent, str(path), errors)
     if isinstance(content.get("knowledge"), str):  # so that an override can reach into it
         content["knowledge"] = {"store": content["knowledge"]}
     changes = [_parse_override(text) for text in overrides]
     into_terms = [change for change in changes if change[0][0] == "distill" and len(change[0]) > 1]
     for keys, value in (change for change in changes if change not in into_terms):
         _set(content, keys, value)
-    if into_terms:  # last, because who teaches decides which recipe is meant
+    if into_terms:  # last, because the teachers decide which recipe is the default
         _spell_out_recipe(content)
     for keys, value in into_terms:
         _set(content, keys, value)
     if any(keys[0] in ("data", "teacher", "student", "knowledge") for keys, _ in changes):
-        content = _with_paths(content, Path.cwd(), "--set", found)
+        content = _with_paths(content, Path.cwd(), "--set", errors)
     if files_exist:
-        found += _missing_files(content, str(path))
-    return _build(content, path, found)
+        errors += _missing_files(content, str(path))
+    return _build(content, path, errors)
 
 
 def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
@@ -78,39 +84,44 @@ def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
 
 def _detectors(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every mapping of a config that describes a detector, by its key: student, teachers, members of ensembles."""
-    found: dict[str, dict[str, Any]] = {}
+    detectors: dict[str, dict[str, Any]] = {}
 
     def add(key: str, part: Any) -> None:
         if isinstance(part, list):
             for index, each in enumerate(part):
                 add(f"{key}.{index}", each)
         elif isinstance(part, dict):
-            found[key] = part
+            detectors[key] = part
             add(f"{key}.members", part.get("members"))
 
     add("student", content.get("student"))
     add("teacher", content.get("teacher"))
-    return found
+    return detectors
 
 
-def _build(content: dict[str, Any], path: Path, found: list[str]) -> RunConfig:
+def _build(content: dict[str, Any], path: Path, errors: list[str]) -> RunConfig:
     where = str(path)
-    root = _try(RootConfig, content, where, "", found)
-    student = _student(content.get("student"), where, found)
-    teachers = _teachers(content.get("teacher"), where, found)
-    knowledge = _knowledge(content.get("knowledge"), where, found)
-    terms, recipe = _terms(content, [teacher.name for teacher in teachers], where, found)
-    if found or root is None or student is None:
-        raise RequestError(*dict.fromkeys(found))
+    root = _try(RootConfig, content, where, "", errors)
+    student = _student(content.get("student"), where, errors)
+    teachers = _teachers(content, where, errors)
+    items = _distill_items(content, teachers, where, errors)
+    if errors or root is None or student is None:
+        raise RequestError(*dict.fromkeys(errors))
+    recipe = content.get("distill") if isinstance(content.get("distill"), str) else None
+    if items is None:
+        recipe = _default_recipe(student, teachers)
+        items = _recipe_items(recipe)
+    terms = _terms(items, teachers, where, errors)
+    if errors:
+        raise RequestError(*dict.fromkeys(errors))
     return RunConfig(
         source=path,
         data=root.data,
         image_size=root.image_size,
         student=student,
         teachers=teachers,
-        knowledge=knowledge,
         terms=terms,
-        recipe=recipe,
+        recipe=recipe if teachers else None,
         allow_weak_teacher=root.allow_weak_teacher,
         train=root.train,
         augment=root.augment,
@@ -123,155 +134,197 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
-def _student(content: Any, where: str, found: list[str]) -> BaseModel | None:
+def _recipe_items(recipe: str) -> list[Any]:
+    items: list[Any] = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
+    return items
+
+
+def _student(content: Any, where: str, errors: list[str]) -> StrictModel | None:
     if content is None:
         return None
     if not isinstance(content, Mapping):
-        found.append(f"{where}: student: expected keys and values, e.g. {{family: ultralytics, model: yolo11n}}")
+        errors.append(f"{where}: student: expected keys and values, e.g. {{family: ultralytics, model: yolo11n}}")
         return None
     family = str(content.get("family", DEFAULT_FAMILY))
-    entry = FAMILIES.get(family)
-    if entry is None:
-        found.append(f"{where}: student.family: unknown family '{family}'{suggest(family, FAMILIES)}")
+    if family not in FAMILIES:
+        errors.append(f"{where}: student.family: unknown family '{family}'{suggest(family, FAMILIES)}")
         return None
-    if "student" not in entry.roles:
-        found.append(f"{where}: student.family: '{family}' cannot be a student")
-        return None
-    model: type[BaseModel] = getattr(family_module(family, "student"), entry.config)
-    return _try(model, content, where, "student", found)
+    return _try(family_config(family, "student"), content, where, "student", errors)
 
 
-def _teachers(content: Any, where: str, found: list[str]) -> tuple[TeacherConfig, ...]:
-    parts = content if isinstance(content, list) else [] if content is None else [content]
+def _teachers(content: Mapping[str, Any], where: str, errors: list[str]) -> tuple[TeacherConfig, ...]:
+    """Read the teachers, and the store that `knowledge:` gives as one more."""
+    given = content.get("teacher")
+    parts = {f"teacher.{i}": part for i, part in enumerate(given)} if isinstance(given, list) else {"teacher": given}
+    parts = {key: part for key, part in parts.items() if part is not None}
+    alone = len(parts) == 1
     teachers: dict[str, TeacherConfig] = {}
-    for index, part in enumerate(parts):
-        key = f"teacher.{index}" if isinstance(content, list) else "teacher"
+    for index, (key, part) in enumerate({**parts, **_store_part(content, where, errors)}.items(), start=1):
         try:
-            source, options = parse_teacher(part, f"{where}: {key}")
+            config, options = parse_teacher(part, f"{where}: {key}")
         except RequestError as error:
-            found.extend(error.problems)
+            errors.extend(error.problems)
             continue
-        name = options.name or (ONLY_TEACHER if len(parts) == 1 else f"teacher{index + 1}")
-        stored = source_family(source) in OFFLINE_TEACHERS
-        if stored:
-            unknown = [name for name in _PIXEL_OPTIONS if getattr(options, name) is not None]
-            found.extend(f"{where}: {key}.{name}: nothing is shown to it; leave it out" for name in unknown)
-        if stored and options.name not in (None, KNOWLEDGE):
-            found.append(f"{where}: {key}.name: what looks at no pixels is called '{KNOWLEDGE}'; leave it out")
-        name = KNOWLEDGE if stored else name  # it comes with the batch, as a store does
-        if name in teachers or (name == KNOWLEDGE and not stored) or not name.isidentifier():
-            found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
-        teachers[name] = TeacherConfig(name, source, options)
+        teacher = TeacherConfig(options.name or (ONLY_TEACHER if alone else f"teacher{index}"), config, options)
+        if teacher.entry.offline:
+            idle = [name for name in ONLINE_OPTIONS if name in options.model_fields_set]
+            errors.extend(
+                f"{where}: {key}.{name}: has no meaning for predictions made before training; leave it out"
+                for name in idle
+            )
+        if teacher.name in teachers or not teacher.name.isidentifier():
+            errors.append(f"{where}: {key}.name: '{teacher.name}' is taken or no plain name; use letters, digits and _")
+        teachers[teacher.name] = teacher
     return tuple(teachers.values())
 
 
-def _knowledge(content: Any, where: str, found: list[str]) -> KnowledgeConfig | None:
-    if content is None:
-        return None
-    if not isinstance(content, (str, Mapping)):
-        found.append(f"{where}: knowledge: expected a folder that `kd-vision label` wrote, or {{store: FOLDER}}")
-        return None
-    return _try(KnowledgeConfig, {"store": content} if isinstance(content, str) else content, where, "knowledge", found)
+def _store_part(content: Mapping[str, Any], where: str, errors: list[str]) -> dict[str, Any]:
+    """Return ``knowledge:`` as a teacher: a folder, or a store's settings; it must be of the live teacher, if any."""
+    given = content.get("knowledge")
+    if given is None:
+        return {}
+    if not isinstance(given, (str, Mapping)):
+        errors.append(f"{where}: knowledge: expected a folder that `kd-vision label` wrote, or {{store: FOLDER}}")
+        return {}
+    settings = {"store": given} if isinstance(given, str) else dict(given)
+    return {"knowledge": {"family": "store", "name": STORE_NAME, "same_teacher": True, **settings}}
 
 
-def _default_recipe(content: Mapping[str, Any]) -> str:
-    """Imitation needs two dense heads; final boxes are what everything else has."""
-    if content.get("knowledge") is not None:
-        return BOXES_RECIPE
-    for part in _detectors(content).values():
-        named = f"{part.get('model')} {Path(str(part.get('weights'))).name}"
-        other = str(part.get("family", DEFAULT_FAMILY)) != DEFAULT_FAMILY or "rtdetr" in named
-        if other or part.get("tiles") is not None or part.get("tta") is not None:
+def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> str:
+    """Imitation needs two dense heads with box bins; final boxes are what every other pair has."""
+    for teacher in teachers:
+        if kind_of(teacher.config) not in FAMILIES or teacher.options.tiles or teacher.options.tta:
             return BOXES_RECIPE
-    return DEFAULT_RECIPE
+    heads = {head_kind(kind_of(config), config) for config in (student, *(teacher.config for teacher in teachers))}
+    return DEFAULT_RECIPE if heads == {"dense_bins"} else BOXES_RECIPE
 
 
-def _terms(
-    content: Mapping[str, Any], teachers: Sequence[str], where: str, found: list[str]
-) -> tuple[tuple[TermConfig, ...], str | None]:
+def _distill_items(
+    content: Mapping[str, Any], teachers: Sequence[TeacherConfig], where: str, errors: list[str]
+) -> list[Any] | None:
+    """Return the items of `distill`, those of a recipe among them; None: the default recipe is meant."""
     given = content.get("distill")
     if not content.get("teacher") and content.get("knowledge") is None:
         if given is not None:
-            found.append(
+            errors.append(
                 f"{where}: distill: needs a teacher; add 'teacher:' or 'knowledge:', or remove 'distill:' to train "
                 f"plainly"
             )
-        return (), None
-    recipe = given if isinstance(given, str) else (_default_recipe(content) if given is None else None)
-    if recipe is not None:
-        if recipe not in recipe_names():
-            found.append(f"{where}: distill: unknown recipe '{recipe}'{suggest(recipe, recipe_names())}")
-            return (), None
-        given = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
+        return []
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given in recipe_names():
+            return _recipe_items(given)
+        errors.append(f"{where}: distill: unknown recipe '{given}'{suggest(given, recipe_names())}")
+        return []
     if not isinstance(given, list) or not given:
-        found.append(
+        errors.append(
             f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing"
         )
-        return (), None
-    teachers_ = [*teachers, KNOWLEDGE] if content.get("knowledge") is not None else list(teachers)
-    terms: dict[str, TermConfig] = {}
-    for index, item in enumerate(given):
-        for term in _term(item, teachers_, f"distill.{index}", where, found):
-            if term.name in terms:
-                found.append(
-                    f"{where}: distill.{index}: a second term named '{term.name}'; give it a 'name' of its own"
-                )
-            terms.setdefault(term.name, term)
-    return tuple(terms.values()), recipe
-
-
-def _term(item: Any, teachers_: Sequence[str], key: str, where: str, found: list[str]) -> list[TermConfig]:
-    """Read one item of `distill`: one term, or one for each teacher where it names none of several."""
-    if not isinstance(item, Mapping) or "loss" not in item:
-        found.append(f"{where}: {key}: expected a mapping with 'loss', e.g. {{loss: box_iou, weight: 7.5}}")
         return []
+    items = _with_offline_name(given, teachers)
+    for index, item in enumerate(items):
+        errors += _item_errors(item, [teacher.name for teacher in teachers], f"{where}: distill.{index}")
+    return items
+
+
+def _with_offline_name(items: list[Any], teachers: Sequence[TeacherConfig]) -> list[Any]:
+    """Read the name that every offline teacher had once as that of the only one."""
+    offline = [teacher.name for teacher in teachers if teacher.entry.offline]
+    if len(offline) != 1 or STORE_NAME in [teacher.name for teacher in teachers]:
+        return items
+    renamed = [
+        {**item, "teacher": offline[0]} if isinstance(item, Mapping) and item.get("teacher") == STORE_NAME else item
+        for item in items
+    ]
+    if renamed != items:
+        _log.warning("the teacher '%s' is called '%s' today; the old name is still read", STORE_NAME, offline[0])
+    return renamed
+
+
+def _item_errors(item: Any, teachers: Sequence[str], where: str) -> list[str]:
+    """Return what is wrong with an item of `distill` apart from the settings of its loss."""
+    if not isinstance(item, Mapping) or "loss" not in item:
+        return [f"{where}: expected a mapping with 'loss', e.g. {{loss: box_iou, weight: 7.5}}"]
+    loss, teacher = str(item["loss"]), item.get("teacher")
+    errors = []
+    if loss not in LOSSES:
+        errors.append(f"{where}.loss: loss '{loss}' is unknown{suggest(loss, LOSSES)}")
+    if not str(item.get("name", loss)).isidentifier():
+        errors.append(f"{where}.name: '{item['name']}' is no plain name; use letters, digits and _")
+    if teacher is not None and teachers and teacher not in teachers:
+        errors.append(f"{where}.teacher: there is no teacher '{teacher}'{suggest(str(teacher), teachers)}")
+    return errors
+
+
+def _terms(
+    items: Sequence[Mapping[str, Any]], teachers: Sequence[TeacherConfig], where: str, errors: list[str]
+) -> tuple[TermConfig, ...]:
+    """Read the settings of the losses; here torch is loaded."""
+    terms: dict[str, TermConfig] = {}
+    for index, item in enumerate(items):
+        key = f"distill.{index}"
+        for term in _term(item, teachers, key, where, errors):
+            if term.name in terms:
+                errors.append(f"{where}: {key}: a second term named '{term.name}'; give it a 'name' of its own")
+            terms.setdefault(term.name, term)
+    return tuple(terms.values())
+
+
+def _term(
+    item: Mapping[str, Any], teachers: Sequence[TeacherConfig], key: str, where: str, errors: list[str]
+) -> list[TermConfig]:
+    """Read one item of `distill`: one term, or one for each teacher where it names none of several."""
+    from torch import nn
+
     settings = dict(item)
     loss = str(settings.pop("loss"))
     name = str(settings.pop("name", loss))
-    asked = settings.pop("teacher", None)
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):  # terms are kept under their names in one
-        found.append(f"{where}: {key}.name: '{name}' is taken or no plain name; use letters, digits and _")
-    if asked is not None and asked not in teachers_:
-        found.append(f"{where}: {key}.teacher: there is no teacher '{asked}'{suggest(str(asked), teachers_)}")
-        return []
-    try:
-        kind = load_loss(loss)
-    except RequestError as error:
-        found.append(f"{where}: {key}.loss: {error}")
-        return []
-    config: LossConfig | None = _try(kind.Config, settings, where, key, found)
+    named = settings.pop("teacher", None)
+    if hasattr(nn.ModuleDict, name):  # terms are kept under their names in one
+        errors.append(f"{where}: {key}.name: '{name}' is taken; give another")
+    kind = load_loss(loss)
+    config: LossConfig | None = _try(kind.Config, settings, where, key, errors)
     if config is None:
         return []
-    learned_from = [str(asked)] if asked is not None else _learned_from(kind.requires, teachers_)
-    if len(learned_from) < 2:  # none: the teachers could not be read, which is said already
-        return [TermConfig(name, loss, config, *learned_from)]
-    shared = config.weight if config.weight == "auto" else config.weight / len(learned_from)
-    part = config.model_copy(update={"weight": shared, "share": config.share / len(learned_from)})
-    return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in learned_from]
+    chosen = [str(named)] if named is not None else _teachers_of(kind, teachers)
+    if len(chosen) == 1:
+        return [TermConfig(name, loss, config, chosen[0])]
+    shared = config.weight if config.weight == "auto" else config.weight / len(chosen)
+    part = config.model_copy(update={"weight": shared, "share": config.share / len(chosen)})
+    return [TermConfig(f"{name}_{teacher}", loss, part, teacher) for teacher in chosen]
 
 
-def _learned_from(requires: frozenset[Signal], teachers_: Sequence[str]) -> list[str]:
-    """Whom a term without a name learns from: what is stored, where that is enough, else every live teacher."""
-    if KNOWLEDGE in teachers_ and requires == {"detections"}:
-        return [KNOWLEDGE]
-    return [name for name in teachers_ if name != KNOWLEDGE] or list(teachers_)
+def _teachers_of(kind: type[DistillationLoss], teachers: Sequence[TeacherConfig]) -> list[str]:
+    """Return the teachers of a term that names none: offline ones where final boxes are enough, else the others."""
+    offline = [teacher.name for teacher in teachers if teacher.entry.offline]
+    if offline and kind.requires <= _OFFLINE_SIGNALS:
+        return offline
+    return [teacher.name for teacher in teachers if not teacher.entry.offline] or offline
 
 
-def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, found: list[str]) -> Model | None:
+def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, errors: list[str]) -> Model | None:
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:
         for line in problems(model, error, ""):
             text = line.removeprefix(": ")
-            found.append(f"{where}: {key}.{text}" if key else f"{where}: {text}")
+            errors.append(f"{where}: {key}.{text}" if key else f"{where}: {text}")
         return None
 
 
 def _spell_out_recipe(content: dict[str, Any]) -> None:
     """Put a recipe's list in the place of its name, and settings in that of a loss's, for an override to reach."""
-    recipe = content.get("distill") or _default_recipe(content)
+    recipe = content.get("distill")
+    if recipe is None:
+        errors: list[str] = []
+        student, teachers = _student(content.get("student"), "", errors), _teachers(content, "", errors)
+        if errors or student is None or not teachers:
+            return  # what is wrong is told when the config is built
+        recipe = _default_recipe(student, teachers)
     if isinstance(recipe, str) and recipe in recipe_names():
-        content["distill"] = load_mapping(RECIPES / f"{recipe}.yaml")["distill"]
+        content["distill"] = _recipe_items(recipe)
     elif isinstance(recipe, list):
         content["distill"] = [{"loss": term} if isinstance(term, str) else term for term in recipe]
 
@@ -307,7 +360,7 @@ def _list_index(items: list[Any], key: str, path: list[str]) -> int:
     return int(key)
 
 
-def _with_paths(content: dict[str, Any], base: Path, where: str, found: list[str]) -> dict[str, Any]:
+def _with_paths(content: dict[str, Any], base: Path, where: str, errors: list[str]) -> dict[str, Any]:
     """Make the paths of a config absolute."""
     resolved = copy.deepcopy(content)
 
@@ -316,11 +369,12 @@ def _with_paths(content: dict[str, Any], base: Path, where: str, found: list[str
             try:
                 holder[key] = str(resolve_path(holder[key], base))
             except RequestError as error:
-                found.append(f"{where}: {name}: {error}")
+                errors.append(f"{where}: {name}: {error}")
 
     absolute(resolved, "data", "data")
     for key, part in _detectors(resolved).items():
         absolute(part, "weights", f"{key}.weights")
+        absolute(part, "store", f"{key}.store")
         if str(part.get("model", "")).endswith((".yaml", ".yml")):
             absolute(part, "model", f"{key}.model")
     absolute(resolved, "knowledge", "knowledge")

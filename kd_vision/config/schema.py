@@ -1,23 +1,26 @@
-"""What a run is made of. Each part's settings live beside the part; the root only composes them."""
+"""What a run is made of. Each part's settings live beside the part; the root only composes them. No torch is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from kd_vision.core.validation import StrictModel
-from kd_vision.data.transforms import AugmentConfig
+from kd_vision.data.augment_config import AugmentConfig
 from kd_vision.engine.config import TrainConfig
-from kd_vision.knowledge.config import KnowledgeConfig
-from kd_vision.losses.base import LossConfig
-from kd_vision.losses.distiller import ONLY_TEACHER
-from kd_vision.teachers.build import TeacherOptions
+from kd_vision.teachers import TEACHERS, TeacherEntry
+from kd_vision.teachers.build import kind_of
+from kd_vision.teachers.options import TeacherOptions
 
-OFFLINE_TEACHERS = ("predictions", "labels")
-"""Families that look at no pixels: their boxes are attached to the data, as stored knowledge is."""
+if TYPE_CHECKING:
+    from kd_vision.losses.base import LossConfig
+
+ONLY_TEACHER = "teacher"
+"""Name of a teacher that is alone."""
+_FREE = ("workers", "cache", "log_every", "checkpoint_every", "loggers")
 
 
 class EvaluateConfig(StrictModel):
@@ -54,7 +57,7 @@ class RootConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class TermConfig:
-    """One distillation term: the name it is logged under, its loss, its settings, whom it learns from."""
+    """One distillation term: the name it is logged under, its loss, its settings, the teacher it learns from."""
 
     name: str
     loss: str
@@ -62,47 +65,34 @@ class TermConfig:
     teacher: str = ONLY_TEACHER
 
 
-def source_family(source: BaseModel) -> str:
-    """Key of the table of families that a typed config belongs to."""
-    return str(getattr(source, "family", ""))
-
-
-_FREE = ("workers", "cache", "log_every", "checkpoint_every")
-
-
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
-    """One teacher: its name in this run, what it is, and how it is asked."""
+    """One teacher: its name in this run, its own settings, and how it is run."""
 
     name: str
-    source: BaseModel
+    config: StrictModel
     options: TeacherOptions
 
     @property
-    def reads_pixels(self) -> bool:
-        """False for a file of predictions and for labels, which can only say what they said beforehand."""
-        return source_family(self.source) not in OFFLINE_TEACHERS
+    def entry(self) -> TeacherEntry:
+        """Its line of the table of teachers."""
+        return TEACHERS[kind_of(self.config)]
 
     @property
-    def is_labels(self) -> bool:
-        """True where the training labels themselves teach."""
-        return source_family(self.source) == "labels"
-
-    @property
-    def is_ema(self) -> bool:
-        """True where the student's own moving average teaches."""
-        return source_family(self.source) == "self"
+    def is_online(self) -> bool:
+        """True where a model of its own is run on the images of each batch."""
+        return not self.entry.offline and not self.entry.follows_student
 
     @property
     def weights(self) -> Path | None:
         """Its file; None for what has none, or several."""
-        given = getattr(self.source, "weights", None)  # those of an ensemble are numbers
+        given = getattr(self.config, "weights", None)  # those of an ensemble are numbers
         return given if isinstance(given, Path) else None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values that are read back as the same teacher."""
-        asked = self.options.model_dump(mode="json", exclude_defaults=True)
-        return {"name": self.name, **_plain(self.source), **asked}
+        options = self.options.model_dump(mode="json", exclude_defaults=True)
+        return {"name": self.name, **_plain(self.config), **options}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +104,7 @@ class RunConfig:
         data: descriptor of the data set.
         image_size: side of the square input in pixels.
         student: typed config of the student's family.
-        teachers: who teaches; none: plain training, or training from stored knowledge.
-        knowledge: what a teacher said of the training images beforehand.
+        teachers: online and offline ones; none: plain training.
         terms: the distillation terms, empty without a teacher.
         recipe: name of the recipe the terms came from, if any.
         allow_weak_teacher: distil even where the teacher is no better than the student.
@@ -125,9 +114,8 @@ class RunConfig:
     source: Path
     data: Path
     image_size: int
-    student: BaseModel
+    student: StrictModel
     teachers: tuple[TeacherConfig, ...]
-    knowledge: KnowledgeConfig | None
     terms: tuple[TermConfig, ...]
     recipe: str | None
     allow_weak_teacher: bool
@@ -136,13 +124,13 @@ class RunConfig:
     evaluate: EvaluateConfig
 
     @property
-    def is_taught(self) -> bool:
+    def is_distilled(self) -> bool:
         """False for plain training."""
-        return bool(self.teachers) or self.knowledge is not None
+        return bool(self.teachers)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the resolved config as plain values; `load_config` reads it back unchanged."""
-        found: dict[str, Any] = {
+        content: dict[str, Any] = {
             "data": str(self.data),
             "image_size": self.image_size,
             "student": _plain(self.student),
@@ -152,39 +140,36 @@ class RunConfig:
         }
         if self.teachers:
             teachers = [teacher.to_mapping() for teacher in self.teachers]
-            found["teacher"] = teachers if len(teachers) > 1 else teachers[0]
-        if self.knowledge is not None:
-            found["knowledge"] = _plain(self.knowledge)
-        if self.is_taught:
-            found["allow_weak_teacher"] = self.allow_weak_teacher
-            found["distill"] = [
+            content["teacher"] = teachers if len(teachers) > 1 else teachers[0]
+            content["allow_weak_teacher"] = self.allow_weak_teacher
+            content["distill"] = [
                 {"loss": term.loss, "name": term.name, "teacher": term.teacher, **_plain(term.config)}
                 for term in self.terms
             ]
-        return found
+        return content
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the weights; how fast, and how often things are written, may change on the way."""
         content = self.to_mapping()
         for key in _FREE:
-            del content["train"][key]
+            content["train"].pop(key, None)
         return content
 
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """Say what two runs differ in, one text a key: ``train.epochs was 2, is 3``; see `RunConfig.identity`."""
-    there, here = _flat(before.identity()), _flat(after.identity())
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return [f"{key} was {there.get(key)}, is {here.get(key)}" for key in keys]
+    """Name the keys in which two runs differ: ``train.epochs was 2, is 3``; see `RunConfig.identity`."""
+    old, new = _flat(before.identity()), _flat(after.identity())
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys]
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """``{"train": {"epochs": 2}}`` to ``{"train.epochs": 2}``; lists stay whole."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in content.items():
         inner = _flat(value) if isinstance(value, dict) else None
-        found |= {f"{key}.{name}": v for name, v in inner.items()} if inner else {key: value}
-    return found
+        flat |= {f"{key}.{name}": v for name, v in inner.items()} if inner else {key: value}
+    return flat
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

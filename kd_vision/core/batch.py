@@ -5,7 +5,8 @@ Shapes: B images, C channels, H W input pixels, M boxes of the whole batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,13 +78,13 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabels:
-    """Boxes that somebody claims to see in a batch, flat over its images; K classes.
+    """Boxes that a teacher predicts in a batch, flat over its images; K classes.
 
     Attributes:
         image_index: (M,) int64, which image of the batch a box belongs to.
         boxes_xyxy: (M, 4) float32, pixels of the batch tensor.
         class_probs: (M, K) float32 in [0, 1], probability of each class. They need not sum to 1.
-        scores: (M,) float32 in [0, 1], how sure the box is.
+        scores: (M,) float32 in [0, 1], confidence of the box.
         ignore: (M,) bool; True: the region is neither object nor background, nothing is learned there.
     """
 
@@ -127,8 +128,8 @@ class ImageBatch:
             where augmentation cannot be inverted).
         teacher_images: (B, C, H, W) same geometry as `images` without the student's photometric
             noise, or of a larger size; None where teacher and student see the same pixels.
-        knowledge: what a teacher said of the images beforehand, augmented with them, in pixels of
-            `images`; None: it has to be asked.
+        pseudo_labels: precomputed boxes of offline teachers by name, augmented with the images, in
+            pixels of `images`.
     """
 
     images: Tensor
@@ -137,7 +138,16 @@ class ImageBatch:
     image_ids: tuple[int, ...] = ()
     letterboxes: tuple[Letterbox, ...] = ()
     teacher_images: Tensor | None = None
-    knowledge: PseudoLabels | None = None
+    pseudo_labels: Mapping[str, PseudoLabels] = field(default_factory=dict)
+
+    @classmethod
+    def of_images(cls, images: Tensor, image_ids: Sequence[int], letterboxes: Sequence[Letterbox]) -> ImageBatch:
+        """Return a batch without targets, as prediction needs it."""
+        import torch
+
+        none = torch.zeros(0, dtype=torch.int64)
+        unlabelled = torch.zeros(len(images), dtype=torch.bool)
+        return cls(images, Targets(none, none, torch.zeros(0, 4)), unlabelled, tuple(image_ids), tuple(letterboxes))
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -151,7 +161,7 @@ class ImageBatch:
             targets=self.targets.to(device, non_blocking),
             labelled=self.labelled.to(device, non_blocking=non_blocking),
             teacher_images=None if teacher is None else teacher.to(device, non_blocking=non_blocking),
-            knowledge=None if self.knowledge is None else self.knowledge.to(device, non_blocking),
+            pseudo_labels={name: boxes.to(device, non_blocking) for name, boxes in self.pseudo_labels.items()},
         )
 
     def as_float(self) -> ImageBatch:

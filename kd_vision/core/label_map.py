@@ -6,16 +6,15 @@ Shapes: M boxes, Kt classes of the teacher, K classes of the student.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kd_vision.core.errors import RequestError, quote_some, suggest
-from kd_vision.core.predictions import Detections, class_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kd_vision.core.predictions import BatchDetections
 
 DROP, IGNORE, REST = "drop", "ignore", "*"
 _MISSING_LOGIT = -20.0
@@ -72,25 +71,27 @@ class LabelMap:
         ]
         return torch.stack(columns, dim=-1)
 
-    def detections(self, found: Detections) -> Detections:
-        """Map the boxes of one image; a box belongs to the class it is likeliest of.
+    def detections(self, detections: BatchDetections) -> BatchDetections:
+        """Map the boxes of a batch; a box belongs to the student's class that its own class stands for.
 
         Boxes of dropped classes go; boxes of ignored classes stay, marked.
         """
-        target = np.full(len(self.teacher), -1, np.int64)
+        import torch
+
+        labels = detections.labels
+        target = labels.new_full((len(self.teacher),), -1)
         for label, sources in enumerate(self.sources):
             target[list(sources)] = label
-        ignored = np.isin(found.labels, sorted(self.ignored))
-        if found.ignore is not None:
-            ignored |= found.ignore
-        keep = (target[found.labels] >= 0) | ignored
-        probs = np.zeros((len(found), len(self.student)), np.float32)
-        own = class_probabilities(found, len(self.teacher))
-        for label, sources in enumerate(self.sources):
-            if sources:
-                probs[:, label] = own[:, list(sources)].max(axis=1)
-        labels = np.maximum(target[found.labels], 0)
-        return Detections(found.boxes_xyxy, found.scores, labels, probs, ignored).take(keep)
+        ignore = torch.isin(labels, labels.new_tensor(sorted(self.ignored)))
+        if detections.ignore is not None:
+            ignore |= detections.ignore
+        mapped = replace(
+            detections,
+            labels=target[labels].clamp(min=0),
+            class_probs=self.probabilities(detections.probabilities(len(self.teacher))),
+            ignore=ignore,
+        )
+        return mapped.take((target[labels] >= 0) | ignore)
 
 
 def stringify_keys(labels: Any) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import torch
     from torch import Tensor
 
     from kd_vision.core.batch import PseudoLabels
@@ -102,6 +103,7 @@ class BatchDetections:
         labels: (M,) int64, 0-based contiguous class.
         class_probs: (M, K) float32 where the detector has them.
         images: B, images without a box included.
+        ignore: (M,) bool, see `PseudoLabels`; None: no box is to be ignored.
     """
 
     image_index: Tensor
@@ -110,56 +112,73 @@ class BatchDetections:
     labels: Tensor
     class_probs: Tensor | None
     images: int
+    ignore: Tensor | None = None
+
+    @classmethod
+    def of(cls, detections: Sequence[Detections]) -> BatchDetections:
+        """Gather the detections of images into one value on the CPU; one box list per image.
+
+        Where some images have class probabilities, boxes of the others have their score at their label.
+        """
+        import torch
+
+        def gathered(parts: Sequence[npt.NDArray[Any]], empty: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts) if parts else empty)
+
+        counts = [len(one) for one in detections]
+        classes = max((one.class_probs.shape[1] for one in detections if one.class_probs is not None), default=0)
+        probs = [class_probabilities(one, classes) for one in detections] if classes else []
+        marks = [one.ignore if one.ignore is not None else np.zeros(len(one), np.bool_) for one in detections]
+        return cls(
+            torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+            gathered([one.boxes_xyxy.astype(np.float32) for one in detections], np.zeros((0, 4), np.float32)),
+            gathered([one.scores for one in detections], np.zeros(0, np.float32)),
+            gathered([one.labels for one in detections], np.zeros(0, np.int64)),
+            gathered(probs, np.zeros(0)) if probs else None,
+            len(counts),
+            gathered(marks, np.zeros(0, np.bool_)) if any(one.ignore is not None for one in detections) else None,
+        )
+
+    def to(self, device: torch.device | str) -> BatchDetections:
+        """Return the same boxes on `device`."""
+        moved = {name: getattr(self, name) for name in ("image_index", "boxes_xyxy", "scores", "labels")}
+        moved |= {name: value for name in ("class_probs", "ignore") if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in moved.items()})
+
+    def take(self, chosen: Tensor) -> BatchDetections:
+        """Return the boxes that `chosen`, (M,) bool or (m,) int64, picks."""
+        probs = None if self.class_probs is None else self.class_probs[chosen]
+        ignore = None if self.ignore is None else self.ignore[chosen]
+        return BatchDetections(
+            self.image_index[chosen],
+            self.boxes_xyxy[chosen],
+            self.scores[chosen],
+            self.labels[chosen],
+            probs,
+            self.images,
+            ignore,
+        )
 
     def per_image(self) -> list[Detections]:
         """Move the boxes to the CPU at once and part them by image."""
-        counts = np.bincount(self.image_index.cpu().numpy(), minlength=self.images)
-        ends = counts.cumsum()[:-1]
-        boxes, scores = (np.split(part.float().cpu().numpy(), ends) for part in (self.boxes_xyxy, self.scores))
-        labels = np.split(self.labels.cpu().numpy().astype(np.int64), ends)
-        probs = (
-            [None] * self.images if self.class_probs is None else np.split(self.class_probs.float().cpu().numpy(), ends)
-        )
-        return [Detections(*parts) for parts in zip(boxes, scores, labels, probs, strict=True)]
+        ends = np.bincount(self.image_index.cpu().numpy(), minlength=self.images).cumsum()
 
+        def parted(values: Tensor) -> list[npt.NDArray[Any]]:
+            return np.split(values.cpu().numpy(), ends)[: self.images]
 
-def keep_top_class(found: Detections) -> Detections:
-    """Keep of boxes with class probabilities those under the name of their likeliest class.
+        none = [None] * self.images
+        boxes, scores = parted(self.boxes_xyxy.float()), parted(self.scores.float())
+        probs = none if self.class_probs is None else parted(self.class_probs.float())
+        marks = none if self.ignore is None else parted(self.ignore)
+        rows = zip(boxes, scores, parted(self.labels.long()), probs, marks, strict=True)
+        return [Detections(*parts) for parts in rows]
 
-    Dense heads give a box once for every class they think of; as soft targets, which carry all probabilities,
-    the second is the same object again.
-    """
-    if found.class_probs is None:
-        return found
-    own = found.class_probs[np.arange(len(found)), found.labels]
-    first = own >= found.class_probs.max(axis=1, initial=0.0)
-    return found.take(first if found.ignore is None else first | found.ignore)
-
-
-def collate_pseudo_labels(found: Sequence[Detections], classes: int) -> PseudoLabels:
-    """Put the detections of the images of a batch, in pixels of its tensor, into one value on the CPU.
-
-    A detector without class probabilities is sure of the class: the score is its label's, the rest 0.
-
-    Args:
-        found: one per image.
-        classes: K.
-    """
-    import torch
-
-    from kd_vision.core.batch import PseudoLabels
-
-    counts = [len(one) for one in found]
-    boxes = np.concatenate([one.boxes_xyxy for one in found]) if found else np.zeros((0, 4), np.float32)
-    probs = [class_probabilities(one, classes) for one in found]
-    ignore = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in found]
-    return PseudoLabels(
-        torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
-        torch.from_numpy(boxes.astype(np.float32)),
-        torch.from_numpy(np.concatenate(probs) if probs else np.zeros((0, classes), np.float32)),
-        torch.from_numpy(np.concatenate([one.scores for one in found]) if found else np.zeros(0, np.float32)),
-        torch.from_numpy(np.concatenate(ignore) if ignore else np.zeros(0, np.bool_)),
-    )
+    def probabilities(self, classes: int) -> Tensor:
+        """Return (M, K) probabilities: the detector's own, else its score at its label."""
+        if self.class_probs is not None:
+            return self.class_probs
+        dense = self.scores.new_zeros((len(self.scores), classes))
+        return dense.scatter_(1, self.labels[:, None], self.scores[:, None])
 
 
 def class_probabilities(found: Detections, classes: int) -> npt.NDArray[np.float32]:
@@ -257,7 +276,7 @@ class RoIPredictions:
     boxes_xyxy: Tensor
 
 
-Postprocess = Callable[[PredictOptions], "list[Detections]"]
+Postprocess = Callable[[PredictOptions], BatchDetections]
 Assign = Callable[["PseudoLabels"], tuple[AssignResult, ...]]
 RefineRegions = Callable[["Tensor"], RoIPredictions]
 GetRawPredictions = Callable[[], RawPredictions]

@@ -26,9 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
-from kd_vision.data.box_table import Boxes, BoxTable, Rows, tabulate
+from kd_vision.data.augment_config import AugmentConfig
+from kd_vision.data.box_table import BoxTable, PlacedBoxes, tabulate
+from kd_vision.data.pseudo_labels import PseudoLabelTable
 from kd_vision.data.records import DetectionData, ImageRecord, without_labels
-from kd_vision.data.transforms import AugmentConfig, Augmenter, Sample
+from kd_vision.data.transforms import Augmenter, Sample
 from kd_vision.runtime.images import read_image
 from kd_vision.runtime.letterbox import letterbox_image, resize
 
@@ -102,13 +104,14 @@ class _Failure:
 class _Pool:
     """Images of one kind with their boxes, the longer side resized to that of a sample."""
 
-    def __init__(self, data: DetectionData, placed: list[tuple[Boxes, Rows]], size: int, channels: int) -> None:
+    def __init__(self, data: DetectionData, placed: PlacedBoxes, size: int, channels: int) -> None:
         self.data = data
         self._size = size
         self._channels = channels
         self._cache: list[Pixels] | None = None
-        pairs = zip(data.images, placed, strict=True)
-        self._boxes = [_resized_boxes(image, boxes, rows, size) for image, (boxes, rows) in pairs]
+        before = np.array([(image.width, image.height) for image in data.images], np.float64)
+        after = np.array([_resized(image, size) for image in data.images], np.float64)
+        self._boxes = placed.resized(after / before, after)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -127,7 +130,7 @@ class _Pool:
     def load(self, index: int) -> Sample:
         """Return image `index` with its boxes."""
         image = self._read(index) if self._cache is None else self._cache[index]
-        return Sample(image, *self._boxes[index])
+        return Sample(image, *self._boxes.of(index))
 
     def _read(self, index: int) -> Pixels:
         record = self.data.images[index]
@@ -152,7 +155,7 @@ class TrainStream:
         Args:
             labelled: images with ground truth; may be empty where there are unlabelled ones, which
                 then fill the batches alone.
-            unlabelled: images without; boxes they may have are not looked at.
+            unlabelled: images without; their ground truth, if any, is not used.
             augment: how samples are varied.
             config: how they are loaded.
             epochs: of the whole run.
@@ -160,8 +163,8 @@ class TrainStream:
             world_size: number of processes; each gets its share of every step.
 
         Raises:
-            RequestError: there is nothing to train on, an image cannot be read, or a teacher was asked about some
-                of the images only.
+            RequestError: there is nothing to train on, an image cannot be read, or a teacher has pseudo labels of
+                some of the images only.
         """
         extra = None if unlabelled is None or len(unlabelled) == 0 else without_labels(unlabelled)
         if len(labelled) == 0 and extra is None:
@@ -174,13 +177,13 @@ class TrainStream:
         main = labelled if extra is None or len(labelled) else extra
         if main is extra or config.unlabelled_ratio == 0:
             extra = None
-        images = (*main.images, *(extra.images if extra is not None else ()))
-        _refuse_partial_pseudo_labels(images)
-        self._table, placed = tabulate(images, len(main.classes))
-        self._main = _Pool(main, placed[: len(main)], config.sample_size, config.channels)
+        parts = (main,) if extra is None else (main, extra)
+        images = [image for part in parts for image in part.images]
+        self._table, placed = tabulate(images, _joined_pseudo_labels(parts))
+        self._main = _Pool(main, placed.span(0, len(main)), config.sample_size, config.channels)
         self._extra: _Pool | None = None
         if extra is not None:
-            self._extra = _Pool(extra, placed[len(main) :], config.sample_size, config.channels)
+            self._extra = _Pool(extra, placed.span(len(main), len(images)), config.sample_size, config.channels)
         self._extra_count = round(config.unlabelled_ratio * config.batch_size) if self._extra else 0
         if self._extra and not self._extra_count:
             raise RequestError(
@@ -320,14 +323,15 @@ class _EvalMaker:
         self._image_size = image_size
         self._spans = spans
         self._channels = channels
-        self._table, self._placed = tabulate(data.images, len(data.classes))
+        self._table, self._placed = tabulate(data.images, {})
 
     def __call__(self, step: int) -> ImageBatch:
         span = self._spans[step]
         records = self._data.images[span.start : span.stop]
         made, letterboxes = [], []
-        for record, (boxes, rows) in zip(records, self._placed[span.start : span.stop], strict=True):
+        for index, record in zip(span, records, strict=True):
             image, letterbox = letterbox_image(_read_record(record, self._channels), self._image_size)
+            boxes, rows = self._placed.of(index)
             made.append(_Made(record, Sample(image, letterbox.apply(boxes), rows)))
             letterboxes.append(letterbox)
         return replace(_collate(made, self._channels, self._table), letterboxes=tuple(letterboxes))
@@ -380,14 +384,14 @@ def _collate(made: list[_Made], channels: int, table: BoxTable) -> ImageBatch:
     views = [one.teacher_image for one in made if one.teacher_image is not None]
     index = np.repeat(np.arange(len(made)), [len(one.sample.rows) for one in made])
     boxes = np.concatenate([one.sample.boxes_xyxy for one in made])
-    targets, knowledge = table.to_targets(index, boxes, np.concatenate([one.sample.rows for one in made]))
+    targets, pseudo_labels = table.to_targets(index, boxes, np.concatenate([one.sample.rows for one in made]))
     return ImageBatch(
         images=_stacked([one.sample.image for one in made], channels),
         targets=targets,
         labelled=torch.tensor([one.record.labelled for one in made], dtype=torch.bool),
         image_ids=tuple(one.record.image_id for one in made),
         teacher_images=_stacked(views, channels) if views else None,
-        knowledge=knowledge,
+        pseudo_labels=pseudo_labels,
     )
 
 
@@ -421,20 +425,18 @@ def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
     return width, min(math.ceil(record.height * ratio), image_size)
 
 
-def _resized_boxes(record: ImageRecord, boxes_xyxy: Boxes, rows: Rows, size: int) -> tuple[Boxes, Rows]:
-    """Return boxes in pixels of the resized image, cut to it, and the rows of those with area."""
-    width, height = _resized(record, size)
-    scale = np.array([width / record.width, height / record.height] * 2)
-    boxes = (boxes_xyxy * scale).clip(0, [width, height, width, height])
-    solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return boxes[solid].astype(np.float32), rows[solid]
+def _joined_pseudo_labels(parts: Sequence[DetectionData]) -> dict[str, PseudoLabelTable]:
+    """Join the tables of labelled and unlabelled images; a teacher must have one of each.
 
-
-def _refuse_partial_pseudo_labels(images: Sequence[ImageRecord]) -> None:
-    """Refuse a mixture: where a teacher was not asked, its silence would be learned as background."""
-    without = [image for image in images if image.knowledge is None]
-    if without and len(without) < len(images):
-        raise RequestError(
-            f"{without[0].path}: a teacher was asked about {len(images) - len(without)} of {len(images)} images, and "
-            f"not about this one; label all of them"
-        )
+    Raises:
+        RequestError: images of which a teacher has no pseudo labels would be learned as background.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.pseudo_labels)
+    for name in names:
+        without = [part for part in parts if name not in part.pseudo_labels]
+        if without:
+            raise RequestError(
+                f"'{name}' has pseudo labels of {sum(map(len, parts)) - len(without[0])} images and none of the "
+                f"{len(without[0])} of '{without[0].name}'; label all of them"
+            )
+    return {name: PseudoLabelTable.concatenate([part.pseudo_labels[name] for part in parts]) for name in names}

@@ -6,7 +6,7 @@ Shapes: M boxes of one image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Union
@@ -14,7 +14,7 @@ from typing import Literal, Union
 import numpy as np
 import numpy.typing as npt
 
-from kd_vision.core.predictions import Detections
+from kd_vision.data.pseudo_labels import PseudoLabelTable
 
 CategoryKey = Union[int, str]
 Level = Literal["error", "warning"]
@@ -37,8 +37,6 @@ class ImageRecord:
         file_name: name relative to the image folder.
         source_xywh: (M, 4) float64, the boxes as the annotation file gives them; None: derived
             from `boxes_xyxy`. Kept because float32 corners do not give back every width exactly.
-        knowledge: what a teacher said of the image beforehand, in classes of the data and pixels of the original
-            image; None: it was not asked.
     """
 
     image_id: int
@@ -52,7 +50,6 @@ class ImageRecord:
     labelled: bool = True
     file_name: str = ""
     source_xywh: npt.NDArray[np.float64] | None = None
-    knowledge: Detections | None = None
 
     @property
     def boxes_xywh(self) -> npt.NDArray[np.float64]:
@@ -73,6 +70,7 @@ class DetectionData:
         category_ids: COCO id of each label.
         images: in the order of the source.
         zero_area_dropped: boxes without width or height that the source holds and this does not.
+        pseudo_labels: precomputed boxes by teacher name, each over these images, in these classes.
     """
 
     name: str
@@ -80,6 +78,18 @@ class DetectionData:
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
     zero_area_dropped: int = 0
+    pseudo_labels: Mapping[str, PseudoLabelTable] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, table in self.pseudo_labels.items():
+            if len(table) != len(self.images):
+                raise ValueError(f"'{name}' has pseudo labels of {len(table)} images, '{self.name}' has {len(self)}")
+
+    def subset(self, images: Sequence[int]) -> DetectionData:
+        """Return some of the images, with their pseudo labels."""
+        chosen = tuple(self.images[index] for index in images)
+        taught = {name: table.subset(images) for name, table in self.pseudo_labels.items()}
+        return replace(self, images=chosen, pseudo_labels=taught)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,7 +110,7 @@ class DetectionData:
 
 
 def without_labels(data: DetectionData) -> DetectionData:
-    """Return the same images as unlabelled ones; what a teacher said of them stays."""
+    """Return the same images as unlabelled ones; their pseudo labels stay."""
     bare = (
         replace(
             image,

@@ -18,7 +18,7 @@ _FORMAT = 1
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a run is.
 
     Attributes:
@@ -45,7 +45,7 @@ def save_checkpoint(
     run: TrainingStep,
     average: WeightAverage,
     optimizer: Optimizer,
-    progress: Progress,
+    progress: TrainingState,
     identity: dict[str, Any],
 ) -> None:
     """Write a checkpoint whole or not at all. The teacher is not in it.
@@ -98,7 +98,7 @@ def restore(
     average: WeightAverage,
     optimizer: Optimizer,
     identity: dict[str, Any],
-) -> Progress:
+) -> TrainingState:
     """Put a checkpoint's state back.
 
     Raises:
@@ -121,4 +121,4 @@ def restore(
     torch.set_rng_state(content["rng"])
     if content.get("device_rng") is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["device_rng"])
-    return Progress(**content["progress"])
+    return TrainingState(**content["progress"])

@@ -16,8 +16,8 @@ from kd_vision.core.batch import ImageBatch, to_channels
 from kd_vision.core.errors import TrainingError
 from kd_vision.core.predictions import DetectorOutput, Signal
 from kd_vision.detectors.base import Detector
-from kd_vision.losses.distiller import KNOWLEDGE, ONLY_TEACHER, Distiller
-from kd_vision.teachers.frozen import FrozenTeacher
+from kd_vision.losses.distiller import ONLY_TEACHER, Distiller
+from kd_vision.teachers.base import Teacher
 
 _RUN_OF_ZEROS = 50
 
@@ -66,40 +66,31 @@ class TrainingStep(nn.Module):
     Args:
         student: learns.
         distiller: terms and their adapters; None: plain training.
-        teachers: frozen, by name; one alone need not have a name. None: plain training, or training from
-            what the batches carry.
+        teachers: by name; one alone need not have a name. None: plain training.
     """
 
     def __init__(
         self,
         student: Detector,
         distiller: Distiller | None,
-        teachers: FrozenTeacher | Mapping[str, FrozenTeacher] | None = None,
+        teachers: Teacher | Mapping[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.distiller = distiller
         self.maps: dict[str, Tensor] = {}
-        named = {ONLY_TEACHER: teachers} if isinstance(teachers, FrozenTeacher) else dict(teachers or {})
+        named = dict(teachers or {}) if teachers is None or isinstance(teachers, Mapping) else {ONLY_TEACHER: teachers}
         self._teachers = (named,)  # in a tuple: never submodules, whatever they become
 
     @property
-    def teachers(self) -> dict[str, FrozenTeacher]:
-        """The frozen teachers by name."""
+    def teachers(self) -> dict[str, Teacher]:
+        """The teachers by name."""
         return self._teachers[0]
 
     def teacher_signals(self, batch: ImageBatch, active: frozenset[str] | None = None) -> dict[str, DetectorOutput]:
-        """Return what each teacher whose terms are active says of a batch, in pixels of the student's images."""
-        said: dict[str, DetectorOutput] = {}
-        shown = batch.images if batch.teacher_images is None else batch.teacher_images
-        for name, signals in (self.distiller.required_signals(active) if self.distiller else {}).items():
-            if name == KNOWLEDGE:
-                said[name] = DetectorOutput(pseudo_labels=batch.knowledge)
-            else:
-                teacher = self.teachers[name]
-                images = to_channels(shown, teacher.spec.input_channels)
-                said[name] = teacher(images, signals, int(batch.images.shape[-1]))
-        return said
+        """Return the signals of each teacher whose terms are active, in pixels of the student's images."""
+        wanted = self.distiller.required_signals(active) if self.distiller else {}
+        return {name: self.teachers[name].signals(batch, signals) for name, signals in wanted.items()}
 
     def forward(self, held: OpaqueBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run student (and teachers) once; `terms` is the typed way to call this.
@@ -115,8 +106,8 @@ class TrainingStep(nn.Module):
         output = self.student(own, batch.targets, batch.labelled, signals)
         distillation: dict[str, Tensor] = {}
         if self.distiller is not None:
-            said = self.teacher_signals(batch, held.active)
-            distillation = self.distiller(output, said, batch.targets, held.active)
+            signals_by_teacher = self.teacher_signals(batch, held.active)
+            distillation = self.distiller(output, signals_by_teacher, batch.targets, held.active)
         # Kept here and not returned: mixed precision would hand back converted copies, which lie
         # beside the path from the maps to the losses.
         self.maps = dict(output.features) if with_features else {}

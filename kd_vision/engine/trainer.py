@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError, TrainingError
+from kd_vision.core.progress import Progress
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.allocator import keep_freed_memory
-from kd_vision.engine.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from kd_vision.engine.checkpoint import TrainingState, read_checkpoint, restore, save_checkpoint
 from kd_vision.engine.config import TrainConfig
 from kd_vision.engine.ema import WeightAverage
 from kd_vision.engine.optimizer import LearningRate
@@ -35,14 +36,6 @@ class Batches(Protocol):
 
     def batches(self, start_step: int = 0) -> Iterator[ImageBatch]:
         """Yield every batch from `start_step` to the end of training."""
-        ...
-
-
-class Reporter(Protocol):
-    """Who is told how far training is."""
-
-    def step(self, done: int, total: int, text: str) -> None:
-        """Called after every step."""
         ...
 
 
@@ -90,7 +83,7 @@ class Trainer:
         directory: RunDirectory,
         identity: Mapping[str, Any],
         validate: Callable[[Detector], dict[str, float | None]] | None,
-        reporter: Reporter,
+        reporter: Progress,
     ) -> None:
         self.fabric, self.run, self.stream, self.config = fabric, run, stream, config
         self.directory, self.identity = directory, dict(identity)
@@ -99,7 +92,7 @@ class Trainer:
         self.steps = config.epochs * stream.steps_per_epoch
         self.rate = LearningRate(config, stream.steps_per_epoch)
         self.guard = TermGuard(run.distiller)
-        self.progress = Progress()
+        self.progress = TrainingState()
         self.model, self.optimizer = fabric.setup(run, optimizer)
         self.average.detector.to(fabric.device)
         for teacher in run.teachers.values():

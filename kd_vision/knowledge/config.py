@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import field_validator, model_validator
-
-from kd_vision.core.label_map import stringify_keys
 from kd_vision.core.validation import StrictModel
 
 Verify = Literal["content", "size"]
 
 
-class KnowledgeConfig(StrictModel):
-    """Stored knowledge to learn from instead of asking the teacher; a bare path means `store`.
+class StoreConfig(StrictModel):
+    """Stored predictions as a teacher; ``knowledge: FOLDER`` at the top of a config is short for one.
 
     Attributes:
         store: folder that `kd-vision label` wrote.
-        labels: see `build_label_map`: the teacher's class to the data's, ``drop`` or ``ignore``; None: same names.
         verify: how an image is known to be the one that was labelled. `content`: the SHA-256 of its file. `size`:
             name, bytes and pixels of the file, which is quick, and blind to a change that keeps them all.
+        same_teacher: refuse a store that was made by none of the config's online teachers, where it has some.
     """
 
+    family: Literal["store"] = "store"
     store: Path
-    labels: dict[str, str] | None = None
     verify: Verify = "content"
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _words(cls, labels: Any) -> Any:
-        return stringify_keys(labels)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_path(cls, given: Any) -> Any:
-        return {"store": given} if isinstance(given, (str, Path)) else given
+    same_teacher: bool = False

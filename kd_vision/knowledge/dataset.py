@@ -18,7 +18,7 @@ from kd_vision.data.descriptor import DESCRIPTOR_NAME, write_descriptor
 from kd_vision.data.formats.coco import write_coco_file
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.knowledge.store import Store
-from kd_vision.teachers.offline import attach
+from kd_vision.teachers.offline import OfflineTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +93,10 @@ def write_dataset(
     empty = [part.name for part in (data, *others) if not part.images]
     if empty:
         raise RequestError(*(f"split '{name}' has no images; a data set needs some in every split" for name in empty))
-    taught = attach(data, store, labels)
-    train = replace(taught, name="train", images=tuple(_labelled(image, thresholds) for image in taught.images))
+    teacher = OfflineTeacher("store", store, labels)
+    table = teacher.attach(data).pseudo_labels[teacher.name]
+    labelled = (_labelled(image, table.detections(index), thresholds) for index, image in enumerate(data.images))
+    train = replace(data, name="train", images=tuple(labelled))
     parts = [train, *(part for part in others if part.name != "train")]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -124,26 +126,24 @@ def refuse_dataset(out: Path, thresholds: PseudoLabelThresholds, lowest: float) 
         raise RequestError(*problems)
 
 
-def _labelled(image: ImageRecord, thresholds: PseudoLabelThresholds) -> ImageRecord:
-    """Turn what was said of an image into its ground truth."""
-    said = image.knowledge if image.knowledge is not None else Detections.empty()
-    vague = said.ignore if said.ignore is not None else np.zeros(len(said), np.bool_)
-    crowd = vague | (said.scores < thresholds.positive)
-    keep = ~crowd | (vague & (said.scores >= thresholds.positive))
+def _labelled(image: ImageRecord, detections: Detections, thresholds: PseudoLabelThresholds) -> ImageRecord:
+    """Turn pseudo labels of an image into its ground truth."""
+    ignore = detections.ignore if detections.ignore is not None else np.zeros(len(detections), np.bool_)
+    crowd = ignore | (detections.scores < thresholds.positive)
+    keep = ~crowd | (ignore & (detections.scores >= thresholds.positive))
     if thresholds.keep_ignored:
-        keep |= said.scores >= thresholds.ignore
-    boxes = said.boxes_xyxy[keep]
+        keep |= detections.scores >= thresholds.ignore
+    boxes = detections.boxes_xyxy[keep]
     sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
     solid = (sides > 0).all(axis=1)
     return replace(
         image,
         boxes_xyxy=boxes[solid],
-        labels=said.labels[keep][solid],
+        labels=detections.labels[keep][solid],
         crowd=crowd[keep][solid],
         areas=sides.prod(axis=1)[solid],
         labelled=True,
         source_xywh=None,
-        knowledge=None,
     )
 
 

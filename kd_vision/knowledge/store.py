@@ -1,4 +1,4 @@
-"""Reads a finished store, and finds in it the image that a record means."""
+"""Reads a finished store, and finds in it the image that a record names."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from pathlib import Path
 from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.fingerprint import file_sha256
 from kd_vision.core.predictions import Detections
-from kd_vision.data.coco_results import read_coco_results
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.knowledge.config import KnowledgeConfig, Verify
+from kd_vision.knowledge.config import StoreConfig, Verify
 from kd_vision.knowledge.manifest import Manifest, ShardNote, read_manifest
 from kd_vision.knowledge.shard import ShardRows, StoredImage
-from kd_vision.teachers.offline import JsonKnowledge
 
 _AGAIN = "run the same `kd-vision label` command again"
 
 
 class Store:
-    """What a teacher said of images; a source of `Knowledge`.
+    """A teacher's predictions on images; `PrecomputedBoxes` of an offline teacher.
 
     Args:
         path: folder of the store.
         manifest: its page.
         rows: its images.
-        verify: how an image is known to be the one that was labelled, see `KnowledgeConfig`.
+        verify: how an image is known to be the one that was labelled, see `StoreConfig`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, rows: ShardRows, verify: Verify = "content") -> None:
@@ -50,6 +48,11 @@ class Store:
         return self.manifest.missing_classes
 
     @property
+    def score_threshold(self) -> float:
+        """Least score that was stored."""
+        return float(str(self.manifest.options.get("score_threshold") or 0.0))
+
+    @property
     def images(self) -> tuple[StoredImage, ...]:
         """The images of the store, sorted by name."""
         return self._rows.images
@@ -58,7 +61,7 @@ class Store:
         return len(self.images)
 
     def detections(self, row: int) -> Detections:
-        """Return what was said of image number `row`, boxes in its pixels, in the teacher's classes."""
+        """Return the predictions on image number `row`, boxes in its pixels, in the teacher's classes."""
         return self._rows.detections(row)
 
     def row_of(self, record: ImageRecord) -> int:
@@ -77,7 +80,7 @@ class Store:
         return row
 
     def of(self, record: ImageRecord) -> Detections:
-        """Return what was said of an image, boxes in its pixels, in the teacher's classes.
+        """Return the predictions on an image, boxes in its pixels, in the teacher's classes.
 
         Raises:
             RequestError: see `row_of`.
@@ -108,7 +111,7 @@ def read_store(path: Path, verify: Verify = "content") -> Store:
 
     Args:
         path: folder that `kd-vision label` wrote.
-        verify: see `KnowledgeConfig`.
+        verify: see `StoreConfig`.
 
     Raises:
         RequestError: there is no store, it is of another version, unfinished, or a shard is damaged.
@@ -125,22 +128,9 @@ def read_store(path: Path, verify: Verify = "content") -> Store:
     return Store(path, manifest, ShardRows([p for p in read if isinstance(p, bytes)], len(manifest.classes)), verify)
 
 
-def open_knowledge(config: KnowledgeConfig) -> Store:
+def open_store(config: StoreConfig, train: DetectionData, where: str) -> Store:
     """Open the store that a run config names; see `read_store`."""
     return read_store(config.store, config.verify)
-
-
-def read_json_knowledge(path: Path, data: DetectionData) -> JsonKnowledge:
-    """Read what a COCO results file says of the images of a split.
-
-    Args:
-        path: the JSON file.
-        data: the split it was made for; an image without an entry is one on which nothing was found.
-
-    Raises:
-        RequestError: the file cannot be read, or an entry is wrong.
-    """
-    return JsonKnowledge(read_coco_results(path, data), data, path)
 
 
 def refuse_other_teacher(store: Store, fingerprint: str, where: str) -> None:

@@ -16,20 +16,21 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, TeacherConfig, TermConfig, changed_keys
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.files import read_json
+from kd_vision.core.latency import Latency
 from kd_vision.core.predictions import Detections
+from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.data.records import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses import load_loss
-from kd_vision.losses.distiller import KNOWLEDGE
-from kd_vision.pipeline.data import data_hashes, descriptor_of, final_split, output_directory, training_data
+from kd_vision.pipeline.data import RunData, output_directory
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
 from kd_vision.pipeline.export import run_export
 from kd_vision.pipeline.models import best_device, load_model
-from kd_vision.pipeline.teachers import build_teachers, teacher_hash, teacher_input_size
+from kd_vision.pipeline.teachers import build_online_teachers, teacher_hash, teacher_input_size
 from kd_vision.pipeline.train import measure_run, origin_of, train
 from kd_vision.report.benchmark_data import (
     Arm,
@@ -37,15 +38,15 @@ from kd_vision.report.benchmark_data import (
     BenchmarkData,
     CurvePoint,
     DataFacts,
-    Latency,
     Role,
     write_benchmark,
 )
 from kd_vision.report.examples import pick_examples, write_examples
 from kd_vision.report.write import write_benchmark_report
-from kd_vision.teachers.build import TeacherOptions
+from kd_vision.teachers.build import kind_of
 from kd_vision.teachers.frozen import FrozenTeacher
-from kd_vision.teachers.ground_truth import LabelsConfig
+from kd_vision.teachers.ground_truth import GroundTruthConfig
+from kd_vision.teachers.options import TeacherOptions
 
 _EXAMPLES = 6
 _TWINS = ("plain", "distilled")
@@ -74,7 +75,7 @@ def benchmark(
     seeds: Sequence[int] = (0,),
     out: Path | str | None = None,
     overrides: Sequence[str] = (),
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
     with_latency: bool = True,
     control: bool = False,
 ) -> BenchmarkResult:
@@ -89,7 +90,7 @@ def benchmark(
         seeds: one pair of runs each.
         out: directory; None: ``runs/<config name>-benchmark``.
         overrides: ``key=value`` strings, where `config` is a path.
-        quiet: no progress bars.
+        progress: how progress is shown.
         with_latency: export each arm and time it.
         control: train a third twin, which is taught by its own labels: see `control_config`.
 
@@ -100,16 +101,16 @@ def benchmark(
         config = load_config(Path(config), overrides)
     _refuse_wrong_request(config, seeds)
     root = Path(out) if out is not None else output_directory(None, config).with_name(f"{config.source.stem}-benchmark")
-    classes = load_split(descriptor_of(config), "train").classes
-    view = teacher_input_size(config, build_teachers(config, classes))
+    data = RunData(config.data)
+    size = teacher_input_size(config, build_online_teachers(config, data.classes))
     for seed in seeds:
         for name in _OWN_ARMS if control else _TWINS:
-            _run_arm(config, name, seed, root, quiet, view)
-    return assemble(config, seeds, root, quiet, with_latency, control)
+            _run_arm(_arm_config(config, name, seed), root / name / f"seed{seed}", name, data, size, progress)
+    return assemble(config, seeds, root, data, progress, with_latency, control)
 
 
 def _refuse_wrong_request(config: RunConfig, seeds: Sequence[int]) -> None:
-    if not config.is_taught:
+    if not config.is_distilled:
         raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
     if config.train.label_fraction == 0:
         raise RequestError(
@@ -132,49 +133,50 @@ def assemble(
     config: RunConfig,
     seeds: Sequence[int],
     root: Path,
-    quiet: bool = True,
+    data: RunData,
+    progress: ProgressFactory = log_progress,
     with_latency: bool = True,
     control: bool = False,
 ) -> BenchmarkResult:
     """Gather the finished runs of `seeds` below `root` and write ``benchmark.json`` and the reports.
 
-    A control that was trained before is left out unless it is asked for, when it is checked like its twins.
+    A control that was trained before is left out unless it is asked for, when it is checked like the other arms.
     """
-    descriptor = descriptor_of(config)
-    split = final_split(config, descriptor)
-    truth = load_split(descriptor, split)
-    taught: dict[str, dict[int, Detections]] = {}
+    truth = data.final_split(config)
+    detections: dict[str, dict[int, Detections]] = {}
     arms: list[Arm] = []
-    for name, teacher in build_teachers(config, truth.classes).items():
+    for name, teacher in build_online_teachers(config, truth.classes).items():
         if teacher.spec.classes != truth.classes:  # it teaches features alone; its boxes mean nothing here
             continue
         teacher.to(best_device())
         side = teacher.image_size or config.image_size
-        taught[name] = predict_split(teacher, truth, side, config.evaluate, quiet)
-        metrics = evaluate_detections(truth, taught[name], config.evaluate.backend)
+        detections[name] = predict_split(teacher, truth, side, config.evaluate, progress)
+        metrics = evaluate_detections(truth, detections[name], config.evaluate.backend)
         arms.append(_teacher_arm(name, teacher.to("cpu"), side, metrics, _teacher_file(config, name)))
     for name, own_seeds in _student_arms(root, seeds, control).items():
         arms.append(_student_arm(config, name, own_seeds, root, with_latency))
         if own_seeds[0] == seeds[0]:
-            taught[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, quiet)
-    picks = pick_examples(truth, taught["plain"], taught["distilled"], _EXAMPLES)
-    data = BenchmarkData(
+            detections[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, progress)
+    picks = pick_examples(truth, detections["plain"], detections["distilled"], _EXAMPLES)
+    result = BenchmarkData(
         title=_title(arms, _unmeasured(config)),
-        data=DataFacts(name=_data_name(config.data), split=split, n_images=len(truth.images), classes=truth.classes),
+        data=DataFacts(
+            name=_data_name(config.data), split=truth.name, n_images=len(truth.images), classes=truth.classes
+        ),
         image_size=config.image_size,
         steps=_steps(root, arms),
         seeds=tuple(seeds),
         arms=tuple(arms),
-        examples=write_examples(root, truth, picks, taught),
+        examples=write_examples(root, truth, picks, detections),
         examples_seed=seeds[0],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=shlex.join(["kd-vision", *sys.argv[1:]]),
         hardware={k: v for k, v in hardware().items() if not isinstance(v, list)},
         versions=versions(),
     )
-    write_benchmark(root, data)
+    write_benchmark(root, result)
     markdown, html = write_benchmark_report(root)
-    return BenchmarkResult(root, data, html, markdown)
+    return BenchmarkResult(root, result, html, markdown)
 
 
 def _data_name(descriptor: Path) -> str:
@@ -182,29 +184,31 @@ def _data_name(descriptor: Path) -> str:
     return descriptor.parent.name if descriptor.stem == "data" else descriptor.stem
 
 
-def _run_arm(config: RunConfig, name: str, seed: int, root: Path, quiet: bool, view: int | None) -> None:
-    directory = RunDirectory(root / name / f"seed{seed}")
-    own = _arm_config(config, name, seed)
+def _run_arm(
+    config: RunConfig, folder: Path, name: str, data: RunData, size: int | None, progress: ProgressFactory
+) -> None:
+    directory = RunDirectory(folder)
     resume = directory.last_checkpoint.is_file()
     if directory.metrics.is_file() or resume:
-        _refuse_other_run(directory, own, view)
+        _refuse_other_run(directory, config, data, size)
     if directory.metrics.is_file():
-        _measure_anew(directory, own)
+        _measure_anew(directory, config, data)
         return
-    train(own, directory.root, resume, quiet=quiet, title=f"{name}, seed {seed}", view=view)
+    title = f"{name}, seed {config.train.seed}"
+    train(config, folder, resume, progress=progress, title=title, sample_size=size, data=data)
 
 
 def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
     config = replace(config, train=config.train.model_copy(update={"seed": seed}))
     if name == _CONTROL:
         return control_config(config)
-    return config if name == "distilled" else _untaught(config)
+    return config if name == "distilled" else _baseline(config)
 
 
-def _untaught(config: RunConfig) -> RunConfig:
-    """Return the run without teacher, and without the images that only a teacher can speak of."""
+def _baseline(config: RunConfig) -> RunConfig:
+    """Return the run without teacher, and without the images that only a teacher has boxes for."""
     settings = config.train.model_copy(update={"unlabelled_ratio": 0.0})
-    return replace(config, teachers=(), knowledge=None, terms=(), recipe=None, train=settings)
+    return replace(config, teachers=(), terms=(), recipe=None, train=settings)
 
 
 def control_config(config: RunConfig) -> RunConfig:
@@ -222,33 +226,33 @@ def control_config(config: RunConfig) -> RunConfig:
         changes["weight"] = sum(weights)
     settings = settings.model_copy(update=changes)
     return replace(
-        _untaught(config),
-        teachers=(TeacherConfig(KNOWLEDGE, LabelsConfig(), TeacherOptions()),),
-        terms=(TermConfig("soft_boxes", "soft_boxes", settings, KNOWLEDGE),),
+        _baseline(config),
+        teachers=(TeacherConfig("labels", GroundTruthConfig(), TeacherOptions()),),
+        terms=(TermConfig("soft_boxes", "soft_boxes", settings, "labels"),),
     )
 
 
-def _measure_anew(directory: RunDirectory, config: RunConfig) -> None:
+def _measure_anew(directory: RunDirectory, config: RunConfig, data: RunData) -> None:
     """Measure a finished run again where the images or labels that it was measured on have changed."""
-    truth = load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
+    truth = data.final_split(config)
     known = read_json(directory.fit)
-    if (known.get("split"), known.get("measured_on")) != (truth.name, truth.content_hash()):
-        measure_run(config, directory, best_device())
+    if (known.get("split"), known.get("measured_on")) != (truth.name, data.content_hash(truth.name)):
+        measure_run(config, directory, truth, best_device())
 
 
-def _refuse_other_run(directory: RunDirectory, config: RunConfig, view: int | None) -> None:
+def _refuse_other_run(directory: RunDirectory, config: RunConfig, data: RunData, size: int | None) -> None:
     """A run that is there counts only if it was made by this very config, from the same files."""
     changed = changed_keys(load_config(directory.config, files_exist=False), config)
     made_with = read_json(directory.environment).get("hashes", {})
     if made_with.get("teacher") and made_with["teacher"] != teacher_hash(config):
         changed.append("the teacher's file has changed")
-    if made_with.get("data") and made_with["data"] != data_hashes(*training_data(config)):
+    if made_with.get("data") and made_with["data"] != data.training_hashes(config):
         changed.append("the training data have changed")
-    origin = origin_of(config, view)
+    origin = origin_of(config, size)
     if made_with.get("student", origin["student"]) != origin["student"]:
         changed.append("the weights that the student starts from have changed")
-    if made_with.get("view", view) != view:
-        was, now = (side or config.image_size for side in (made_with["view"], view))
+    if made_with.get("view", size) != size:
+        was, now = (side or config.image_size for side in (made_with["view"], size))
         changed.append(f"its images were made at {was} px, are made at {now} px now")
     if changed:
         raise RequestError(f"{directory.root}: holds a run of another config: {'; '.join(changed)}; give another --out")
@@ -263,10 +267,10 @@ def _student_arms(root: Path, seeds: Sequence[int], control: bool) -> dict[str, 
 
 
 def _unmeasured(config: RunConfig) -> str:
-    """Say who teaches where no teacher has an arm."""
-    if config.knowledge is not None:
+    """Name the teachers of which none has an arm."""
+    if any(kind_of(teacher.config) == "store" for teacher in config.teachers):
         return "stored knowledge"
-    return " and ".join("itself" if teacher.is_ema else teacher.name for teacher in config.teachers)
+    return " and ".join("itself" if teacher.entry.follows_student else teacher.name for teacher in config.teachers)
 
 
 def _title(arms: Sequence[Arm], unseen: str) -> str:
@@ -349,9 +353,11 @@ def _steps(root: Path, arms: Sequence[Arm]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
-def _predictions(config: RunConfig, directory: Path, truth: DetectionData, quiet: bool) -> dict[int, Detections]:
+def _predictions(
+    config: RunConfig, directory: Path, truth: DetectionData, progress: ProgressFactory
+) -> dict[int, Detections]:
     loaded = load_model(directory / "student.pt", config.image_size, device=best_device())
-    return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, quiet)
+    return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, progress)
 
 
 def _latency(student: Path, config: RunConfig) -> Latency | GateError:
@@ -361,9 +367,8 @@ def _latency(student: Path, config: RunConfig) -> Latency | GateError:
         exported = run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
     except GateError as refusal:
         return refusal  # an arm that finds nothing proves nothing; its AP says the rest
-    timed = exported.latency
-    assert timed is not None  # one image at a time
-    return Latency(median=timed.median_ms, p90=timed.p90_ms, runs=timed.runs, threads=timed.threads)
+    assert exported.latency is not None  # one image at a time
+    return exported.latency
 
 
 def gflops(detector: Detector, image_size: int) -> float:

@@ -14,13 +14,13 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.data.check import check_data
-from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.data.records import DetectionData
 from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses import load_loss
 from kd_vision.losses.distiller import Distiller
 from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import build_stream, descriptor_of, final_split, training_data
+from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
@@ -60,22 +60,27 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
         config = load_config(config)
     findings: list[Finding] = []
     progress("data")
-    findings += _data(config)
+    try:
+        data = RunData(config.data)
+    except RequestError as error:
+        return [Finding("data", "error", line) for line in error.problems]
+    findings += _data(data)
     progress("models")
     try:
-        labelled, unlabelled = training_data(config)
-        load_split(descriptor_of(config), final_split(config, descriptor_of(config)))
-        parts = build_parts(config, labelled.classes)
+        labelled, unlabelled = data.training(config)
+        truth = data.split(config.evaluate.split)
+        data.final_split(config)
+        parts = build_parts(config, data)
         labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
-        view = teacher_input_size(config, parts.teachers)
-        stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=view)
+        size = teacher_input_size(config, parts.teachers)
+        stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=size)
         refuse_dead_steps(config, config.train.epochs * stream.steps_per_epoch)
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
     findings += _pair(parts) + _pair_warnings(config, parts)
-    if config.is_taught:
+    if config.is_distilled:
         progress("teacher's mAP")
-        findings += _teachers(config, parts, labelled)
+        findings += _teachers(config, parts, truth, labelled)
     progress("gradients on two batches")
     return findings + _liveness(config, parts, stream)
 
@@ -91,11 +96,8 @@ def _light(config: RunConfig) -> RunConfig:
     return replace(config, train=config.train.model_copy(update={"workers": 0, "cache": "none"}))
 
 
-def _data(config: RunConfig) -> list[Finding]:
-    try:
-        defects = check_data(descriptor_of(config))
-    except RequestError as error:
-        return [Finding("data", "error", line) for line in error.problems]
+def _data(data: RunData) -> list[Finding]:
+    defects = check_data(data.descriptor)
     found = [Finding("data", _state(d.level), str(d)) for d in defects[:_MOST_DEFECTS]]
     if len(defects) > _MOST_DEFECTS:
         found.append(Finding("data", "warning", f"{len(defects) - _MOST_DEFECTS} more; see `kd-vision data check`"))
@@ -136,9 +138,9 @@ def _pair_warnings(config: RunConfig, parts: RunParts) -> list[Finding]:
     ]
 
 
-def _teachers(config: RunConfig, parts: RunParts, labelled: DetectionData) -> list[Finding]:
+def _teachers(config: RunConfig, parts: RunParts, truth: DetectionData, labelled: DetectionData) -> list[Finding]:
     found = []
-    for score in measure_teachers(config, parts, labelled):
+    for score in measure_teachers(config, parts, truth, labelled):
         topic = f"{score.name}'s mAP"
         try:
             refuse_weak_teacher(config, score)

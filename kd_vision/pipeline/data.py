@@ -1,58 +1,99 @@
-"""What a run is trained and measured on: descriptor, splits, hashes, batches."""
+"""The data of a run: descriptor, splits and hashes, each read once and handed down."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import RequestError
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled
-from kd_vision.data.descriptor import DataDescriptor, load_descriptor
+from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import LoaderConfig, TrainStream
 from kd_vision.data.records import split_labelled
 
-
-def descriptor_of(config: RunConfig) -> DataDescriptor:
-    """Read the data descriptor a config names."""
-    return load_descriptor(config.data)
+UNLABELLED = "unlabelled"
 
 
-def final_split(config: RunConfig, descriptor: DataDescriptor) -> str:
-    """The split that is reported: the one asked for, else `test`, else the validation split."""
-    if config.evaluate.final_split is not None:
-        return config.evaluate.final_split
-    return "test" if "test" in descriptor.splits else config.evaluate.split
+class RunData:
+    """A data set as its runs use it; every split is parsed when it is asked for, and once.
+
+    Args:
+        path: of the data descriptor.
+
+    Raises:
+        RequestError: the descriptor is missing or wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = load_descriptor(path)
+        self._splits: dict[str, DetectionData] = {}
+        self._hashes: dict[str, str] = {}
+
+    def split(self, name: str) -> DetectionData:
+        """Return a split; see `load_split`."""
+        if name not in self._splits:
+            self._splits[name] = load_split(self.descriptor, name)
+        return self._splits[name]
+
+    @cached_property
+    def unlabelled(self) -> DetectionData:
+        """The images without labels; see `load_unlabelled`."""
+        return load_unlabelled(self.descriptor)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order, those of the training split."""
+        return self.split("train").classes
+
+    def final_split(self, config: RunConfig) -> DetectionData:
+        """Return the split that is reported: the one asked for, else `test`, else the validation split."""
+        default = "test" if "test" in self.descriptor.splits else config.evaluate.split
+        return self.split(config.evaluate.final_split or default)
+
+    def content_hash(self, name: str) -> str:
+        """Return the hash of a split, see `DetectionData.content_hash`."""
+        if name not in self._hashes:
+            self._hashes[name] = self.split(name).content_hash()
+        return self._hashes[name]
+
+    def training(self, config: RunConfig) -> tuple[DetectionData, DetectionData | None]:
+        """Return the labelled training images, and the unlabelled ones where the config uses them.
+
+        Raises:
+            RequestError: there is nothing to learn from.
+        """
+        labelled, rest = split_labelled(self.split("train"), config.train.label_fraction)
+        if not len(labelled) and not len(rest):
+            raise RequestError(f"{self.path}: split 'train' holds no images; see `kd-vision data check`")
+        if len(labelled) and not any(len(image.labels) for image in labelled.images):
+            raise RequestError(
+                f"{self.path}: split 'train' holds no box to learn from; see `kd-vision data check`, or set "
+                f"train.label_fraction: 0 to learn from a teacher alone"
+            )
+        if config.train.unlabelled_ratio == 0 and len(labelled):
+            return labelled, None
+        if not config.is_distilled:
+            raise RequestError(
+                f"{config.source}: train.unlabelled_ratio: unlabelled images teach nothing without a teacher; "
+                f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.label_fraction above 0)"
+            )
+        if self.descriptor.unlabelled is None and len(rest):
+            return labelled, rest
+        return labelled, replace(self.unlabelled, images=rest.images + self.unlabelled.images)
+
+    def training_hashes(self, config: RunConfig) -> list[str]:
+        """Return the hashes of what is trained on, pseudo labels apart."""
+        return hashes_of(self.training(config))
 
 
-def training_data(config: RunConfig) -> tuple[DetectionData, DetectionData | None]:
-    """Read the labelled training split, and the unlabelled images where the config uses them."""
-    descriptor = descriptor_of(config)
-    labelled, rest = split_labelled(load_split(descriptor, "train"), config.train.label_fraction)
-    if not len(labelled) and not len(rest):
-        raise RequestError(f"{config.data}: split 'train' holds no images; see `kd-vision data check`")
-    if len(labelled) and not any(len(image.labels) for image in labelled.images):
-        raise RequestError(
-            f"{config.data}: split 'train' holds no box to learn from; see `kd-vision data check`, or set "
-            f"train.label_fraction: 0 to learn from a teacher alone"
-        )
-    if config.train.unlabelled_ratio == 0 and len(labelled):
-        return labelled, None
-    if not config.is_taught:
-        raise RequestError(
-            f"{config.source}: train.unlabelled_ratio: unlabelled images teach nothing without a teacher; "
-            f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.label_fraction above 0)"
-        )
-    if descriptor.unlabelled is None and len(rest):
-        return labelled, rest
-    extra = load_unlabelled(descriptor)
-    return labelled, replace(extra, images=rest.images + extra.images)
-
-
-def data_hashes(labelled: DetectionData, unlabelled: DetectionData | None) -> list[str]:
-    """Say what is trained on, without what a teacher said of it."""
-    return [data.content_hash() for data in (labelled, unlabelled) if data is not None]
+def hashes_of(parts: Sequence[DetectionData | None]) -> list[str]:
+    """Return the hash of each part; see `DetectionData.content_hash`."""
+    return [data.content_hash() for data in parts if data is not None]
 
 
 def build_stream(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_text
+from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.core.strict_yaml import load_mapping
 from kd_vision.data.descriptor import write_descriptor
 from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
 from kd_vision.pipeline.export import ExportResult, run_export
 from kd_vision.pipeline.train import train
 from kd_vision.scenes import write_scenes
+
+_log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 192
 SEED = 0
@@ -66,8 +69,8 @@ def demo(
     student_epochs: int = 80,
     splits: dict[str, int] = SPLITS,
     unlabelled: int = UNLABELLED,
-    quiet: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    progress: ProgressFactory = log_progress,
+    log: Callable[[str], None] = _log.info,
 ) -> DemoResult:
     """Run the story; what is finished below `out` is not made again.
 
@@ -75,8 +78,8 @@ def demo(
         out: directory of everything.
         teacher_epochs, student_epochs: length of training.
         splits, unlabelled: how many scenes.
-        quiet: no progress bars.
-        tell: told what comes next.
+        progress: how progress is shown.
+        log: called with each part of the story as it begins.
 
     Raises:
         RequestError: `out` holds something else.
@@ -84,17 +87,17 @@ def demo(
     begun = out / "scenes"
     if out.exists() and not begun.is_dir() and any(not _left_by_a_kill(path) for path in out.iterdir()):
         raise RequestError(f"{out}: is not empty and holds no demo; give another --out")
-    tell("1/4  scenes: roads, fields, buildings, weather; cars, trucks, buses, people, bicycles")
-    _scenes(out, splits, unlabelled, quiet)
+    log("1/4  scenes: roads, fields, buildings, weather; cars, trucks, buses, people, bicycles")
+    _scenes(out, splits, unlabelled, progress)
     write_text(out / "teacher.yaml", _TEACHER.format(size=IMAGE_SIZE, epochs=teacher_epochs))
     write_text(out / "pair.yaml", _PAIR.format(size=IMAGE_SIZE, epochs=student_epochs))
-    tell(f"2/4  teacher: yolov8s on {splits['plenty']} labelled scenes")
+    log(f"2/4  teacher: yolov8s on {splits['plenty']} labelled scenes")
     if not (out / "teacher" / "metrics.json").is_file():
         resume = (out / "teacher" / "checkpoints" / "last.ckpt").is_file()
-        train(out / "teacher.yaml", out / "teacher", resume, quiet=quiet, title="teacher")
-    tell(f"3/4  student: yolov8n on {splits['train']} labelled scenes; distilled also on {unlabelled} without labels")
-    result = benchmark(out / "pair.yaml", [SEED], out / "benchmark", quiet=quiet)
-    tell("4/4  export to ONNX through the parity gate")
+        train(out / "teacher.yaml", out / "teacher", resume, progress=progress, title="teacher")
+    log(f"3/4  student: yolov8n on {splits['train']} labelled scenes; distilled also on {unlabelled} without labels")
+    result = benchmark(out / "pair.yaml", [SEED], out / "benchmark", progress=progress)
+    log("4/4  export to ONNX through the parity gate")
     student = out / "benchmark" / "distilled" / f"seed{SEED}" / "student.pt"
     shutil.copyfile(student, out / "student.pt")
     exported = run_export(out / "student.pt", out / "student.onnx", out / "scenes" / "data.yaml", image_size=IMAGE_SIZE)
@@ -106,10 +109,10 @@ def _left_by_a_kill(path: Path) -> bool:
     return path.name.startswith(".scenes.")
 
 
-def _scenes(out: Path, splits: dict[str, int], unlabelled: int, quiet: bool) -> None:
+def _scenes(out: Path, splits: dict[str, int], unlabelled: int, progress: ProgressFactory) -> None:
     folder = out / "scenes"
     if not (folder / "data.yaml").is_file():
-        with ProgressBar("scenes", quiet=quiet) as bar:
+        with progress("scenes") as bar:
             write_scenes(folder, splits, unlabelled, SEED, IMAGE_SIZE, DIFFICULTY, bar.step)
     # The teacher trains on the split of plenty and is judged on the same scenes as the student.
     content = load_mapping(folder / "data.yaml")

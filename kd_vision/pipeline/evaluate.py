@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_vision.config.schema import EvaluateConfig
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_json
 from kd_vision.core.predictions import Detections
+from kd_vision.core.progress import ProgressFactory, log_progress, no_progress
 from kd_vision.data.coco_results import to_coco_results
 from kd_vision.data.dataset import DetectionData, load_split
 from kd_vision.data.descriptor import load_descriptor
@@ -47,7 +47,7 @@ def evaluate(
     predictions_out: Path | None = None,
     options: EvaluateConfig = EvaluateConfig(),
     trust: bool = False,
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
     device: str | None = None,
 ) -> EvaluationResult:
     """Measure a model with COCO's own tooling.
@@ -61,7 +61,7 @@ def evaluate(
         predictions_out: where to write the boxes, as a COCO results file.
         options: backend and batch size.
         trust: allow a pickle outside the allow-list.
-        quiet: no progress bar.
+        progress: how progress is shown.
         device: where a torch model runs; None: a GPU where there is one.
 
     Raises:
@@ -72,7 +72,7 @@ def evaluate(
     truth = load_split(load_descriptor(Path(data)), split)
     loaded = load_model(Path(model), image_size, trust, where, truth)
     check_classes(loaded.predictor, truth, str(model))
-    found = predict_split(loaded.predictor, truth, loaded.image_size, options, quiet)
+    found = predict_split(loaded.predictor, truth, loaded.image_size, options, progress)
     metrics = evaluate_detections(truth, found, options.backend)
     if json_out is not None:
         write_json(json_out, metrics.to_json())
@@ -86,7 +86,7 @@ def predict_split(
     truth: DetectionData,
     image_size: int,
     options: EvaluateConfig = EvaluateConfig(),
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
 ) -> dict[int, Detections]:
     """Predict every image of a split.
 
@@ -96,7 +96,7 @@ def predict_split(
     predictor.spec.refuse_wrong_size(image_size, "image size")
     batches = eval_batches(truth, image_size, options.batch_size, predictor.spec.input_channels)
     total = len(truth.images)
-    with ProgressBar(f"predict {truth.name}", quiet=quiet) as bar:
+    with progress(f"predict {truth.name}") as bar:
         return predict_all(predictor, batches, PredictOptions(), lambda done: bar.step(done, total))
 
 
@@ -105,10 +105,10 @@ def measure(
     truth: DetectionData,
     image_size: int,
     options: EvaluateConfig = EvaluateConfig(),
-    quiet: bool = True,
+    progress: ProgressFactory = no_progress,
 ) -> Metrics:
     """COCO numbers of a predictor on a split."""
-    return evaluate_detections(truth, predict_split(predictor, truth, image_size, options, quiet), options.backend)
+    return evaluate_detections(truth, predict_split(predictor, truth, image_size, options, progress), options.backend)
 
 
 def check_classes(predictor: Predictor, truth: DetectionData, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,33 +11,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, TeacherConfig
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import KDVisionError, RequestError, suggest
 from kd_vision.core.label_map import LabelMap, build_label_map
 from kd_vision.core.predictions import Detections
-from kd_vision.data.dataset import DetectionData, ImageRecord, load_split, load_unlabelled, records_of, without_labels
+from kd_vision.core.progress import Progress, ProgressFactory, log_progress
+from kd_vision.data.dataset import DetectionData, ImageRecord, records_of, without_labels
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.knowledge.dataset import PseudoLabelThresholds, WrittenDataset, refuse_dataset, write_dataset
 from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.knowledge.writer import SHARD_SIZE, StoreWriter, refuse_full_disk
-from kd_vision.pipeline.data import descriptor_of, worker_count
+from kd_vision.pipeline.data import UNLABELLED, RunData, worker_count
 from kd_vision.pipeline.models import best_device, wrong_device
 from kd_vision.pipeline.teachers import teacher_fingerprint
 from kd_vision.runtime.images import list_images
 from kd_vision.teachers.build import build_teacher
 from kd_vision.teachers.ensemble import EnsembleConfig
-from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
+from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
 
-UNLABELLED = "unlabelled"
 MAX_BOXES = 100
-"""Stored per image; a live teacher may say more of a mosaic of several."""
+"""Stored per image; an online teacher may have more on a mosaic of several."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def label(
     teacher: str | None = None,
     options: LabelOptions = LabelOptions(),
     dataset: DatasetRequest | None = None,
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
 ) -> LabelResult:
     """Store what a config's teacher says of images, in its own classes.
 
@@ -138,7 +139,7 @@ def label(
         teacher: name of the one that is asked, where the config has several.
         options: how.
         dataset: where the surest boxes go as an ordinary data set; None: nowhere.
-        quiet: no progress bar.
+        progress: how progress is shown.
 
     Raises:
         RequestError: the request is wrong, an image cannot be read, or `out` holds something else.
@@ -149,21 +150,21 @@ def label(
         raise RequestError(*problems)
     if dataset is not None:
         refuse_dataset(dataset.out, dataset.thresholds, options.score)
-    data = _images(run, images, splits)
-    tell = Console(stderr=True, quiet=quiet, highlight=False)
+    source = RunData(run.data)
+    data = _images(source, images, splits)
     needed = refuse_full_disk(folder, len(data))
-    tell.print(f"{len(data)} images, about {needed / 1e6:.1f} MB in {folder}", soft_wrap=True)
-    predictor, image_size = _teacher(run, asked, options.device)
+    _log.info("%d images, about %.1f MB in %s", len(data), needed / 1e6, folder)
+    predictor, image_size = _teacher(run, asked, source, options.device)
     classes = predictor.spec.classes
-    plan = None if dataset is None else _Plan.of(run, asked, classes)
+    plan = None if dataset is None else _Plan.of(run, asked, source, classes)
     note = TeacherNote(fingerprint=teacher_fingerprint(asked), description=_description(asked, predictor))
     stored = _stored_options(options, image_size)
     missing_classes = tuple(sorted(predictor.spec.missing_classes))
     writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, missing_classes)
     if writer.kept:
-        tell.print(f"{writer.kept} of {writer.manifest.shard_count} shards are there already")
+        _log.info("%d of %d shards are there already", writer.kept, writer.manifest.shard_count)
     start = time.monotonic()
-    with ProgressBar(f"label {data.name}", quiet=quiet) as bar:
+    with progress(f"label {data.name}") as bar:
         made = fill(writer, predictor, image_size, options, bar)
     seconds = time.monotonic() - start
     store = read_store(folder)
@@ -182,9 +183,8 @@ class _Plan:
     truth: tuple[DetectionData, ...]
 
     @classmethod
-    def of(cls, config: RunConfig, teacher: TeacherConfig, classes: tuple[str, ...]) -> _Plan:
-        descriptor = descriptor_of(config)
-        truth = tuple(load_split(descriptor, split) for split in descriptor.splits)
+    def of(cls, config: RunConfig, teacher: TeacherConfig, data: RunData, classes: tuple[str, ...]) -> _Plan:
+        truth = tuple(data.split(split) for split in data.descriptor.splits)
         if not truth:
             raise RequestError(f"--as-dataset: {config.data} has no split, so its classes are not known")
         where = f"{config.source}: {teacher.name}.labels"
@@ -197,7 +197,7 @@ class _Plan:
 
 
 def fill(
-    writer: StoreWriter, predictor: Predictor, image_size: int, options: LabelOptions, bar: ProgressBar | None = None
+    writer: StoreWriter, predictor: Predictor, image_size: int, options: LabelOptions, bar: Progress | None = None
 ) -> int:
     """Ask a predictor about every image that a store lacks; return how many there were.
 
@@ -227,7 +227,7 @@ def fill(
 
 
 def _answers(
-    predictor: Predictor, batches: Iterator[ImageBatch], options: PredictOptions, total: int, bar: ProgressBar | None
+    predictor: Predictor, batches: Iterator[ImageBatch], options: PredictOptions, total: int, bar: Progress | None
 ) -> Iterator[Detections]:
     done, start = 0, time.monotonic()
     for batch in batches:
@@ -256,29 +256,29 @@ def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
     """Return the teacher that is asked."""
     named = {teacher.name: teacher for teacher in config.teachers}
     if not named:
-        raise RequestError(f"{config.source}: teacher: is missing; whose word is to be stored?")
+        raise RequestError(f"{config.source}: teacher: is missing; name one there, its predictions are stored")
     if name is None and len(named) > 1:
-        raise RequestError(f"{config.source}: has {len(named)} teachers; say --teacher with one of {', '.join(named)}")
+        raise RequestError(f"{config.source}: has {len(named)} teachers; give --teacher with one of {', '.join(named)}")
     if name is not None and name not in named:
         raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
     asked = named[name] if name is not None else config.teachers[0]
-    if asked.is_ema or not asked.reads_pixels:
-        why = "is the student itself, which knows nothing yet" if asked.is_ema else "looks at no pixels"
+    if not asked.is_online:
+        why = "holds predictions already" if asked.entry.offline else "is the student itself, which is untrained"
         raise RequestError(f"{config.source}: {asked.name}: {why}; name a model")
     return asked
 
 
-def _teacher(config: RunConfig, teacher: TeacherConfig, device: str | None) -> tuple[Predictor, int]:
-    """Build a teacher that speaks in its own classes; return it with the side of the square it is shown.
+def _teacher(config: RunConfig, teacher: TeacherConfig, data: RunData, device: str | None) -> tuple[Predictor, int]:
+    """Build a teacher with its own classes; return it with the side of the square it is run on.
 
     The members of an ensemble have nothing in common but the data's classes, to which their label maps lead.
     """
     where = f"{config.source}: {teacher.name}"
     classes = None
-    if isinstance(teacher.source, EnsembleConfig):
-        classes = load_split(descriptor_of(config), "train").classes
+    if isinstance(teacher.config, EnsembleConfig):
+        classes = data.classes
     asked = teacher.options.model_copy(update={"labels": None})
-    built = build_teacher(teacher.source, asked, classes, where, config.image_size)
+    built = build_teacher(teacher.config, asked, classes, where, config.image_size)
     built.to(device or best_device())
     # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
     return built.source, built.image_size or config.image_size
@@ -300,7 +300,7 @@ def _stored_options(options: LabelOptions, image_size: int) -> dict[str, Option]
     }
 
 
-def _images(config: RunConfig, images: Path | str | None, splits: Sequence[str]) -> DetectionData:
+def _images(data: RunData, images: Path | str | None, splits: Sequence[str]) -> DetectionData:
     """Return the images to label, sorted by name."""
     if (images is None) == (not splits):
         raise RequestError("which images? give either --images FOLDER or --split NAME")
@@ -311,16 +311,15 @@ def _images(config: RunConfig, images: Path | str | None, splits: Sequence[str])
         if not found:
             raise RequestError(f"{folder}: holds no images")
     for split in dict.fromkeys(splits):
-        found += _of_split(config, split, prefixed=len(set(splits)) > 1)
+        found += _of_split(data, split, prefixed=len(set(splits)) > 1)
     name = Path(images).name if images is not None else " and ".join(splits)
     ordered = sorted(found, key=lambda image: image.file_name)
     return DetectionData(name, (), (), tuple(replace(image, image_id=n) for n, image in enumerate(ordered, start=1)))
 
 
-def _of_split(config: RunConfig, split: str, prefixed: bool) -> Iterator[ImageRecord]:
-    descriptor = descriptor_of(config)
-    data = load_unlabelled(descriptor) if split == UNLABELLED else load_split(descriptor, split)
-    for image in without_labels(data).images:
+def _of_split(data: RunData, split: str, prefixed: bool) -> Iterator[ImageRecord]:
+    part = data.unlabelled if split == UNLABELLED else data.split(split)
+    for image in without_labels(part).images:
         yield replace(image, file_name=f"{split}/{image.file_name}") if prefixed else image
 
 

@@ -10,12 +10,12 @@ import torch
 
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import RequestError, first_line
-from kd_vision.data.coco_results import read_coco_results
 from kd_vision.data.dataset import DetectionData
-from kd_vision.detectors import FAMILIES, family_module, family_of
+from kd_vision.detectors import family_module, open_detector
 from kd_vision.detectors.base import Detector, Predictor
 from kd_vision.engine.checkpoint import read_checkpoint
-from kd_vision.pipeline.teachers import build_teachers
+from kd_vision.export import formats_of, open_exported
+from kd_vision.pipeline.teachers import build_online_teachers
 
 _DEFAULT_SIZE = 640
 _SMALL_SIZE = 32  # a predictions file looks at no pixel
@@ -109,8 +109,8 @@ def _opened(path: Path, trust: bool, device: str, data: DetectionData | None) ->
         return _load_checkpoint(path, device)
     if path.suffix == ".pt":
         return _load_pt(path, trust, device)
-    if path.suffix == ".onnx":
-        return _load_onnx(path)
+    if formats_of(path):
+        return _load_exported(path)
     if path.suffix == ".json":
         return _load_predictions(path, data)
     if path.suffix in (".yaml", ".yml"):
@@ -142,44 +142,38 @@ def _load_checkpoint(path: Path, device: str) -> LoadedModel:
 
 
 def _load_pt(path: Path, trust: bool, device: str) -> LoadedModel:
-    family = family_of(path)
-    module = family_module(family, "model")
-    kind = getattr(module, FAMILIES[family].config)
-    asked = {"trust": trust} if "trust" in kind.model_fields else {}
-    detector = module.build(kind(weights=path, **asked), None, str(path))
+    detector = open_detector(path, trust, str(path))
     detector.to(device).eval()
     return LoadedModel(detector, detector, detector.trained_size or _DEFAULT_SIZE, "pt", path)
 
 
-def _load_onnx(path: Path) -> LoadedModel:
-    from kd_vision.teachers.onnx import OnnxPredictor
-
-    predictor = OnnxPredictor(path)
-    return LoadedModel(predictor, None, predictor.image_size or _DEFAULT_SIZE, "onnx", path)
+def _load_exported(path: Path) -> LoadedModel:
+    predictor = open_exported(path)
+    size = getattr(predictor, "image_size", None) or _DEFAULT_SIZE
+    return LoadedModel(predictor, None, size, formats_of(path)[0], path)
 
 
 def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
-    from kd_vision.teachers.predictions_file import PredictionsFile
+    from kd_vision.teachers.predictions_file import read_predictions
 
     if data is None:
         raise RequestError(
-            f"{path}: a predictions file says nothing without the data it speaks of; only `kd-vision evaluate` takes it"
+            f"{path}: a predictions file means nothing without its data set; only `kd-vision evaluate` takes it"
         )
-    found = read_coco_results(path, data)
-    return LoadedModel(PredictionsFile(found, data.classes, path), None, _SMALL_SIZE, "predictions", path)
+    return LoadedModel(read_predictions(path, data), None, _SMALL_SIZE, "predictions", path)
 
 
 def _load_teacher(path: Path, device: str, data: DetectionData | None) -> LoadedModel:
     config = load_config(path)
     if data is None:
         raise RequestError(
-            f"{path}: the teacher of a config answers in the classes of a data set; only `kd-vision evaluate` takes it"
+            f"{path}: the teacher of a config has the classes of a data set; only `kd-vision evaluate` takes it"
         )
-    teachers = list(build_teachers(config, data.classes).values())
+    teachers = list(build_online_teachers(config, data.classes).values())
     if len(teachers) != 1:
         raise RequestError(
-            f"{path}: names {len(teachers)} teachers that look at images, one can be measured; give its own file, or "
-            f"an ensemble"
+            f"{path}: names {len(teachers)} teachers that are run on images, one can be measured; give its own file, "
+            f"or an ensemble"
         )
     teacher = teachers[0].to(device)
     return LoadedModel(teacher, None, teacher.image_size or config.image_size, "teacher", path)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kd_vision.core.label_map import LabelMap
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors.base import Detector
-from kd_vision.losses.distiller import KNOWLEDGE, Distiller
-from kd_vision.pipeline.teachers import knowledge_spec
+from kd_vision.losses.distiller import Distiller
 from kd_vision.teachers.frozen import FrozenTeacher
-from kd_vision.teachers.offline import Knowledge, attach
+from kd_vision.teachers.offline import OfflineTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,33 +19,36 @@ class RunParts:
 
     Attributes:
         student: learns.
-        teachers: look at the student's images, by name.
-        knowledge: what a teacher said of the images beforehand.
-        labels: from the classes of `knowledge` to the data's.
+        teachers: by name.
         distiller: the terms; None: plain training.
     """
 
     student: Detector
-    teachers: Mapping[str, FrozenTeacher]
-    knowledge: Knowledge | None
-    labels: LabelMap | None
+    teachers: Mapping[str, FrozenTeacher | OfflineTeacher]
     distiller: Distiller | None
 
     @property
+    def online(self) -> dict[str, FrozenTeacher]:
+        """The teachers that are run on images."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, FrozenTeacher)}
+
+    @property
+    def offline(self) -> dict[str, OfflineTeacher]:
+        """The teachers that predicted before training."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, OfflineTeacher)}
+
+    @property
     def specs(self) -> dict[str, DetectorSpec]:
-        """What each teacher is, the stored one among them, by the name that terms learn from."""
-        found = {name: teacher.spec for name, teacher in self.teachers.items()}
-        if self.knowledge is not None and self.labels is not None:
-            found[KNOWLEDGE] = knowledge_spec(self.labels)
-        return found
+        """Facts about each teacher, by name."""
+        return {name: teacher.spec for name, teacher in self.teachers.items()}
 
     @property
     def channels(self) -> int:
         """Channels that images are read with: enough for every side."""
-        return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.teachers.values()), 1)
+        return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.online.values()), 1)
 
     def with_pseudo_labels(self, data: DetectionData) -> DetectionData:
-        """Return the images with what was said of them beforehand."""
-        if self.knowledge is None or self.labels is None:
-            return data
-        return attach(data, self.knowledge, self.labels)
+        """Return the images with the boxes of every offline teacher."""
+        for teacher in self.offline.values():
+            data = teacher.attach(data)
+        return data

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kd_vision.core.batch import ImageBatch, Targets
-from kd_vision.core.console import ProgressBar
+from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_json
 from kd_vision.core.predictions import Detections
+from kd_vision.core.progress import Progress, ProgressFactory, log_progress
 from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.pipeline.models import chosen_device, load_model
 from kd_vision.report.drawing import draw_detections
@@ -52,7 +52,7 @@ def run_predict(
     draw: bool = True,
     image_size: int | None = None,
     trust: bool = False,
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
     device: str | None = None,
 ) -> PredictResult:
     """Find boxes on an image, a folder of images or a video.
@@ -69,7 +69,7 @@ def run_predict(
         draw: write annotated copies too.
         image_size: input side; None: as trained or exported.
         trust: allow a pickle outside the allow-list.
-        quiet: no progress bar.
+        progress: how progress is shown.
         device: where a torch model runs; None: a GPU where there is one.
 
     Raises:
@@ -82,7 +82,7 @@ def run_predict(
     pictures = open_source(Path(source), spec.input_channels)
     with ExitStack() as stack:
         writer = stack.enter_context(FrameWriter(pictures, out)) if draw else None
-        bar = stack.enter_context(ProgressBar(f"predict {pictures.path.name}", quiet=quiet))
+        bar = stack.enter_context(progress(f"predict {pictures.path.name}"))
         answers = predict_frames(loaded.predictor, pictures.frames(), loaded.image_size, score)
         seen, entries = _record(answers, pictures, spec.classes, writer, bar)
     path = out / "predictions.json"
@@ -107,7 +107,7 @@ def _record(
     source: Source,
     classes: Sequence[str],
     writer: FrameWriter | None,
-    bar: ProgressBar,
+    bar: Progress,
 ) -> tuple[int, list[dict[str, Any]]]:
     """Draw the answers as they come; return the number of frames and the entries of the JSON."""
     entries: list[dict[str, Any]] = []
@@ -152,15 +152,9 @@ def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
         (B, C, S, S) uint8 with a letterbox per image; image ids are frame indices plus one.
     """
     boxed = [letterbox_image(frame.pixels, image_size) for frame in frames]
-    images = np.stack([image.transpose(2, 0, 1) for image, _ in boxed])
-    none = torch.zeros(0, dtype=torch.int64)
-    return ImageBatch(
-        images=torch.from_numpy(images),
-        targets=Targets(none, none, torch.zeros(0, 4)),
-        labelled=torch.zeros(len(frames), dtype=torch.bool),
-        image_ids=tuple(frame.index + 1 for frame in frames),
-        letterboxes=tuple(letterbox for _, letterbox in boxed),
-    )
+    images = torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image, _ in boxed]))
+    ids = [frame.index + 1 for frame in frames]
+    return ImageBatch.of_images(images, ids, [letterbox for _, letterbox in boxed])
 
 
 def _entries(frame: Frame, found: Detections, classes: Sequence[str], source: Source) -> Iterator[dict[str, Any]]:

@@ -6,16 +6,16 @@ import csv
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_text
-from kd_vision.core.predictions import Detections, PredictOptions, keep_top_class
+from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.data.dataset import DetectionData, records_of
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import Predictor
@@ -24,8 +24,8 @@ from kd_vision.knowledge.ranking import CHOSEN, Ranked, acquisition_scores, choo
 from kd_vision.knowledge.store import Store, read_store
 from kd_vision.pipeline.models import best_device, load_model
 from kd_vision.runtime.images import list_images, read_image
-from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
-from kd_vision.teachers.offline import attach
+from kd_vision.teachers.offline import OfflineTeacher
+from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
 
 _BATCH = 16
 
@@ -58,19 +58,19 @@ def select(
     student: Path | str | None = None,
     image_size: int | None = None,
     trust: bool = False,
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
 ) -> SelectResult:
     """Rank images by what they would teach, and list the best; see `knowledge.ranking` for the formula.
 
     Args:
-        store: the teacher's word on the images.
+        store: the teacher's predictions on the images.
         images: their folder.
         budget: how many to choose.
         out: the list; the table goes beside it with the suffix ``.csv``.
-        student: model whose answers are compared with the teacher's.
+        student: model whose boxes are compared with the teacher's.
         image_size: the student's input side; None: as trained or exported.
         trust: allow a pickle outside the allow-list.
-        quiet: no progress bars.
+        progress: how progress is shown.
 
     Raises:
         RequestError: an image is not in the store or cannot be read, student and teacher share no class, or
@@ -85,43 +85,54 @@ def select(
     paths = list_images(folder)
     if not paths:
         raise RequestError(f"{folder}: holds no images")
-    data = attach(DetectionData(folder.name, known.classes, (), records_of(paths, folder)), known)
-    said = [_claims(image.knowledge) for image in data.images if image.knowledge is not None]
+    teacher = OfflineTeacher("store", known)
+    data = teacher.attach(DetectionData(folder.name, known.classes, (), records_of(paths, folder)))
+    table = data.pseudo_labels[teacher.name]
+    claims = [_claims(table.detections(index)) for index in range(len(data))]
     differs = None
     if student is not None:
         model = load_model(Path(student), image_size, trust, best_device())
-        other_answers = _answers(model.predictor, model.image_size, data, known, quiet)
-        comparable = _shared(said, model.predictor.spec.classes, known.classes)
-        differs = [disagreement(one, other) for one, other in zip(comparable, other_answers, strict=True)]
-    found = acquisition_scores(said, len(known.classes), differs)
+        answers = _predictions(model.predictor, model.image_size, data, known, progress)
+        comparable = _shared(claims, model.predictor.spec.classes, known.classes)
+        differs = [disagreement(one, other) for one, other in zip(comparable, answers, strict=True)]
+    scores = acquisition_scores(claims, len(known.classes), differs)
     names = [image.file_name for image in data.images]
-    ranked = choose(found, names, _hashes(paths, quiet), budget)
+    ranked = choose(scores, names, _hashes(paths, progress), budget)
     return _written(ranked, names, target)
 
 
-def _answers(predictor: Predictor, image_size: int, data: DetectionData, store: Store, quiet: bool) -> list[Detections]:
-    """Ask the student; answer in the teacher's classes."""
-    own = predictor.spec.classes
-    target = np.array([store.classes.index(name) if name in store.classes else -1 for name in own])
+def _predictions(
+    predictor: Predictor, image_size: int, data: DetectionData, store: Store, progress: ProgressFactory
+) -> list[Detections]:
+    """Run the student on the images; return its boxes in the teacher's classes."""
+    classes = predictor.spec.classes
+    target = np.array([store.classes.index(name) if name in store.classes else -1 for name in classes])
     if not (target >= 0).any():
         raise RequestError(
             f"--student: {predictor.spec.name} and the teacher of {store.path} share no class name "
-            f"({', '.join(own[:5])}; {', '.join(store.classes[:5])})"
+            f"({', '.join(classes[:5])}; {', '.join(store.classes[:5])})"
         )
-    bare = replace(data, images=tuple(replace(image, knowledge=None) for image in data.images))
-    batches = eval_batches(bare, image_size, _BATCH, predictor.spec.input_channels)
-    with ProgressBar("ask the student", quiet=quiet) as bar:
-        found = predict_all(predictor, batches, _as_asked(store), lambda done: bar.step(done, len(data)))
-    answers = []
+    batches = eval_batches(data, image_size, _BATCH, predictor.spec.input_channels)
+    with progress("run the student") as bar:
+        detections = predict_all(predictor, batches, _store_options(store), lambda done: bar.step(done, len(data)))
+    predictions = []
     for image in data.images:
-        one = keep_top_class(found[image.image_id])  # as what is stored is read
+        one = _top_class(detections[image.image_id])
         one = one.take(target[one.labels] >= 0)
-        answers.append(Detections(one.boxes_xyxy, one.scores, target[one.labels]))
-    return answers
+        predictions.append(Detections(one.boxes_xyxy, one.scores, target[one.labels]))
+    return predictions
 
 
-def _as_asked(store: Store) -> PredictOptions:
-    """Return the thresholds that the teacher was asked with."""
+def _top_class(detections: Detections) -> Detections:
+    """Keep a box under its likeliest class alone, as stored boxes are read."""
+    if detections.class_probs is None:
+        return detections
+    own = detections.class_probs[np.arange(len(detections)), detections.labels]
+    return detections.take(own >= detections.class_probs.max(axis=1, initial=0.0))
+
+
+def _store_options(store: Store) -> PredictOptions:
+    """Return the thresholds with which the store was made."""
     asked, usual = store.manifest.options, DEFAULT_TEACHER_POSTPROCESS
     return PredictOptions(
         float(asked.get("score_threshold") or usual.score_threshold),
@@ -130,20 +141,20 @@ def _as_asked(store: Store) -> PredictOptions:
     )
 
 
-def _claims(said: Detections) -> Detections:
-    """Leave out boxes that claim nothing."""
-    return said if said.ignore is None else said.take(~said.ignore)
+def _claims(detections: Detections) -> Detections:
+    """Leave out boxes to be ignored."""
+    return detections if detections.ignore is None else detections.take(~detections.ignore)
 
 
-def _shared(said: Sequence[Detections], student: tuple[str, ...], teacher: tuple[str, ...]) -> list[Detections]:
-    """Leave out boxes of classes that the student does not know: they say nothing about it."""
+def _shared(detections: Sequence[Detections], student: tuple[str, ...], teacher: tuple[str, ...]) -> list[Detections]:
+    """Leave out boxes of classes that the student does not have."""
     shared = np.array([name in student for name in teacher])
-    return [one.take(shared[one.labels]) for one in said]
+    return [one.take(shared[one.labels]) for one in detections]
 
 
-def _hashes(paths: Sequence[Path], quiet: bool) -> npt.NDArray[np.uint8]:
+def _hashes(paths: Sequence[Path], progress: ProgressFactory) -> npt.NDArray[np.uint8]:
     found = []
-    with ThreadPoolExecutor() as threads, ProgressBar("compare images", quiet=quiet) as bar:
+    with ThreadPoolExecutor() as threads, progress("compare images") as bar:
         for bits in threads.map(lambda path: picture_hash(read_image(path, 1)), paths):
             found.append(bits)
             bar.step(len(found), len(paths))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError
-from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.data.records import DetectionData
+from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.losses.distiller import KNOWLEDGE
-from kd_vision.pipeline.data import descriptor_of
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.parts import RunParts
-from kd_vision.teachers.offline import attach
+from kd_vision.teachers.offline import OfflineTeacher
 
 _MARGIN = 0.01
 """AP, as a fraction, that a teacher must be ahead: a teacher that found one box by luck is not."""
@@ -38,49 +37,49 @@ class TeacherScore:
     student: Metrics | None
 
 
-def measure_teachers(config: RunConfig, parts: RunParts, labelled: DetectionData) -> Iterator[TeacherScore]:
-    """Measure every teacher on the validation split, stored boxes where there are labels beside them.
+def measure_teachers(
+    config: RunConfig, parts: RunParts, truth: DetectionData, labelled: DetectionData
+) -> Iterator[TeacherScore]:
+    """Measure every teacher: online ones on the validation split, offline ones where they have boxes and labels.
 
     Args:
         config: the run.
         parts: who takes part.
-        labelled: training images, with what the store says of them.
+        truth: the validation split.
+        labelled: training images, with the pseudo labels of offline teachers.
     """
-    split = config.evaluate.split
-    truth = load_split(descriptor_of(config), split)
     before: Metrics | None = None
-    selves = {teacher.name for teacher in config.teachers if teacher.is_ema}
-    for name, teacher in parts.teachers.items():
-        if name in selves or teacher.spec.classes != truth.classes:
-            yield TeacherScore(name, split, None, None)
+    averages = {teacher.name for teacher in config.teachers if teacher.entry.follows_student}
+    for name, teacher in parts.online.items():
+        if name in averages or teacher.spec.classes != truth.classes:
+            yield TeacherScore(name, truth.name, None, None)
             continue
         before = before or measure(parts.student, truth, config.image_size, config.evaluate)
-        said = measure(teacher, truth, teacher.image_size or config.image_size, config.evaluate)
-        yield TeacherScore(name, split, said, before)
-    if parts.knowledge is not None:
-        yield _measure_stored(config, parts, truth, labelled)
+        after = measure(teacher, truth, teacher.image_size or config.image_size, config.evaluate)
+        yield TeacherScore(name, truth.name, after, before)
+    for offline in parts.offline.values():
+        yield _measure_offline(config, parts.student, offline, truth, labelled)
 
 
-def _measure_stored(config: RunConfig, parts: RunParts, truth: DetectionData, labelled: DetectionData) -> TeacherScore:
-    """Measure stored boxes on the validation split where they cover it, else on labelled training images.
+def _measure_offline(
+    config: RunConfig, student: Detector, teacher: OfflineTeacher, truth: DetectionData, labelled: DetectionData
+) -> TeacherScore:
+    """Measure precomputed boxes on the validation split where they cover it, else on labelled training images.
 
     Of these every n-th, so that a large set costs minutes and not a night.
     """
-    assert parts.knowledge is not None
-    assert parts.labels is not None
     try:
-        truth = attach(truth, parts.knowledge, parts.labels)
+        covered = teacher.attach(truth)
     except RequestError:
-        truth = replace(labelled, images=labelled.images[:: -(-len(labelled) // _ENOUGH) or 1])
-    if len(truth) == 0:
-        return TeacherScore(KNOWLEDGE, "no labelled image", None, None)
-    said = {}
-    for image in truth.images:
-        assert image.knowledge is not None
-        found = image.knowledge
-        said[image.image_id] = found if found.ignore is None else found.take(~found.ignore)
-    before = measure(parts.student, truth, config.image_size, config.evaluate)
-    return TeacherScore(KNOWLEDGE, truth.name, evaluate_detections(truth, said, config.evaluate.backend), before)
+        covered = labelled.subset(range(0, len(labelled), -(-len(labelled) // _ENOUGH) or 1))
+    if len(covered) == 0:
+        return TeacherScore(teacher.name, "no labelled image", None, None)
+    table = covered.pseudo_labels[teacher.name]
+    boxes = {image.image_id: table.detections(index) for index, image in enumerate(covered.images)}
+    claims = {image_id: one if one.ignore is None else one.take(~one.ignore) for image_id, one in boxes.items()}
+    before = measure(student, covered, config.image_size, config.evaluate)
+    after = evaluate_detections(covered, claims, config.evaluate.backend)
+    return TeacherScore(teacher.name, covered.name, after, before)
 
 
 def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:

@@ -14,14 +14,15 @@ from lightning.fabric import Fabric
 
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, changed_keys
-from kd_vision.core.console import ProgressBar
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.files import read_json, write_json, write_text
 from kd_vision.core.fingerprint import fingerprint
+from kd_vision.core.progress import ProgressFactory, log_progress, no_progress
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.data.dataset import DetectionData, load_split
+from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import read_checkpoint
+from kd_vision.engine.loggers import build_loggers, log_hyperparameters, log_result
 from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
@@ -29,14 +30,7 @@ from kd_vision.evaluation.coco import load_backend
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.adapter_init import fit_adapters
 from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import (
-    build_stream,
-    data_hashes,
-    descriptor_of,
-    final_split,
-    output_directory,
-    training_data,
-)
+from kd_vision.pipeline.data import RunData, build_stream, hashes_of, output_directory
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
 from kd_vision.pipeline.models import load_model
@@ -71,9 +65,10 @@ def train(
     out: Path | str | None = None,
     resume: bool = False,
     overrides: Sequence[str] = (),
-    quiet: bool = True,
+    progress: ProgressFactory = log_progress,
     title: str = "train",
-    view: int | None = None,
+    sample_size: int | None = None,
+    data: RunData | None = None,
 ) -> TrainResult:
     """Train the student a config describes; without a teacher, plainly.
 
@@ -82,10 +77,12 @@ def train(
         out: run directory; None: ``runs/<config name>``.
         resume: go on from the run directory's last checkpoint.
         overrides: ``key=value`` strings, where `config` is a path.
-        quiet: no progress bar.
-        title: what the bar says.
-        view: side at which samples are made before the student's view is shrunk from them; None: as its teachers
-            want. A plain twin is given that of the distilled one, so that both see the same pixels.
+        progress: how progress is shown.
+        title: of the progress.
+        sample_size: side at which samples are made before the student's view is shrunk from them; None: as its
+            teachers want. The baseline of a benchmark is given that of the distilled run, so that both see the
+            same pixels.
+        data: of the run, where it is read already.
 
     Raises:
         RequestError: the request is wrong.
@@ -95,47 +92,50 @@ def train(
         config = load_config(Path(config), overrides)
     directory = RunDirectory(output_directory(None if out is None else Path(out), config))
     _refuse_overwrite(directory, config, resume)
-    for split in {config.evaluate.split, final_split(config, descriptor_of(config))}:
-        load_split(descriptor_of(config), split)  # a wrong name is found now, not after the night
+    data = data or RunData(config.data)
+    truth, final = data.split(config.evaluate.split), data.final_split(config)  # a wrong name is found now
     load_backend(config.evaluate.backend)
-    labelled, unlabelled = training_data(config)
+    labelled, unlabelled = data.training(config)
     seed_everything(config.train.seed)
-    parts = build_parts(config, labelled.classes)
+    parts = build_parts(config, data)
     labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
-    student = parts.student
-    fabric = build_fabric(config.train, _loggers(directory))
-    student.to(fabric.device)
+    fabric = build_fabric(config.train, build_loggers(config.train.loggers, directory.root))
+    parts.student.to(fabric.device)
     if parts.distiller is not None and not resume:
-        _gate_teachers(config, directory, parts, labelled, fabric)
-    ranks, side = (fabric.global_rank, fabric.world_size), view or teacher_input_size(config, parts.teachers)
-    stream = build_stream(config, labelled, unlabelled, parts.channels, *ranks, teacher_size=side)
-    steps = config.train.epochs * stream.steps_per_epoch
-    refuse_dead_steps(config, steps)
-    run = TrainingStep(student, parts.distiller, parts.teachers).to(fabric.device)
+        _gate_teachers(config, directory, parts, truth, labelled, fabric)
+    size = sample_size or teacher_input_size(config, parts.teachers)
+    ranks = fabric.global_rank, fabric.world_size
+    stream = build_stream(config, labelled, unlabelled, parts.channels, *ranks, teacher_size=size)
+    refuse_dead_steps(config, config.train.epochs * stream.steps_per_epoch)
+    run = TrainingStep(parts.student, parts.distiller, parts.teachers).to(fabric.device)
     if not resume:
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
-    optimizer = build_optimizer([run], config.train, steps // config.train.accumulate, len(labelled.classes))
-    identity = _identity(config, student, data_hashes(labelled, unlabelled))
-    with ProgressBar(title, quiet=quiet or not fabric.is_global_zero) as bar:
-        validate = _validator(config)
+    steps = config.train.epochs * stream.steps_per_epoch // config.train.accumulate
+    optimizer = build_optimizer([run], config.train, steps, len(data.classes))
+    identity = _identity(config, parts.student, hashes_of((labelled, unlabelled)))
+    validate = _validator(config, truth)
+    with (progress if fabric.is_global_zero else no_progress)(title) as bar:
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
         _follow_the_average(config, parts, trainer)
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
-            _describe(config, directory, identity | origin_of(config, side))
+            _describe(config, directory, identity | origin_of(config, size))
+        log_hyperparameters(fabric.loggers, config.to_mapping())
         fit = trainer.fit()
-    return _finish(config, directory, trainer, fit)
+    return _finish(config, directory, trainer, fit, final)
 
 
 def _follow_the_average(config: RunConfig, parts: RunParts, trainer: Trainer) -> None:
-    """Let a teacher that is the student itself answer by the moving average from here on."""
-    for asked in config.teachers:
-        if asked.is_ema:
-            parts.teachers[asked.name].follow(trainer.average.detector)
+    """Make a teacher that is the student itself use its moving average from here on."""
+    for teacher in config.teachers:
+        if teacher.entry.follows_student:
+            parts.online[teacher.name].follow(trainer.average.detector)
 
 
-def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: FitResult) -> TrainResult:
+def _finish(
+    config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: FitResult, truth: DetectionData
+) -> TrainResult:
     """Write the student and measure the file that was written, not the weights in memory."""
     detector = trainer.average.detector
     if config.train.keep == "best" and directory.best_checkpoint.is_file():
@@ -145,28 +145,33 @@ def _finish(config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: F
         _summary(directory, fit)
         directory.write_csv()
     trainer.fabric.barrier()
-    metrics = measure_run(config, directory, str(trainer.fabric.device), trainer.fabric.is_global_zero)
-    return TrainResult(directory.root, directory.student, metrics, final_split(config, descriptor_of(config)), fit)
+    metrics = measure_run(config, directory, truth, str(trainer.fabric.device), trainer.fabric.is_global_zero)
+    log_result(trainer.fabric.loggers, metrics.to_json(), fit.steps)
+    return TrainResult(directory.root, directory.student, metrics, truth.name, fit)
 
 
-def measure_run(config: RunConfig, directory: RunDirectory, device: str, write: bool = True) -> Metrics:
+def measure_run(
+    config: RunConfig, directory: RunDirectory, truth: DetectionData, device: str, write: bool = True
+) -> Metrics:
     """Measure a run's student on the final split; write ``metrics.json``, on what it was measured, and the report."""
-    descriptor = descriptor_of(config)
-    split = final_split(config, descriptor)
-    truth = load_split(descriptor, split)
     loaded = load_model(directory.student, config.image_size, device=device)
     metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
     if write:
         directory.metrics.unlink(missing_ok=True)
         fit = read_json(directory.fit)
-        write_json(directory.fit, fit | {"split": split, "measured_on": truth.content_hash()})
+        write_json(directory.fit, fit | {"split": truth.name, "measured_on": truth.content_hash()})
         write_json(directory.metrics, metrics.to_json())  # whoever finds it takes the run for finished
         write_run_report(directory.root)
     return metrics
 
 
 def _gate_teachers(
-    config: RunConfig, directory: RunDirectory, parts: RunParts, labelled: DetectionData, fabric: Fabric
+    config: RunConfig,
+    directory: RunDirectory,
+    parts: RunParts,
+    truth: DetectionData,
+    labelled: DetectionData,
+    fabric: Fabric,
 ) -> None:
     """Measure teachers and student on the first process; all processes end where the gate refuses."""
     for teacher in parts.teachers.values():
@@ -174,12 +179,12 @@ def _gate_teachers(
     refusal = ""
     if fabric.is_global_zero:
         try:
-            said = {}
-            for score in measure_teachers(config, parts, labelled):
+            numbers = {}
+            for score in measure_teachers(config, parts, truth, labelled):
                 refuse_weak_teacher(config, score)
                 if score.teacher is not None:
-                    said[score.name] = {"split": score.split, **score.teacher.to_json()}
-            write_json(directory.root / "teacher.json", said)
+                    numbers[score.name] = {"split": score.split, **score.teacher.to_json()}
+            write_json(directory.root / "teacher.json", numbers)
         except GateError as error:
             refusal = str(error)
     refusal = fabric.broadcast(refusal)
@@ -193,10 +198,9 @@ def _summary(directory: RunDirectory, fit: FitResult) -> None:
     write_json(directory.fit, content)
 
 
-def _validator(config: RunConfig) -> Callable[[Detector], dict[str, float | None]] | None:
+def _validator(config: RunConfig, truth: DetectionData) -> Callable[[Detector], dict[str, float | None]] | None:
     if config.train.validate_every == 0:
         return None
-    truth = load_split(descriptor_of(config), config.evaluate.split)
 
     def validate(detector: Detector) -> dict[str, float | None]:
         numbers = measure(detector, truth, config.image_size, config.evaluate).to_json()
@@ -205,9 +209,9 @@ def _validator(config: RunConfig) -> Callable[[Detector], dict[str, float | None
     return validate
 
 
-def origin_of(config: RunConfig, view: int | None) -> dict[str, Any]:
-    """What twins must share beside their data: the weights they start from and the side of the samples' view."""
-    return {"student": fingerprint(config.student), "view": view}
+def origin_of(config: RunConfig, sample_size: int | None) -> dict[str, Any]:
+    """What arms of a benchmark must share beside their data: the weights they start from, and the sample size."""
+    return {"student": fingerprint(config.student), "view": sample_size}
 
 
 def _describe(config: RunConfig, directory: RunDirectory, facts: dict[str, Any]) -> None:
@@ -248,9 +252,3 @@ def _refuse_overwrite(directory: RunDirectory, config: RunConfig, resume: bool) 
                 f"{directory.root}: is a run of another config: {'; '.join(changed)}; use the same config, or "
                 f"another --out"
             )
-
-
-def _loggers(directory: RunDirectory) -> list[Any]:
-    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-    return [TensorBoardLogger(root_dir=directory.root, name="", version="tensorboard")]

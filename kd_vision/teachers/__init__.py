@@ -1,1 +1,93 @@
-"""Who may teach: torch detectors, ONNX files, ensembles, stored answers, result files, ground truth."""
+"""Who may teach, and the table of them: torch detectors, ONNX files, ensembles, stored predictions, ground truth.
+
+Online teachers look at the images of a batch. Offline teachers have predicted before training: their boxes are attached
+to the data set, travel through the augmentation and come with the batch. The table is data: nothing is imported until a
+teacher is asked for. A new kind of teacher is one file and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kd_vision.core.errors import RequestError, suggest
+from kd_vision.detectors import FAMILIES
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherEntry:
+    """A kind of teacher.
+
+    Attributes:
+        config: ``module:class`` of its typed settings; importing it loads no torch.
+        build: ``module:function``. Online: ``(config, classes, where)`` to a `Detector` or a `BlackBoxDetector`.
+            Offline: ``(config, train, where)`` to `PrecomputedBoxes`, `train` being the training split.
+        summary: one line for people.
+        offline: it predicts nothing during training; its boxes come with the batch.
+        follows_student: it is the moving average of the run's own student.
+        why_no_member: why it cannot be a member of an ensemble; empty: it can.
+    """
+
+    config: str
+    build: str
+    summary: str
+    offline: bool = False
+    follows_student: bool = False
+    why_no_member: str = ""
+
+
+TEACHERS: Mapping[str, TeacherEntry] = {
+    **{
+        name: TeacherEntry(family.config, f"{family.module}:build", family.summary) for name, family in FAMILIES.items()
+    },
+    "onnx": TeacherEntry(
+        "kd_vision.teachers.onnx:OnnxConfig",
+        "kd_vision.teachers.onnx:build",
+        "an ONNX file: ours, ultralytics, torchvision, YOLOX, DETR and RT-DETR",
+    ),
+    "ensemble": TeacherEntry(
+        "kd_vision.teachers.ensemble:EnsembleConfig",
+        "kd_vision.teachers.ensemble:build",
+        "several teachers whose boxes are fused",
+    ),
+    "self": TeacherEntry(
+        "kd_vision.teachers.ema:EmaConfig",
+        "kd_vision.teachers.ema:build",
+        "the moving average of the student's own weights",
+        follows_student=True,
+        why_no_member="it is the student of the run itself; give it as a second teacher",
+    ),
+    "store": TeacherEntry(
+        "kd_vision.knowledge.config:StoreConfig",
+        "kd_vision.knowledge.store:open_store",
+        "a store that `kd-vision label` wrote",
+        offline=True,
+        why_no_member="it holds boxes of images already and predicts nothing; give it as a teacher of its own",
+    ),
+    "predictions": TeacherEntry(
+        "kd_vision.teachers.predictions_file:PredictionsConfig",
+        "kd_vision.teachers.predictions_file:build",
+        "a COCO result file: boxes by image id, made by anything",
+        offline=True,
+        why_no_member="it holds boxes by image id and predicts nothing; give it as a teacher of its own",
+    ),
+    "labels": TeacherEntry(
+        "kd_vision.teachers.ground_truth:GroundTruthConfig",
+        "kd_vision.teachers.ground_truth:build",
+        "the training labels themselves: a control that knows nothing more",
+        offline=True,
+        why_no_member="it is the ground truth of the data set; give it as a teacher of its own",
+    ),
+}
+
+
+def teacher_entry(kind: str, where: str) -> TeacherEntry:
+    """Return the entry of a kind of teacher.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
+    entry = TEACHERS.get(kind)
+    if entry is None:
+        raise RequestError(f"{where}.family: unknown family '{kind}'{suggest(kind, TEACHERS)}")
+    return entry

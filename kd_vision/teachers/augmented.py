@@ -9,53 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.core.validation import StrictModel
-from kd_vision.detectors.base import Detector, PixelPredictor
-from kd_vision.teachers.base import BlackBoxDetector, fixed_size, move_to, resolve_input_size
-from kd_vision.teachers.fusion import fuse
+from kd_vision.detectors.base import Detector
+from kd_vision.teachers.base import BlackBoxDetector
+from kd_vision.teachers.fusion import fuse, top_k_detections
+from kd_vision.teachers.options import TilesConfig, TtaConfig
 from kd_vision.teachers.tiling import TileDetections, Window, cut_out, filled, merge_tiles, windows
-
-
-class TilesConfig(StrictModel):
-    """How an image is cut.
-
-    Attributes:
-        size: side of a tile; None: the size that the source's file takes.
-        overlap: share of a tile that its neighbour sees too; objects smaller than this are whole in one of them.
-        whole: look at the whole image as well, shrunk to one tile, for objects larger than that.
-    """
-
-    size: int | None = Field(default=None, ge=32)
-    overlap: float = Field(default=0.2, ge=0.0, lt=1.0)
-    whole: bool = True
-
-
-class TtaConfig(StrictModel):
-    """Test-time augmentation.
-
-    Attributes:
-        flip: look at the mirror image too.
-        scales: sizes to look at, as factors; 1.0 is the image as it is.
-        iou: overlap from which boxes of two looks are the same object.
-    """
-
-    flip: bool = True
-    scales: tuple[float, ...] = (1.0,)
-    iou: float = Field(default=0.55, gt=0.0, lt=1.0)
-
-    @field_validator("scales")
-    @classmethod
-    def _some_positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if not scales or min(scales) <= 0 or len(set(scales)) < len(scales):
-            raise ValueError(f"expected different factors above 0, e.g. [0.75, 1.0, 1.5]; given {list(scales)}")
-        return scales
 
 
 class Tiled(BlackBoxDetector):
@@ -68,7 +32,9 @@ class Tiled(BlackBoxDetector):
         whole: look at the whole image as well, resized to one tile.
     """
 
-    def __init__(self, source: Detector | PixelPredictor, tile: int, overlap: float = 0.2, whole: bool = False) -> None:
+    def __init__(
+        self, source: Detector | BlackBoxDetector, tile: int, overlap: float = 0.2, whole: bool = False
+    ) -> None:
         self.source = source
         self.tile = tile
         self.overlap = overlap
@@ -76,13 +42,13 @@ class Tiled(BlackBoxDetector):
         self.spec = replace(_boxes_only(source.spec), size_multiple=1)
 
     @classmethod
-    def of(cls, source: Detector | PixelPredictor, config: TilesConfig, where: str) -> Tiled:
+    def of(cls, source: Detector | BlackBoxDetector, config: TilesConfig, where: str) -> Tiled:
         """Build from a config.
 
         Raises:
             RequestError: the source does not take tiles of that size, or no size is known.
         """
-        only = fixed_size(source)
+        only = source.fixed_size
         size = config.size or only
         if size is None:
             raise RequestError(f"{where}.size: is missing; give the side of a tile in pixels, e.g. 640")
@@ -93,11 +59,11 @@ class Tiled(BlackBoxDetector):
 
     def to(self, device: torch.device | str) -> Tiled:
         """Move the source."""
-        move_to(self.source, device)
+        self.source.to(device)
         return self
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `PixelPredictor.detect`."""
+        """See `BlackBoxDetector.detect`."""
         height, width = images.shape[-2:]
         seen: list[list[TileDetections]] = [[] for _ in images]
         for window in windows(height, width, self.tile, self.overlap):
@@ -130,7 +96,7 @@ class Augmented(BlackBoxDetector):
 
     def __init__(
         self,
-        source: Detector | PixelPredictor,
+        source: Detector | BlackBoxDetector,
         flip: bool = True,
         scales: tuple[float, ...] = (1.0,),
         iou: float = 0.55,
@@ -140,16 +106,16 @@ class Augmented(BlackBoxDetector):
         self.scales = scales
         self.iou = iou
         self.spec = _boxes_only(source.spec)
-        self.fixed_size = fixed_size(source)
+        self.fixed_size = source.fixed_size
 
     @classmethod
-    def of(cls, source: Detector | PixelPredictor, config: TtaConfig, where: str) -> Augmented:
+    def of(cls, source: Detector | BlackBoxDetector, config: TtaConfig, where: str) -> Augmented:
         """Build from a config.
 
         Raises:
             RequestError: the source's file takes one size alone, and others are asked for.
         """
-        only = fixed_size(source)
+        only = source.fixed_size
         if only is not None and config.scales != (1.0,):
             raise RequestError(
                 f"{where}.scales: the file takes images of {only}x{only} pixels alone; leave scales out, or add tiles"
@@ -158,15 +124,15 @@ class Augmented(BlackBoxDetector):
 
     def resolve_input_size(self, given: int | None) -> int | None:
         """See `BlackBoxDetector.resolve_input_size`."""
-        return resolve_input_size(self.source, given)
+        return self.source.resolve_input_size(given)
 
     def to(self, device: torch.device | str) -> Augmented:
         """Move the source."""
-        move_to(self.source, device)
+        self.source.to(device)
         return self
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `PixelPredictor.detect`."""
+        """See `BlackBoxDetector.detect`."""
         looks = [self._look(images, scale, mirrored, options) for scale in self.scales for mirrored in self._mirrored]
         return [top_k_detections(fuse(found, self.iou), options) for found in zip(*looks, strict=True)]
 
@@ -185,12 +151,6 @@ class Augmented(BlackBoxDetector):
         found = self.source.detect(shown.flip(-1) if mirrored else shown, options)
         found = [_unmirrored(one, sides[1]) for one in found] if mirrored else found
         return [_mapped(one, width / sides[1], height / sides[0], height, width) for one in found]
-
-
-def top_k_detections(found: Detections, options: PredictOptions) -> Detections:
-    """Keep what counts, best first."""
-    kept = found.take(found.scores > options.score_threshold)
-    return kept.take(np.arange(min(len(kept), options.max_detections)))
 
 
 def _boxes_only(spec: DetectorSpec) -> DetectorSpec:

@@ -1,4 +1,4 @@
-"""A source of boxes as a config describes it: which model, in which words, how it is shown an image.
+"""Parses and builds a teacher as a config describes it.
 
 The same at the top level of a config (`teacher:`) and within an ensemble (`members:`).
 """
@@ -6,182 +6,169 @@ The same at the top level of a config (`teacher:`) and within an ensemble (`memb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from kd_vision.core.errors import RequestError, suggest
-from kd_vision.core.label_map import build_label_map, stringify_keys
+from kd_vision.core.label_map import build_label_map
+from kd_vision.core.lazy import load_attribute
 from kd_vision.core.validation import StrictModel, problems
-from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
-from kd_vision.detectors.base import Detector, PixelPredictor, freeze
-from kd_vision.teachers.augmented import Augmented, Tiled, TilesConfig, TtaConfig
-from kd_vision.teachers.base import fixed_size, resolve_input_size
-from kd_vision.teachers.frozen import FrozenTeacher
+from kd_vision.detectors import DEFAULT_FAMILY
+from kd_vision.teachers import TeacherEntry, teacher_entry
+from kd_vision.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    from kd_vision.detectors.base import Detector
+    from kd_vision.teachers.base import BlackBoxDetector
+    from kd_vision.teachers.frozen import FrozenTeacher
 
 ENSEMBLE = "ensemble"
-_ALONE = {
-    "predictions": "it answers by image id and looks at no pixels; give it as the teacher itself, or as 'knowledge'",
-    "labels": "it is what the data set says already; give it as the only teacher",
-    "self": "it is the student of the run itself; give it as a second teacher",
-}
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class TeacherOptions(StrictModel):
-    """How a source is asked, whatever it is.
-
-    Attributes:
-        name: to speak of it; None: the caller's choice.
-        labels: from its classes to the data's, see `core.labels.build_label_map`.
-        image_size: side of the square that it is shown; None: that of the images it is given, the only one
-            that its file takes, or the largest that a member names.
-        tiles: cut the square into tiles, for objects that are small in it.
-        tta: look at each image more than once.
-    """
-
-    name: str | None = None
-    labels: dict[str, str] | None = None
-    image_size: int | None = Field(default=None, ge=32)
-    tiles: TilesConfig | None = None
-    tta: TtaConfig | None = None
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _words(cls, labels: Any) -> Any:
-        return stringify_keys(labels)
+def kind_of(content: Any) -> str:
+    """Return the key of the table of teachers that a mapping, or a typed config, belongs to."""
+    family = content.get("family") if isinstance(content, Mapping) else getattr(content, "family", None)
+    return DEFAULT_FAMILY if family is None else str(family)
 
 
-def parse_teacher(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
-    """Read one source.
+def parse_teacher(content: Any, where: str) -> tuple[StrictModel, TeacherOptions]:
+    """Read one teacher. No torch is loaded.
 
     Args:
         content: keys of the family's config and of `TeacherOptions` side by side; paths are absolute.
         where: file and key for messages, e.g. ``config.yaml: teacher``.
 
     Returns:
-        The typed config of the family, and how it is asked.
+        The typed config of its kind, and how it is run.
 
     Raises:
         RequestError: one line for every mistake, those of an ensemble's members among them.
     """
     if not isinstance(content, Mapping):
         raise RequestError(f"{where}: expected keys and values, e.g. {{family: ultralytics, weights: teacher.pt}}")
-    family = str(content.get("family", DEFAULT_FAMILY))
-    entry = FAMILIES.get(family)
-    if entry is None:
-        raise RequestError(f"{where}.family: unknown family '{family}'{suggest(family, FAMILIES)}")
-    if "teacher" not in entry.roles:
-        raise RequestError(f"{where}.family: '{family}' cannot be a teacher")
-    model: type[BaseModel] = getattr(family_module(family, where), entry.config)
-    asked = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
-    own = {str(key): value for key, value in content.items() if key not in asked}
-    readable = {*model.model_fields, *getattr(model, "renamed_keys", {})}
+    kind = kind_of(content)
+    model: type[StrictModel] = load_attribute(teacher_entry(kind, where).config)
+    shared = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
+    particular = {str(key): value for key, value in content.items() if key not in shared}
+    readable = {*model.model_fields, *model.renamed_keys}
     possible = (*model.model_fields, *TeacherOptions.model_fields)
-    found = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in own if key not in readable]
-    config = _read(model, {key: value for key, value in own.items() if key in readable}, where, found)
-    options = _read(TeacherOptions, asked, where, found)
-    if family == ENSEMBLE:
-        found += _wrong_members(own.get("members"), where)
-    if found or config is None or options is None:
-        raise RequestError(*found)
+    errors = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in particular if key not in readable]
+    config = _read(model, {key: value for key, value in particular.items() if key in readable}, where, errors)
+    options = _read(TeacherOptions, shared, where, errors)
+    if kind == ENSEMBLE:
+        errors += _member_errors(particular.get("members"), where)
+    if errors or config is None or options is None:
+        raise RequestError(*errors)
     return config, options
 
 
-def _read(model: type[Model], content: Mapping[str, Any], where: str, found: list[str]) -> Model | None:
+def _read(model: type[Model], content: Mapping[str, Any], where: str, errors: list[str]) -> Model | None:
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:
         lines = zip(error.errors(include_url=False), problems(model, error, ""), strict=True)
-        found += [where + ("." if finding["loc"] else ": ") + line.removeprefix(": ") for finding, line in lines]
+        errors += [where + ("." if finding["loc"] else ": ") + line.removeprefix(": ") for finding, line in lines]
         return None
 
 
-def _wrong_members(members: Any, where: str) -> list[str]:
-    found: list[str] = []
+def _member_errors(members: Any, where: str) -> list[str]:
+    errors: list[str] = []
     for position, member in enumerate(members if isinstance(members, list) else []):
         try:
             parse_member(member, f"{where}.members.{position}")
         except RequestError as error:
-            found += error.problems
-    return found
+            errors += error.problems
+    return errors
 
 
-def parse_member(content: Any, where: str) -> tuple[BaseModel, TeacherOptions]:
+def parse_member(content: Any, where: str) -> tuple[StrictModel, TeacherOptions]:
     """Read one member of an ensemble; see `parse_teacher`.
 
     Raises:
-        RequestError: as there, or its family cannot be asked about an image beside others.
+        RequestError: as there, or it cannot be run on an image beside others.
     """
-    family = str(content.get("family", DEFAULT_FAMILY)) if isinstance(content, Mapping) else ""
-    if family in _ALONE:
-        raise RequestError(f"{where}.family: '{family}' cannot be a member of an ensemble: {_ALONE[family]}")
+    kind = kind_of(content)
+    reason = teacher_entry(kind, where).why_no_member if isinstance(content, Mapping) else ""
+    if reason:
+        raise RequestError(f"{where}.family: '{kind}' cannot be a member of an ensemble: {reason}")
     return parse_teacher(content, where)
 
 
 def build_teacher(
-    config: BaseModel,
+    config: StrictModel,
     options: TeacherOptions,
     student_classes: tuple[str, ...] | None,
     where: str,
     given: int | None = None,
 ) -> FrozenTeacher:
-    """Build one source, frozen, answering in the student's classes.
+    """Build one online teacher, frozen, with the student's classes.
 
     Args:
-        config: typed config of its family.
-        options: how it is asked.
-        student_classes: names in label order; None: the source's own words are wanted.
+        config: typed config of its kind.
+        options: how it is run.
+        student_classes: names in label order; None: the teacher keeps its own.
         where: key for messages, e.g. ``teacher``.
         given: side of the images that are there anyhow, e.g. the student's; None: not known yet, see
             `refuse_idle_tiles`.
 
     Returns:
         The teacher. Its `image_size` is that of `options`, else the only one its file takes, else the largest that a
-        member of an ensemble names (the others are then shown `given`), else `given`.
+        member of an ensemble names (the others are then run on `given`), else `given`.
 
     Raises:
-        RequestError: the source cannot be built, its classes do not fit, or a size does not.
+        RequestError: the teacher cannot be built, its classes do not fit, or a size does not.
     """
-    family = str(getattr(config, "family", DEFAULT_FAMILY))
-    wrong = _contradictions(family, options, student_classes, where)
-    if wrong:
-        raise RequestError(*wrong)
-    # The members of an ensemble speak the student's words each by its own map; a model would get a new head.
-    classes = student_classes if family == ENSEMBLE else None
-    source: Detector | PixelPredictor = family_module(family, where).build(config, classes, where)
-    if isinstance(source, Detector):
-        freeze(source)
-        source.fuse()
+    from kd_vision.teachers.frozen import FrozenTeacher
+
+    kind = kind_of(config)
+    errors = _contradictions(kind, options, student_classes, where)
+    if errors:
+        raise RequestError(*errors)
+    source = _build_source(teacher_entry(kind, where), config, student_classes if kind == ENSEMBLE else None, where)
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
     shown = _with_views(source, options, where)
     cut = options.image_size or given
     if cut is not None:
-        refuse_idle_tiles(options, cut, where, fixed_size(source))
+        refuse_idle_tiles(options, cut, where, source.fixed_size)
     view = options.image_size or _input_size(shown, given, where)
     if view is not None:
         shown.spec.refuse_wrong_size(view, f"{where}.image_size")
-    return FrozenTeacher(shown, labels, view)
+    return FrozenTeacher(shown, labels, view, options.postprocess.options)
 
 
-def _input_size(shown: Detector | PixelPredictor, given: int | None, where: str) -> int | None:
+def _build_source(
+    entry: TeacherEntry, config: StrictModel, classes: tuple[str, ...] | None, where: str
+) -> Detector | BlackBoxDetector:
+    """Build what is run; the members of an ensemble are given `classes`, a model would get a new head for them."""
+    from kd_vision.detectors.base import Detector, freeze
+
+    source: Detector | BlackBoxDetector = load_attribute(entry.build)(config, classes, where)
+    if isinstance(source, Detector):
+        freeze(source)
+        source.fuse()
+    return source
+
+
+def _input_size(source: Detector | BlackBoxDetector, given: int | None, where: str) -> int | None:
     try:
-        return resolve_input_size(shown, given) or given
+        return source.resolve_input_size(given) or given
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
 
 
 def refuse_idle_tiles(options: TeacherOptions, view: int, where: str, only: int | None = None) -> None:
-    """Refuse tiles that would not cut what the source is shown.
+    """Refuse tiles that would not cut what the teacher is run on.
 
     Args:
-        options: how the source is asked.
-        view: side of the square that it is shown.
+        options: how the teacher is run.
+        view: side of the square that it is run on.
         where: key for messages, e.g. ``teacher``.
-        only: side that the source's file insists on, which is the tile's where `options` name none.
+        only: side that its file insists on, which is the tile's where `options` name none.
 
     Raises:
         RequestError: the tile is as large as the view.
@@ -196,31 +183,35 @@ def refuse_idle_tiles(options: TeacherOptions, view: int, where: str, only: int 
 
 
 def _contradictions(
-    family: str, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
+    kind: str, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
 ) -> list[str]:
     if options.labels is None:
         return []
-    if family == ENSEMBLE:
+    if kind == ENSEMBLE:
         return [f"{where}.labels: the members of an ensemble have a map each; put it there"]
     if student_classes is None:
         return [f"{where}.labels: there are no classes to map to; leave it out"]
     return []
 
 
-def _with_views(source: Detector | PixelPredictor, options: TeacherOptions, where: str) -> Detector | PixelPredictor:
-    """Put tiles and repeated looks around a source; a repeated look may be a larger one, with more tiles."""
-    shown: Detector | PixelPredictor = source
+def _with_views(
+    source: Detector | BlackBoxDetector, options: TeacherOptions, where: str
+) -> Detector | BlackBoxDetector:
+    """Put tiles and test-time augmentation around a detector; a larger scale is cut into more tiles."""
+    from kd_vision.teachers.augmented import Augmented, Tiled
+
+    shown: Detector | BlackBoxDetector = source
     if options.tiles is not None:
         shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
     if options.tta is not None:
-        has_sizes = resolve_input_size(source, None) is not None and fixed_size(source) is None
+        has_sizes = source.resolve_input_size(None) is not None and source.fixed_size is None
         if has_sizes and set(options.tta.scales) != {1.0}:
             raise RequestError(
-                f"{where}.tta.scales: members of the ensemble look at sizes of their own, to which every look would "
-                f"be brought again; give 'tta' to the members"
+                f"{where}.tta.scales: members of the ensemble have image sizes of their own, to which every scale "
+                f"would be brought again; give 'tta' to the members"
             )
         shown = Augmented.of(shown, options.tta, f"{where}.tta")
-    size, only = options.image_size, fixed_size(shown)
+    size, only = options.image_size, shown.fixed_size
     if size is not None and only is not None and size != only:
         raise RequestError(
             f"{where}.image_size: the file takes images of {only}x{only} pixels alone, given {size}; leave it out, or "

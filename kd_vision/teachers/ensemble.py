@@ -8,31 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from kd_vision.core.batch import to_channels
 from kd_vision.core.errors import RequestError, quote_some, suggest
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
-from kd_vision.teachers.augmented import top_k_detections
 from kd_vision.teachers.base import BlackBoxDetector
-from kd_vision.teachers.build import build_teacher, parse_member
-from kd_vision.teachers.frozen import FrozenTeacher
-from kd_vision.teachers.fusion import fuse
+from kd_vision.teachers.fusion import fuse, top_k_detections
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kd_vision.teachers.frozen import FrozenTeacher
 
 
 class EnsembleConfig(StrictModel):
     """Whose boxes are fused, and how.
 
     Attributes:
-        members: each as a teacher: its family's keys beside those of `member.TeacherOptions`.
+        members: each as a teacher: its family's keys beside those of `TeacherOptions`.
         weights: how much each member counts; None: all alike.
         class_weights: factors on a member's weight for single classes, by the member's name or its position
             from 0: ``{big: {bird: 0.5}}``. A class that a member never learned has 0 by itself.
@@ -93,7 +94,7 @@ class Ensemble(BlackBoxDetector):
         self.members = tuple(members)
         self.weights = weights
         self.iou = iou
-        self.min_score = min_score
+        self.score_floor = min_score
         known_mask = np.array(
             [[name not in member.spec.missing_classes for name in classes] for member in members], np.float64
         )
@@ -129,8 +130,8 @@ class Ensemble(BlackBoxDetector):
         return self
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `PixelPredictor.detect`."""
-        asked = replace(options, score_threshold=self.min_score)
+        """See `BlackBoxDetector.detect`."""
+        asked = replace(options, score_threshold=self.score_floor)
         said = [member.detect(to_channels(images, member.spec.input_channels), asked) for member in self.members]
         return [
             top_k_detections(fuse(found, self.iou, self.weights, self.class_weights), options)
@@ -149,6 +150,8 @@ def build(config: EnsembleConfig, classes: tuple[str, ...] | None, where: str) -
     Raises:
         RequestError: a member cannot be built, classes do not fit, or weights name nobody.
     """
+    from kd_vision.teachers.build import build_teacher, parse_member
+
     members: list[FrozenTeacher] = []
     names: list[str | None] = []
     for position, content in enumerate(config.members):

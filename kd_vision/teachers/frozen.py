@@ -1,11 +1,10 @@
-"""A teacher that cannot learn, whatever is done to the model around it.
+"""An online teacher that cannot learn, whatever is done to the model around it.
 
 Shapes: B images, C channels, H W pixels, K classes, N boxes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd_vision.core.batch import ImageBatch
+from kd_vision.core.batch import ImageBatch, PseudoLabels, to_channels
 from kd_vision.core.label_map import LabelMap
 from kd_vision.core.predictions import (
+    BatchDetections,
     Detections,
     DetectorOutput,
     GridPredictions,
@@ -23,33 +23,30 @@ from kd_vision.core.predictions import (
     RefineRegions,
     RoIPredictions,
     Signal,
-    collate_pseudo_labels,
 )
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import Detector, PixelPredictor, freeze
-from kd_vision.detectors.postprocess import classwise_nms, drop_outside, to_pseudo_labels
-from kd_vision.teachers.base import move_to
-
-DEFAULT_TEACHER_POSTPROCESS = PredictOptions(score_threshold=0.05, nms_iou=0.6, max_detections=300)
-"""What counts as said: below, a box is rather a guess, and costs the student time."""
+from kd_vision.detectors.base import Detector, freeze
+from kd_vision.teachers.base import BlackBoxDetector
+from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
+from kd_vision.teachers.pseudo_labels import classwise_nms, drop_outside, to_pseudo_labels
 
 
 class FrozenTeacher:
-    """Whatever knows something, in eval mode without gradients, answering in the student's classes and frame.
+    """A detector in eval mode without gradients, giving signals in the student's classes and pixels.
 
     Deliberately no `nn.Module`: as an attribute of the training step it is in no optimiser, no
     DDP wrapper, no EMA copy and no checkpoint, and a `train()` call cannot reach it.
 
     Args:
-        source: a detector, or a black box that looks at pixels.
+        source: the detector.
         labels: from the source's classes to the student's; None: they are the same.
-        image_size: side of the square that the source is shown; None: the one of the images it is given.
-        options: what of its boxes counts as said.
+        image_size: side of the square that the source is run on; None: the one of the images it is given.
+        options: what of its boxes counts as a pseudo label.
     """
 
     def __init__(
         self,
-        source: Detector | PixelPredictor,
+        source: Detector | BlackBoxDetector,
         labels: LabelMap | None = None,
         image_size: int | None = None,
         options: PredictOptions = DEFAULT_TEACHER_POSTPROCESS,
@@ -64,89 +61,84 @@ class FrozenTeacher:
     @property
     def spec(self) -> DetectorSpec:
         """Facts about the teacher, as the student meets it."""
-        own = self.source.spec
-        if self.labels is None:
-            return own
-        ignored = frozenset(self.labels.teacher[position] for position in self.labels.ignored)
-        return replace(own, classes=self.labels.student, missing_classes=self.labels.missing_classes, ignored=ignored)
+        spec, labels = self.source.spec, self.labels
+        if labels is None:
+            return spec
+        ignored = frozenset(labels.teacher[position] for position in labels.ignored)
+        return replace(spec, classes=labels.student, missing_classes=labels.missing_classes, ignored=ignored)
+
+    @property
+    def score_threshold(self) -> float:
+        """See `Teacher.score_threshold`."""
+        return max(self.options.score_threshold, self.source.score_floor)
 
     def follow(self, source: Detector) -> None:
-        """Answer by another detector of the same kind from now on (the student's moving average)."""
+        """Use another detector of the same kind from now on (the student's moving average)."""
         self.source = source
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Move the teacher; a file that another library runs stays where it is."""
-        move_to(self.source, device)
+        self.source.to(device)
         return self
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `Predictor.predict`; without the boxes of ignored classes, which claim nothing."""
-        found = [self._mapped(one, options) for one in self.source.predict(batch, options)]
-        return [one if one.ignore is None else one.take(~one.ignore) for one in found]
+        """See `Predictor.predict`; without the boxes of ignored classes, which count as nothing."""
+        detections = self._in_student_classes(self.source.predict(batch, options), options)
+        return [one if one.ignore is None else one.take(~one.ignore) for one in detections]
 
     @torch.no_grad()
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `PixelPredictor.detect`."""
-        found = [self._mapped(one, options) for one in self.source.detect(self._shown(images), options)]
+        """See `BlackBoxDetector.detect`."""
+        detections = self._in_student_classes(self.source.detect(self._resized(images), options), options)
         factor = np.float32(images.shape[-1] / (self.image_size or images.shape[-1]))
-        return [replace(one, boxes_xyxy=one.boxes_xyxy * factor) for one in found]
+        return [replace(one, boxes_xyxy=one.boxes_xyxy * factor) for one in detections]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, signals: frozenset[Signal], frame: int | None = None) -> DetectorOutput:
-        """Say what is asked for.
+    def signals(self, batch: ImageBatch, wanted: frozenset[Signal]) -> DetectorOutput:
+        """Run the source once on the teacher's view of a batch.
 
         Args:
-            images: (B, C, H, W) in [0, 1], square.
-            signals: nothing else is computed.
-            frame: side of the square whose pixels the answers are in; None: that of `images`.
+            batch: images in [0, 1], square.
+            wanted: nothing else is computed.
+
+        Returns:
+            Signals in the student's classes, in pixels of `batch.images`.
         """
-        frame = frame or int(images.shape[-1])
-        images = self._shown(images)
-        side = int(images.shape[-1])
-        if isinstance(self.source, Detector):
-            output: DetectorOutput = self.source(images, signals=signals)
-            postprocess = output.postprocess
-        else:
-            output, postprocess = DetectorOutput(), lambda options: self.source.detect(images, options)
-        return self._translated(output, postprocess, signals, images, frame / side)
-
-    def _shown(self, images: Tensor) -> Tensor:
-        """Return the images at the side that the source is shown."""
-        side = self.image_size or int(images.shape[-1])
-        if images.shape[-1] == side:
-            return images
-        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-
-    def _translated(
-        self,
-        output: DetectorOutput,
-        postprocess: Callable[[PredictOptions], list[Detections]] | None,
-        signals: frozenset[Signal],
-        images: Tensor,
-        factor: float,
-    ) -> DetectorOutput:
-        soft = None
-        if "detections" in signals and postprocess is not None:
-            height, width = images.shape[-2:]
-            seen = [drop_outside(one, height, width) for one in postprocess(self.options)]
-            found = [to_pseudo_labels(one, self.labels, self.options.nms_iou) for one in seen]
-            soft = collate_pseudo_labels(found, len(self.spec.classes)).to(images.device).scaled(factor)
+        view = batch.images if batch.teacher_images is None else batch.teacher_images
+        images = self._resized(to_channels(view, self.spec.input_channels))
+        factor = batch.images.shape[-1] / images.shape[-1]
+        output = self.source(images, signals=wanted)
         return replace(
             output,
             grids={branch: self._grid(grid, factor) for branch, grid in output.grids.items()},
-            pseudo_labels=soft,
-            refine_regions=None if output.refine_regions is None else self._grade(output.refine_regions, factor),
+            pseudo_labels=self._pseudo_labels(output, images, factor) if "detections" in wanted else None,
+            refine_regions=None if output.refine_regions is None else self._refined(output.refine_regions, factor),
             postprocess=None,
             assign=None,
             raw_predictions=None,
         )
 
-    def _mapped(self, found: Detections, options: PredictOptions) -> Detections:
-        """Return boxes in the student's words, every opinion kept, as a measurement wants them."""
+    def _resized(self, images: Tensor) -> Tensor:
+        """Return the images at the side that the source is run on."""
+        side = self.image_size or int(images.shape[-1])
+        if images.shape[-1] == side:
+            return images
+        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+    def _pseudo_labels(self, output: DetectorOutput, images: Tensor, factor: float) -> PseudoLabels | None:
+        if output.postprocess is None:
+            return None
+        height, width = images.shape[-2:]
+        detections = drop_outside(output.postprocess(self.options), height, width)
+        boxes = to_pseudo_labels(detections, self.labels, len(self.spec.classes), self.options.nms_iou)
+        return boxes.scaled(factor)
+
+    def _in_student_classes(self, detections: list[Detections], options: PredictOptions) -> list[Detections]:
+        """Map the classes of boxes, each kept under every class it has, as a measurement needs them."""
         if self.labels is None:
-            return found
-        mapped = self.labels.detections(found)
-        return classwise_nms(mapped, options.nms_iou) if self.labels.merges else mapped
+            return detections
+        mapped = self.labels.detections(BatchDetections.of(detections))
+        return (classwise_nms(mapped, options.nms_iou) if self.labels.merges else mapped).per_image()
 
     def _grid(self, grid: GridPredictions, factor: float) -> GridPredictions:
         logits = grid.logits if self.labels is None else self.labels.logits(grid.logits)
@@ -156,13 +148,13 @@ class FrozenTeacher:
             logits, grid.boxes_xyxy * factor, grid.points_xy * factor, grid.strides * factor, grid.box_bins
         )
 
-    def _grade(self, grade: RefineRegions, factor: float) -> RefineRegions:
+    def _refined(self, refine_regions: RefineRegions, factor: float) -> RefineRegions:
         labels = self.labels
 
         @torch.no_grad()
-        def graded(boxes_xyxy: Tensor) -> RoIPredictions:
-            found = grade(boxes_xyxy / factor)
-            probs = found.class_probs if labels is None else labels.probabilities(found.class_probs)
-            return RoIPredictions(probs, found.boxes_xyxy * factor)
+        def refined(boxes_xyxy: Tensor) -> RoIPredictions:
+            regions = refine_regions(boxes_xyxy / factor)
+            probs = regions.class_probs if labels is None else labels.probabilities(regions.class_probs)
+            return RoIPredictions(probs, regions.boxes_xyxy * factor)
 
-        return graded
+        return refined

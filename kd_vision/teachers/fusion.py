@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kd_vision.core.predictions import Detections, class_probabilities
+from kd_vision.core.predictions import Detections, PredictOptions, class_probabilities
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,6 +58,12 @@ def fuse(
         return Detections.empty()
     fused = _Sums.over(boxes, clusters, table)
     return fused.detections(boxes, any(one.class_probs is not None for one in found))
+
+
+def top_k_detections(found: Detections, options: PredictOptions) -> Detections:
+    """Keep what counts, best first."""
+    kept = found.take(found.scores > options.score_threshold)
+    return kept.take(np.arange(min(len(kept), options.max_detections)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,123 +1,134 @@
-"""Gives the images of a data set what a teacher said of them, wherever that is kept."""
+"""A teacher that predicted before training: its boxes are attached to the images and come with the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
+from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.label_map import LabelMap
-from kd_vision.core.predictions import Detections
+from kd_vision.core.predictions import BatchDetections, Detections, DetectorOutput, Signal
+from kd_vision.core.spec import DetectorSpec
+from kd_vision.data.pseudo_labels import PseudoLabelTable
 from kd_vision.data.records import DetectionData, ImageRecord
-from kd_vision.detectors.postprocess import to_pseudo_labels
+from kd_vision.teachers.pseudo_labels import to_pseudo_labels
+
+if TYPE_CHECKING:
+    import torch
 
 _MERGE_IOU = 0.6
+_AT_ONCE = 512
 
 
-class Knowledge(Protocol):
-    """Somebody's word on images, given beforehand."""
+class PrecomputedBoxes(Protocol):
+    """Boxes of images, predicted before training."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes it speaks of."""
+        """Classes of the boxes, in label order."""
         ...
 
     @property
     def missing_classes(self) -> tuple[str, ...]:
-        """Those of `classes` that nobody asked ever learned: that they are not seen says nothing."""
+        """Those of `classes` that the teacher never learned: that it has no box of them means nothing."""
+        ...
+
+    @property
+    def score_threshold(self) -> float:
+        """Least score of the boxes."""
         ...
 
     def of(self, record: ImageRecord) -> Detections:
-        """Return what was said of an image, boxes in its pixels, in `classes`.
+        """Return the boxes of an image, in its pixels, in `classes`.
 
         Raises:
-            RequestError: nothing was said of it.
+            RequestError: there are no predictions of it.
         """
         ...
 
 
-class JsonKnowledge:
-    """The word of a results file, which names images by their id in one split.
+class OfflineTeacher:
+    """Precomputed boxes in the student's classes.
 
     Args:
-        found: by image id, boxes in pixels of the original image; one for every image of `data`.
-        data: the split that the ids belong to; its classes are those of the labels.
-        path: of the file, for messages.
+        name: of the teacher in its run; pseudo labels are kept under it.
+        source: the boxes.
+        labels: from their classes to the data's; None: they are the same.
     """
 
-    missing_classes: tuple[str, ...] = ()
+    image_size: int | None = None
 
-    def __init__(self, found: Mapping[int, Detections], data: DetectionData, path: Path) -> None:
-        # By path: images of another source may have the same ids.
-        self._found = {image.path: found[image.image_id] for image in data.images}
-        self._split = data.name
-        self.classes = data.classes
-        self.path = path
-
-    def of(self, record: ImageRecord) -> Detections:
-        """See `Knowledge.of`."""
-        if record.path not in self._found:
-            raise RequestError(
-                f"{record.path}: is not among the images of '{self._split}', of which {self.path} speaks"
-            )
-        return self._found[record.path]
-
-
-class OwnLabels:
-    """The labels of the images themselves, said with a score of 1; crowds are nobody's word, as in training.
-
-    Args:
-        classes: of the data.
-    """
-
-    missing_classes: tuple[str, ...] = ()
-
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
-
-    def of(self, record: ImageRecord) -> Detections:
-        """See `Knowledge.of`."""
-        if not record.labelled:
-            raise RequestError(f"{record.path}: has no labels that could teach")
-        alone = ~record.crowd
-        boxes = record.boxes_xyxy[alone]
-        return Detections(boxes, np.ones(len(boxes), np.float32), record.labels[alone])
-
-
-def attach(data: DetectionData, knowledge: Knowledge, labels: LabelMap | None = None) -> DetectionData:
-    """Return the data with `ImageRecord.knowledge` filled, in the data's classes.
-
-    Args:
-        data: images, labelled or not.
-        knowledge: what was said of them.
-        labels: from its classes to the data's; None: they are the same.
-
-    Raises:
-        RequestError: the classes differ, or nothing was said of an image; up to 20 lines.
-    """
-    ours = labels.student if labels is not None else knowledge.classes
-    if ours != data.classes:
-        raise RequestError(
-            f"split '{data.name}' has the classes {', '.join(data.classes)}, the knowledge {', '.join(ours)}; map them "
-            f"with labels:"
+    def __init__(self, name: str, source: PrecomputedBoxes, labels: LabelMap | None = None) -> None:
+        self.name = name
+        self.source = source
+        self.labels = labels
+        self.spec = DetectorSpec(
+            family="offline",
+            name=name,
+            classes=source.classes if labels is None else labels.student,
+            level_channels={},
+            level_strides={},
+            provides=frozenset({"detections"}),
+            missing_classes=frozenset() if labels is None else labels.missing_classes,
         )
-    with ThreadPoolExecutor() as threads:
-        answers = list(threads.map(lambda record: _asked(knowledge, record), data.images))
-    lost = [answer for answer in answers if isinstance(answer, str)]
-    if lost:
-        raise RequestError(*truncate(lost))
-    found = [to_pseudo_labels(answer, labels, _MERGE_IOU) for answer in answers if isinstance(answer, Detections)]
-    pairs = zip(data.images, found, strict=True)
-    return replace(data, images=tuple(replace(image, knowledge=one) for image, one in pairs))
 
+    @property
+    def score_threshold(self) -> float:
+        """See `Teacher.score_threshold`."""
+        return self.source.score_threshold
 
-def _asked(knowledge: Knowledge, record: ImageRecord) -> Detections | str:
-    try:
-        return knowledge.of(record)
-    except RequestError as error:
-        return str(error)
+    def to(self, device: torch.device | str) -> OfflineTeacher:
+        """Return itself: its boxes are moved with the batch."""
+        return self
+
+    def signals(self, batch: ImageBatch, wanted: frozenset[Signal]) -> DetectorOutput:
+        """Return the boxes that came with the batch."""
+        return DetectorOutput(pseudo_labels=batch.pseudo_labels.get(self.name))
+
+    def attach(self, data: DetectionData) -> DetectionData:
+        """Return the data with this teacher's boxes of each image, in the data's classes.
+
+        Raises:
+            RequestError: the classes differ, or there are no predictions of an image; up to 20 lines.
+        """
+        if self.spec.classes != data.classes:
+            raise RequestError(
+                f"split '{data.name}' has the classes {', '.join(data.classes)}, '{self.name}' "
+                f"{', '.join(self.spec.classes)}; map them with labels:"
+            )
+        table = PseudoLabelTable.of(self._detections(data.images), len(data.classes))
+        return replace(data, pseudo_labels={**data.pseudo_labels, self.name: table})
+
+    def _detections(self, images: Sequence[ImageRecord]) -> Iterator[Detections]:
+        """Yield the boxes of each image as pseudo labels; images are read ahead in threads."""
+        errors: list[str] = []
+        with ThreadPoolExecutor() as threads:
+            for first in range(0, len(images), _AT_ONCE):
+                answers = list(threads.map(self._of, images[first : first + _AT_ONCE]))
+                errors += [line for answer in answers if isinstance(answer, RequestError) for line in answer.problems]
+                if not errors:
+                    yield from self._pseudo_labels([one for one in answers if isinstance(one, Detections)])
+        if errors:
+            raise RequestError(*truncate(list(dict.fromkeys(errors))))
+
+    def _of(self, record: ImageRecord) -> Detections | RequestError:
+        try:
+            return self.source.of(record)
+        except RequestError as error:
+            return error
+
+    def _pseudo_labels(self, detections: Sequence[Detections]) -> list[Detections]:
+        boxes = to_pseudo_labels(BatchDetections.of(detections), self.labels, len(self.spec.classes), _MERGE_IOU)
+        batch = BatchDetections(
+            boxes.image_index,
+            boxes.boxes_xyxy,
+            boxes.scores,
+            boxes.labels,
+            boxes.class_probs,
+            len(detections),
+            boxes.ignore,
+        )
+        return batch.per_image()

@@ -1,17 +1,18 @@
-"""A detector that is only what it said: boxes by image id, e.g. read from a COCO result file."""
+"""A COCO result file: boxes by image id, made by anything. It can be measured, and it can teach."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Detections
+from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
-from kd_vision.detectors.base import PredictOptions
+from kd_vision.data.coco_results import read_coco_results
+from kd_vision.data.records import DetectionData, ImageRecord
 
 
 class PredictionsConfig(StrictModel):
@@ -22,24 +23,31 @@ class PredictionsConfig(StrictModel):
 
 
 class PredictionsFile:
-    """Answers with the boxes a file holds for an image, whatever its pixels.
+    """Gives the boxes a file holds for an image, whatever its pixels.
 
-    `PredictOptions` says how dense predictions become final boxes; these are final already, so the
-    file is given whole: a figure measured from it equals COCOeval on the same file.
+    `PredictOptions` turn dense predictions into final boxes; these are final already, so the file is given whole:
+    a figure measured from it equals COCOeval on the same file.
 
     Args:
-        found: boxes by image id, in pixels of the original image.
-        classes: names in label order.
+        detections: boxes by image id, in pixels of the original image; one for every image of `data`.
+        data: the split that the ids belong to; its classes are those of the labels.
         path: of the file, for messages and the name.
     """
 
-    def __init__(self, found: Mapping[int, Detections], classes: Sequence[str], path: Path) -> None:
-        self._found = dict(found)
+    missing_classes: tuple[str, ...] = ()
+    score_threshold = 0.0
+
+    def __init__(self, detections: Mapping[int, Detections], data: DetectionData, path: Path) -> None:
+        self._by_id = dict(detections)
+        # By path for training: images of another source may have the same ids.
+        self._by_path = {image.path: detections[image.image_id] for image in data.images}
+        self._split = data.name
+        self.classes = data.classes
         self.path = path
         self.spec = DetectorSpec(
             family="predictions",
             name=path.stem,
-            classes=tuple(classes),
+            classes=data.classes,
             level_channels={},
             level_strides={},
             provides=frozenset({"detections"}),
@@ -54,22 +62,33 @@ class PredictionsFile:
             RequestError: the batch has no image ids, or the file was not made for one of its images.
         """
         if len(batch.image_ids) != len(batch):
-            raise RequestError(f"{self.path}: answers by image id, and these images have none; give a data set")
-        missing = [str(image_id) for image_id in batch.image_ids if image_id not in self._found]
+            raise RequestError(f"{self.path}: holds boxes by image id, and these images have none; give a data set")
+        missing = [str(image_id) for image_id in batch.image_ids if image_id not in self._by_id]
         if missing:
             raise RequestError(
                 f"{self.path}: was not read for image id {', '.join(missing)}; evaluate it on the split it was made for"
             )
-        return [self._found[image_id] for image_id in batch.image_ids]
+        return [self._by_id[image_id] for image_id in batch.image_ids]
+
+    def of(self, record: ImageRecord) -> Detections:
+        """See `PrecomputedBoxes.of`."""
+        if record.path not in self._by_path:
+            raise RequestError(
+                f"{record.path}: is not among the images of '{self._split}', for which {self.path} was made; store "
+                f"predictions of other images with `kd-vision label`, and give the store as 'knowledge:'"
+            )
+        return self._by_path[record.path]
 
 
-def build(config: PredictionsConfig, classes: tuple[str, ...] | None, where: str) -> NoReturn:
-    """Refuse: the boxes belong to images by their id, so they are attached to the data as stored knowledge.
+def read_predictions(path: Path, data: DetectionData) -> PredictionsFile:
+    """Read a COCO result file made for a split; an image without an entry is one without boxes.
 
     Raises:
-        RequestError: always.
+        RequestError: the file cannot be read, or an entry is wrong.
     """
-    raise RequestError(
-        f"{where}: {config.weights} answers by image id and looks at no pixels, so it can be neither a member of an "
-        f"ensemble nor shown tiles; give it as the teacher itself, or as 'knowledge'"
-    )
+    return PredictionsFile(read_coco_results(path, data), data, path)
+
+
+def build(config: PredictionsConfig, train: DetectionData, where: str) -> PredictionsFile:
+    """Read the file as predictions on the training split; see `read_predictions`."""
+    return read_predictions(config.weights, train)

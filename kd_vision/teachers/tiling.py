@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_vision.core.predictions import Detections, PredictOptions
-from kd_vision.detectors.postprocess import classwise_nms, nms_groups
+from kd_vision.runtime.letterbox import PAD_VALUE
+from kd_vision.runtime.nms import nms
 
-GRAY = 114 / 255
-"""What fills a tile beyond the image, as in the letterbox."""
 _TOUCH = 0.01
 """A box that ends closer to a tile's border than this share of the tile may go on beyond it."""
 _COVERED = 0.7
@@ -66,7 +65,7 @@ def cut_out(images: Tensor, window: Window, tile: int) -> Tensor:
 def filled(images: Tensor, height: int, width: int) -> Tensor:
     """Add gray below and to the right."""
     below, beside = height - images.shape[-2], width - images.shape[-1]
-    return functional.pad(images, (0, beside, 0, below), value=GRAY) if below or beside else images
+    return functional.pad(images, (0, beside, 0, below), value=PAD_VALUE / 255) if below or beside else images
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +116,19 @@ def merge_tiles(seen: Sequence[TileDetections], options: PredictOptions) -> Dete
     found, cut, look = found.take(keep), cut[keep], look[keep]
     frames = np.array([[w.left, w.top, w.right, w.bottom] for w in (each.window for each in seen)], np.float32)
     found = _join_truncated(found, np.flatnonzero(cut), frames, look)
-    merged = classwise_nms(found.take(np.argsort(-found.scores, kind="stable")), options.nms_iou)
-    return merged.take(np.arange(min(len(merged), options.max_detections)))
+    groups = _nms_groups(found)
+    return found.take(nms(found.boxes_xyxy, found.scores, options.nms_iou, options.max_detections, groups))
+
+
+def _nms_groups(found: Detections) -> npt.NDArray[np.int64]:
+    """Return (M,) the class of each box, or -1: boxes to be ignored neither hide an object nor are hidden by one."""
+    return found.labels if found.ignore is None else np.where(found.ignore, -1, found.labels)
 
 
 def _truncated_duplicates(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return (M,) bool: a cut box that lies within a whole one of its class that is about as sure."""
     result = np.zeros(len(found), np.bool_)
-    group = nms_groups(found)
+    group = _nms_groups(found)
     for label in np.unique(group[cut]):
         of_class = group == label
         parts, wholes = np.flatnonzero(of_class & cut), np.flatnonzero(of_class & ~cut)
@@ -152,7 +156,7 @@ def _join_truncated(
         frames: (looks, 4) what each look saw.
         look: (M,) whose box it is.
     """
-    boxes, labels, scores, look = found.boxes_xyxy[parts], nms_groups(found)[parts], found.scores[parts], look[parts]
+    boxes, labels, scores, look = found.boxes_xyxy[parts], _nms_groups(found)[parts], found.scores[parts], look[parts]
     # For every two parts the band that both looks see, and the first part within it.
     low = np.maximum(frames[look][:, None, :2], frames[look][None, :, :2])
     high = np.minimum(frames[look][:, None, 2:], frames[look][None, :, 2:])
