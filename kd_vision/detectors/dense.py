@@ -1,6 +1,6 @@
-"""What every one-stage head can do with its grid: give its rows, and judge boxes handed to it.
+"""Signals that every head with a grid or with queries gives: raw predictions, and refined boxes.
 
-Shapes: B images, A rows, K classes, N boxes handed in.
+Shapes: B images, A rows (grid points, anchors, queries), K classes, N given boxes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kd_vision.core.predictions import GridPredictions, RawPredictions, RoIPredi
 
 
 def raw_predictions_of(grid: GridPredictions) -> RawPredictions:
-    """Return a grid as rows."""
+    """Return the raw predictions of a grid."""
     return RawPredictions(
         grid.logits,
         grid.boxes_xyxy,
@@ -23,51 +23,29 @@ def raw_predictions_of(grid: GridPredictions) -> RawPredictions:
     )
 
 
-def padded(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """Turn a flat list of boxes into a table of images.
-
-    Args:
-        image_index: (M,) which image a box belongs to.
-        images: B.
-
-    Returns:
-        (B, N) position of each box in the flat list, N the most boxes of an image, and (B, N) bool, False where
-        the table is only filled up.
-    """
-    counts = torch.bincount(image_index, minlength=images)
-    order = image_index.argsort(stable=True)
-    slot = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[image_index[order]]
-    most = int(counts.max()) if len(order) else 0
-    position = order.new_zeros((images, most))
-    mask = torch.zeros((images, most), dtype=torch.bool, device=order.device)
-    position[image_index[order], slot] = order
-    mask[image_index[order], slot] = True
-    return position, mask
-
-
 def refine_by_grid(grid: GridPredictions, boxes_xyxy: Tensor) -> RoIPredictions:
-    """Judge boxes, (B, N, 4) in the grid's frame, by the grid's row that fits each best; see `refine_by_rows`."""
+    """Refine boxes, (B, N, 4) in the pixels of the grid, by the grid's best fitting rows; see `refine_by_rows`."""
     return refine_by_rows(grid.boxes_xyxy, grid.logits.float().sigmoid(), boxes_xyxy)
 
 
 @torch.no_grad()
-def refine_by_rows(own_xyxy: Tensor, probs: Tensor, boxes_xyxy: Tensor) -> RoIPredictions:
-    """Judge boxes by the row that fits each best.
+def refine_by_rows(rows_xyxy: Tensor, probs: Tensor, boxes_xyxy: Tensor) -> RoIPredictions:
+    """Classify and refine given boxes by the predicted row that fits each best.
 
-    The row is the one of highest ``IoU^6 * sqrt(best class probability)``, the measure by which task-aligned
-    heads choose the rows that answer for an object; a box that meets nothing gets probabilities of 0.
+    The row has the highest ``IoU^6 * sqrt(best class probability)``, the metric by which task-aligned heads assign
+    rows to objects. A box that overlaps no row gets probabilities of 0 and is returned as it is.
 
     Args:
-        own_xyxy: (B, A, 4) boxes of the judge's rows.
+        rows_xyxy: (B, A, 4) predicted boxes.
         probs: (B, A, K) their class probabilities.
-        boxes_xyxy: (B, N, 4) in the same frame.
+        boxes_xyxy: (B, N, 4) given boxes in the same pixels.
     """
-    best = probs.amax(dim=-1)
-    found_probs, found_boxes = [], []
-    for image, given in enumerate(boxes_xyxy.float()):
-        overlap = box_iou(given, own_xyxy[image].float())
-        fit, row = (overlap.pow(6) * best[image].sqrt()).max(dim=1)
-        met = (fit > 0)[:, None]
-        found_probs.append(probs[image, row] * met)
-        found_boxes.append(torch.where(met, own_xyxy[image, row].float(), given))
-    return RoIPredictions(torch.stack(found_probs), torch.stack(found_boxes))
+    confidence = probs.amax(dim=-1).sqrt()
+    refined_probs, refined_boxes = [], []
+    for image, boxes in enumerate(boxes_xyxy.float()):
+        overlap = box_iou(boxes, rows_xyxy[image].float())
+        fit, row = (overlap.pow(6) * confidence[image]).max(dim=1)
+        overlaps = (fit > 0)[:, None]
+        refined_probs.append(probs[image, row] * overlaps)
+        refined_boxes.append(torch.where(overlaps, rows_xyxy[image, row].float(), boxes))
+    return RoIPredictions(torch.stack(refined_probs), torch.stack(refined_boxes))

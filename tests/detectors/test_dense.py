@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from kd_vision.core.predictions import PredictOptions
-from kd_vision.detectors.dense import padded, refine_by_rows
-from kd_vision.detectors.ultralytics import UltralyticsConfig, build
+from kd_vision.detectors.dense import refine_by_rows
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.family import build
 
 
 @pytest.mark.parametrize(
@@ -37,14 +38,6 @@ def test_a_box_that_meets_no_row_is_of_no_class_and_stays_as_it_is() -> None:
     found = refine_by_rows(own, probs, far)
     assert found.class_probs.tolist() == [[[0.0, 0.0]]]
     assert torch.equal(found.boxes_xyxy, far)
-
-
-def test_a_flat_list_becomes_a_table_of_images() -> None:
-    position, mask = padded(torch.tensor([2, 0, 2, 0, 2]), 4)
-    assert mask.tolist() == [[True, True, False], [False] * 3, [True, True, True], [False] * 3]
-    assert position[mask].tolist() == [1, 3, 0, 2, 4]
-    position, mask = padded(torch.zeros(0, dtype=torch.int64), 2)
-    assert position.shape == mask.shape == (2, 0)
 
 
 def test_a_detector_settled_for_inference_says_the_same(awake_file: Callable[[str], Path]) -> None:

@@ -19,10 +19,11 @@ from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import UNMATCHED, Signals
 from kd_vision.core.validation import validate
-from kd_vision.detectors import FAMILIES, family_module
-from kd_vision.detectors.base import Detector, PredictOptions
-from kd_vision.detectors.postprocess import cxcywh_to_xyxy
-from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector, build, known_models
+from kd_vision.detectors.base import PredictOptions
+from kd_vision.detectors.boxes import cxcywh_to_xyxy
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig, known_models
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.detectors.ultralytics.family import build
 from kd_vision.losses.soft_boxes import SoftBoxes, SoftBoxesConfig
 
 MODELS = ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n", "yolov8n-p2", "yolo26n-p2")
@@ -133,7 +134,7 @@ def test_the_channel_of_detections_is_prediction_in_input_pixels(name: str) -> N
     none = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
     same = (Letterbox(64, 64, 1.0, 1.0, 0, 0),) * 2
     batch = ImageBatch(images(), none, torch.ones(2, dtype=torch.bool), (1, 2), same)
-    said = detector(batch.images, signals=frozenset({"detections"})).postprocess(PredictOptions())
+    said = detector(batch.images, signals=frozenset({"detections"})).postprocess(PredictOptions()).per_image()
     for one, other in zip(said, detector.predict(batch)):
         assert len(one) > 0
         np.testing.assert_array_equal(one.scores, other.scores)
@@ -333,22 +334,12 @@ def test_known_models_hold_every_generation() -> None:
     assert {"yolov8", "yolo11", "yolo12", "yolo26", "yolov8-p2"} <= set(known_models())
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_of_the_table_keeps_the_contract(family: str) -> None:
-    module = family_module(family, "student")
-    assert hasattr(module, "build") or family == "self"  # which is the student, not built apart from it
-    assert hasattr(module, FAMILIES[family].config)
-    detector = make("yolo11n")
-    assert isinstance(detector, Detector)
-    assert detector.spec.family == "ultralytics"
-
-
 def test_importing_the_adapter_leaves_the_users_settings_alone(tmp_path: Path) -> None:
     import os
     import subprocess
     import sys
 
-    code = "import kd_vision.detectors.ultralytics as m; print(m.SETTINGS['sync'])"
+    code = "import kd_vision.detectors.ultralytics.family as m; print(m.SETTINGS['sync'])"
     env = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip().splitlines()[-1] == "False"

@@ -1,6 +1,6 @@
-"""From a name to a network of the family, with fresh weights; nothing is downloaded here.
+"""From a name to a network of torchvision, with fresh weights; nothing is downloaded here.
 
-The package has no types: its networks are `Any` to the type checker.
+The package has no type annotations: its networks are `Any` to the type checker.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _RATIOS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a network is made of: enough to build it again.
+    """What a network is made of: all that is needed to build it again.
 
     Attributes:
         model: its name.
         classes: names in label order, without background.
-        frozen_norms: the backbone's norms keep their statistics and scales, as the family does once it has learned
-            weights; they learn otherwise.
+        frozen_norms: the norms of the backbone keep their statistics and scales, as in torchvision's models with
+            pretrained backbones; they are trained otherwise.
         norm_epsilon: of frozen norms.
-        proposals: that inference of a two-stage model looks at; None: as many as the family does.
+        proposals: that the second stage of a two-stage model takes in inference; None: as many as in torchvision.
     """
 
     model: str
@@ -56,7 +56,7 @@ class Architecture:
 
     @property
     def parts(self) -> Parts:
-        """What the name says."""
+        """The parts that the name gives."""
         return parts_of(self.model)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Architecture:
 
 
 def construct(arch: Architecture) -> Any:
-    """Build the network of a layout. Its column 0 is background, class k of ours its column k + 1."""
+    """Build the network of an architecture. Its column 0 is background, class k is column k + 1."""
     columns = len(arch.classes) + 1
     parts = arch.parts
     if arch.model in STOCK:
@@ -94,7 +94,7 @@ def construct(arch: Architecture) -> Any:
 
 
 def _dense_pyramid(parts: Parts) -> Any:
-    """Maps of stride 8 to 128."""
+    """Return a backbone with maps of stride 8 to 128."""
     if parts.mobile:
         return mobilenet_backbone(
             backbone_name=parts.backbone,
@@ -161,7 +161,7 @@ def _faster_rcnn(parts: Parts, columns: int) -> Any:
 
 
 def _freeze_norms(module: nn.Module, epsilon: float) -> None:
-    """Put norms that do not learn in the place of those that do."""
+    """Replace norms that are trained by frozen ones."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, eps=epsilon)

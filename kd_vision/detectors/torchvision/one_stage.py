@@ -1,7 +1,7 @@
 """One-stage heads: RetinaNet, FCOS, SSD and SSDLite.
 
-Shapes: B images, A rows (anchors or points of all levels), K classes, M boxes handed in, H W input pixels. The
-family's heads have K + 1 columns; column 0 is background, without use in sigmoid heads.
+Shapes: B images, A rows (anchors or points of all levels), K classes, M boxes, H W input pixels. The heads of
+torchvision have K + 1 columns; column 0 is background, which sigmoid heads do not use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kd_vision.core.predictions import (
     ONE_TO_MANY,
     UNMATCHED,
     AssignResult,
-    Detections,
+    BatchDetections,
     DetectorOutput,
     GridPredictions,
     PredictOptions,
@@ -34,6 +34,7 @@ from kd_vision.core.predictions import (
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import freeze
+from kd_vision.detectors.boxes import centres
 from kd_vision.detectors.dense import raw_predictions_of, refine_by_grid
 from kd_vision.detectors.postprocess import nms
 from kd_vision.detectors.torchvision.common import (
@@ -47,16 +48,16 @@ from kd_vision.detectors.torchvision.common import (
 
 _SMALLEST_LOGARITHM = -1e-30
 _SMALLEST_SSD = 268
-"""Side from which the last map of SSD300, without padding in its convolutions, has a pixel."""
+"""Least side for which the last map of SSD300, whose convolutions have no padding, has a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardState:
-    """What one run of the network gave.
+    """Outputs of one run of the network.
 
     Attributes:
         maps: the pyramid by level.
-        outputs: of the head in 32 bits, by the family's names, (B, A, ...).
+        outputs: of the head in float32, by torchvision's names, (B, A, ...).
         anchors: (A, 4) corners in input pixels.
         counts: rows of each level.
         strides: (A,) nominal stride of each row's level.
@@ -72,8 +73,8 @@ class ForwardState:
 
     @property
     def centres(self) -> Tensor:
-        """(A, 2) middle of each anchor."""
-        return (self.anchors[:, :2] + self.anchors[:, 2:]) / 2
+        """(A, 2) centre of each anchor."""
+        return centres(self.anchors)
 
 
 class OneStageDetector(TorchvisionDetector):
@@ -111,7 +112,7 @@ class OneStageDetector(TorchvisionDetector):
 
     @abstractmethod
     def _scores(self, state: ForwardState) -> Tensor:
-        """Return what inference ranks by, (B, A, K) in [0, 1]."""
+        """Return the scores by which inference ranks, (B, A, K) in [0, 1]."""
 
     @abstractmethod
     def _logits(self, state: ForwardState) -> Tensor:
@@ -119,7 +120,7 @@ class OneStageDetector(TorchvisionDetector):
 
     @abstractmethod
     def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
-        """Return (A,) position of each row's box among (M, 4), M above 0; `UNMATCHED` or `IGNORED` where none is."""
+        """Return (A,) index of each row's box among (M, 4), M above 0; `UNMATCHED` or `IGNORED` for rows without."""
 
     def _compute_loss(
         self, state: ForwardState, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
@@ -131,11 +132,11 @@ class OneStageDetector(TorchvisionDetector):
         return raw_predictions_of(self._grid(state))
 
     def _quality(self, state: ForwardState, index: Tensor, pseudo_labels: PseudoLabels) -> Tensor:
-        """Return (B, A): how well row and box fit; 1 where the rule knows no such thing."""
+        """Return (B, A) quality of each match; 1 for rules that do not define one."""
         return torch.ones(index.shape, device=index.device)
 
     def _hard_negatives(self, state: ForwardState, index: Tensor) -> Tensor:
-        """Return (B, A) pairing without the rows that the loss does not look at."""
+        """Return (B, A) matches in which the rows that the loss leaves out are `IGNORED`."""
         return index
 
     def forward(
@@ -148,20 +149,20 @@ class OneStageDetector(TorchvisionDetector):
         """See `Detector.forward`."""
         state = self._run(images)
         grid = cache(partial(self._grid, state))
-        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
+        with_boxes, with_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
             task_losses={} if targets is None else self._task_losses(state, targets, labelled),
             features=state.maps if "features" in signals else {},
             grids={ONE_TO_MANY: grid()} if "grid" in signals else {},
             branch_weights={ONE_TO_MANY: 1.0},
-            postprocess=partial(self._postprocess, state) if wants_boxes else None,
-            assign=partial(self._assign, state) if wants_boxes else None,
-            raw_predictions=partial(self._raw_predictions, state) if wants_regions else None,
-            refine_regions=(lambda boxes: refine_by_grid(grid(), boxes)) if wants_regions else None,
+            postprocess=partial(self._postprocess, state) if with_boxes else None,
+            assign=partial(self._assign, state) if with_boxes else None,
+            raw_predictions=partial(self._raw_predictions, state) if with_regions else None,
+            refine_regions=(lambda boxes: refine_by_grid(grid(), boxes)) if with_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
-        """See `Detector.export_module`; the boxes are cut off at the border, as the family's are."""
+        """See `Detector.export_module`; the boxes are clipped to the image, as torchvision's are."""
         twin = copy.deepcopy(self).float().cpu()
         freeze(twin)
         return _Dense(twin)
@@ -185,38 +186,36 @@ class OneStageDetector(TorchvisionDetector):
         return GridPredictions(self._logits(state), self._boxes(state), state.centres, state.strides)
 
     @torch.no_grad()
-    def _postprocess(self, state: ForwardState, options: PredictOptions) -> list[Detections]:
-        pairs = zip(clipped(self._boxes(state), *state.size), self._scores(state), strict=True)
-        return [nms(boxes, scores, options) for boxes, scores in pairs]
+    def _postprocess(self, state: ForwardState, options: PredictOptions) -> BatchDetections:
+        return nms(clipped(self._boxes(state), *state.size), self._scores(state), options)
 
     def _task_losses(self, state: ForwardState, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
-        """The family's own losses over the labelled images."""
+        """Compute torchvision's own losses over the labelled images."""
         kept = labelled_images(labelled, len(state.outputs["cls_logits"]), state.anchors.device)
         if not len(kept):
             return {}
         truth = family_targets(targets, kept)
-        matched = [self._paired(state, each["boxes"]) for each in truth]
+        matched = [self._match_or_none(state, each["boxes"]) for each in truth]
         outputs = {name: value[kept] for name, value in state.outputs.items()}
         return self._compute_loss(state, outputs, truth, matched)
 
     def _assign(self, state: ForwardState, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
-        """Pair rows with boxes by the rule of the head's own loss."""
+        """Assign boxes to rows by the rule of the head's own loss."""
+        images = range(len(state.outputs["cls_logits"]))
         with torch.no_grad():
-            index = torch.stack(
-                [self._own(state, pseudo_labels, image) for image in range(len(state.outputs["cls_logits"]))]
-            )
+            index = torch.stack([self._match_image(state, pseudo_labels, image) for image in images])
             index = self._hard_negatives(state, index)
             quality = self._quality(state, index, pseudo_labels)
         return (AssignResult(self._raw_predictions(state), index, quality),)
 
-    def _own(self, state: ForwardState, pseudo_labels: PseudoLabels, image: int) -> Tensor:
-        """Return (A,): position in the whole of `pseudo_labels` of each row's box in one image."""
-        own = (pseudo_labels.image_index == image).nonzero()[:, 0]
-        place = self._paired(state, pseudo_labels.boxes_xyxy[own])
-        return place if not len(own) else torch.where(place >= 0, own[place.clamp(min=0)], place)
+    def _match_image(self, state: ForwardState, pseudo_labels: PseudoLabels, image: int) -> Tensor:
+        """Return (A,): index in the whole of `pseudo_labels` of each row's box in one image."""
+        of_image = (pseudo_labels.image_index == image).nonzero()[:, 0]
+        matched = self._match_or_none(state, pseudo_labels.boxes_xyxy[of_image])
+        return torch.where(matched >= 0, of_image[matched.clamp(min=0)], matched) if len(of_image) else matched
 
     @torch.no_grad()
-    def _paired(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
+    def _match_or_none(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
         if not len(boxes_xyxy):
             return torch.full((len(state.anchors),), UNMATCHED, dtype=torch.int64, device=state.anchors.device)
         return self._match(state, boxes_xyxy.float())
@@ -235,22 +234,22 @@ class RetinaNetDetector(OneStageDetector):
         return self._logits(state).sigmoid()
 
     def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
-        """By overlap with the anchors, as the family's matcher does; its marks for no box are ours."""
-        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
-        return found
+        """Match by IoU with the anchors; torchvision's codes for no box are `UNMATCHED` and `IGNORED`."""
+        matched: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
+        return matched
 
 
 class FcosDetector(OneStageDetector):
-    """FCOS: a point instead of anchors, a sigmoid for each class, and one for how central the point is.
+    """FCOS: points instead of anchors, a sigmoid for each class, and one for the centre-ness.
 
-    The score of a class is sqrt(sigmoid(class) * sigmoid(centre-ness)), and the logits of the grid are those whose
-    sigmoid that is. The points are the family's: multiples of the stride, half a stride up and left of where others
-    have them.
+    The score of a class is sqrt(sigmoid(class) * sigmoid(centre-ness)); the logits of the grid are those with this
+    sigmoid. The points are torchvision's: multiples of the stride, half a stride up and left of those of other
+    implementations.
     """
 
     def _boxes(self, state: ForwardState) -> Tensor:
-        found: Tensor = self.net.box_coder.decode(state.outputs["bbox_regression"], state.anchors)
-        return found
+        boxes: Tensor = self.net.box_coder.decode(state.outputs["bbox_regression"], state.anchors)
+        return boxes
 
     def _logits(self, state: ForwardState) -> Tensor:
         return geometric_mean_logit(state.outputs["cls_logits"][..., 1:], state.outputs["bbox_ctrness"])
@@ -262,7 +261,7 @@ class FcosDetector(OneStageDetector):
         return sample_centres(state.anchors, state.counts, boxes_xyxy, self.net.center_sampling_radius)
 
     def _quality(self, state: ForwardState, index: Tensor, pseudo_labels: PseudoLabels) -> Tensor:
-        """Return the root of the centre-ness: the score that the head learns to give a point of a sure box."""
+        """Return the root of the centre-ness: the score of a perfect head at a point of a box of score 1."""
         quality = torch.zeros(index.shape, device=index.device)
         image, row = (index >= 0).nonzero(as_tuple=True)
         boxes = pseudo_labels.boxes_xyxy[index[image, row]].float()
@@ -275,11 +274,11 @@ class FcosDetector(OneStageDetector):
 class SsdDetector(OneStageDetector):
     """SSD and SSDLite: default boxes in several shapes, a softmax over the classes and background.
 
-    The maps do not halve exactly from level to level; the names and strides of the levels are nominal.
+    Map sizes do not halve exactly from level to level; the names and strides of the levels are nominal.
     """
 
     def _describe(self) -> DetectorSpec:
-        # SSDLite begins at half the resolution; SSD300's first poolings halve a side of 300 twice.
+        # SSDLite starts at half the resolution; SSD300's first poolings halve a side of 300 twice.
         self._first_level, self._size_multiple = (3, 4) if self.arch.parts.kind == "ssd" else (4, 32)
         return super()._describe()
 
@@ -291,7 +290,7 @@ class SsdDetector(OneStageDetector):
         if self.arch.parts.kind == "ssd" and min(images.shape[-2:]) < _SMALLEST_SSD:
             raise RequestError(
                 f"{self.arch.model}: images of {images.shape[-1]}x{images.shape[-2]} pixels are too small for its "
-                f"last level; use an image_size of {_SMALLEST_SSD} or more (it was made for 300)"
+                f"last level; use an image_size of {_SMALLEST_SSD} or more (it is designed for 300)"
             )
         return super()._run(images)
 
@@ -309,9 +308,9 @@ class SsdDetector(OneStageDetector):
         return RawPredictions(logits[..., 1:], self._boxes(state), state.centres[None], background=logits[..., 0])
 
     def _match(self, state: ForwardState, boxes_xyxy: Tensor) -> Tensor:
-        """By overlap with the default boxes; each box has at least the one that fits it best."""
-        found: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
-        return found
+        """Match by IoU with the default boxes; each box is matched with at least its best fitting one."""
+        matched: Tensor = self.net.proposal_matcher(box_iou(boxes_xyxy, state.anchors))
+        return matched
 
     def _compute_loss(
         self, state: ForwardState, outputs: dict[str, Tensor], truth: list[dict[str, Tensor]], matched: list[Tensor]
@@ -320,12 +319,12 @@ class SsdDetector(OneStageDetector):
         return losses
 
     def _hard_negatives(self, state: ForwardState, index: Tensor) -> Tensor:
-        """Keep, of an image's background, the rows that look least like it: three for each row with a box."""
-        silence = -state.outputs["cls_logits"].log_softmax(dim=-1)[..., 0]
-        cost = silence.masked_fill(index != UNMATCHED, float("-inf"))
-        rank = cost.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        wanted = self.net.neg_to_pos_ratio * (index >= 0).sum(dim=1, keepdim=True)
-        return index.masked_fill((index == UNMATCHED) & (rank >= wanted), IGNORED)
+        """Keep the background rows of highest loss, three for each row with a box; the rest are `IGNORED`."""
+        background_loss = -state.outputs["cls_logits"].log_softmax(dim=-1)[..., 0]
+        loss = background_loss.masked_fill(index != UNMATCHED, float("-inf"))
+        rank = loss.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        count = self.net.neg_to_pos_ratio * (index >= 0).sum(dim=1, keepdim=True)
+        return index.masked_fill((index == UNMATCHED) & (rank >= count), IGNORED)
 
 
 class _Dense(nn.Module):
@@ -340,7 +339,7 @@ class _Dense(nn.Module):
 
 
 def geometric_mean_logit(first: Tensor, second: Tensor) -> Tensor:
-    """Return the logit of sqrt(sigmoid(first) * sigmoid(second)), computed in the logarithm.
+    """Return the logit of sqrt(sigmoid(first) * sigmoid(second)), computed in log space.
 
     With l = (log sigmoid(first) + log sigmoid(second)) / 2 it is l - log(1 - e^l).
     """
@@ -351,14 +350,14 @@ def geometric_mean_logit(first: Tensor, second: Tensor) -> Tensor:
 def one_against_rest(logits: Tensor) -> Tensor:
     """Return log(p / (1 - p)) of each column's softmax p, z_c - logsumexp of the others; (..., K) to (..., K).
 
-    Where a column holds nearly everything, 1 - p would drown in rounding: for the largest the others are summed.
+    For p near 1, 1 - p would be lost in rounding: for the largest column the others are summed instead.
     """
-    whole = logits.logsumexp(dim=-1, keepdim=True)
+    total = logits.logsumexp(dim=-1, keepdim=True)
     top = logits.argmax(dim=-1, keepdim=True)
     is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, top, True)
     rest = logits.masked_fill(is_top, float("-inf")).logsumexp(dim=-1, keepdim=True)
-    chance = (logits - whole).masked_fill(is_top, -1.0)  # any value that keeps the branch not taken finite
-    return torch.where(is_top, logits - rest, chance - _log_complement(chance))
+    log_prob = (logits - total).masked_fill(is_top, -1.0)  # any value that keeps the branch not taken finite
+    return torch.where(is_top, logits - rest, log_prob - _log_complement(log_prob))
 
 
 def _log_complement(logarithm: Tensor) -> Tensor:
@@ -368,11 +367,11 @@ def _log_complement(logarithm: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_centres(anchors: Tensor, counts: Sequence[int], boxes_xyxy: Tensor, radius: float) -> Tensor:
-    """Pair points with boxes by FCOS' rule.
+    """Assign boxes to points by the rule of FCOS.
 
-    A point of stride s belongs to a box if it lies in it, closer than radius * s to its centre in both directions,
+    A point of stride s is matched with a box if it lies in it, closer than radius * s to its centre in both directions,
     and the farthest side is between 4 s and 8 s away (no lower bound on the finest level, no upper on the coarsest).
-    Of several boxes the smallest has it.
+    Of several boxes the smallest is taken.
 
     Args:
         anchors: (A, 4) squares of the stride's size around the points.
@@ -381,20 +380,20 @@ def sample_centres(anchors: Tensor, counts: Sequence[int], boxes_xyxy: Tensor, r
         radius: in strides.
 
     Returns:
-        (A,) position among the boxes, `UNMATCHED` where there is none.
+        (A,) index of the box, `UNMATCHED` for points without one.
 
     Source: Tian et al., FCOS (arXiv:2006.09214), with the ranges of the torchvision package.
     """
-    points = ((anchors[:, :2] + anchors[:, 2:]) / 2)[:, None]
+    points = centres(anchors)[:, None]
     stride = (anchors[:, 2] - anchors[:, 0])[:, None]
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     sides = torch.cat((points - low, high - points), dim=-1)
-    central = (points - (low + high) / 2).abs().amax(dim=-1) < radius * stride
+    is_central = (points - centres(boxes_xyxy)).abs().amax(dim=-1) < radius * stride
     least, most = 4.0 * stride, 8.0 * stride
     least[: counts[0]] = 0.0
     most[len(most) - counts[-1] :] = float("inf")
     farthest = sides.amax(dim=-1)
-    fits = central & (sides.amin(dim=-1) > 0) & (farthest > least) & (farthest < most)
+    fits = is_central & (sides.amin(dim=-1) > 0) & (farthest > least) & (farthest < most)
     area = (high - low).prod(dim=-1).expand_as(farthest).masked_fill(~fits, float("inf"))
     smallest, box = area.min(dim=1)
     return box.masked_fill(smallest.isinf(), UNMATCHED)

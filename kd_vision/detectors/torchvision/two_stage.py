@@ -1,6 +1,6 @@
 """Two-stage heads: Faster R-CNN.
 
-Shapes: B images, A anchors of all levels, N proposals or boxes handed in, n rows of one image, K classes, H W input
+Shapes: B images, A anchors of all levels, N proposals or given boxes, n rows of one image, K classes, H W input
 pixels. The second stage has K + 1 columns, column 0 for background, and a box for each.
 """
 
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from kd_vision.core.batch import PseudoLabels, Targets
 from kd_vision.core.predictions import (
     IGNORED,
     UNMATCHED,
     AssignResult,
-    Detections,
+    BatchDetections,
     DetectorOutput,
     PredictOptions,
     RawPredictions,
@@ -33,7 +33,8 @@ from kd_vision.core.predictions import (
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import freeze
-from kd_vision.detectors.postprocess import to_detections
+from kd_vision.detectors.boxes import centres
+from kd_vision.detectors.postprocess import nms
 from kd_vision.detectors.torchvision.common import (
     TorchvisionDetector,
     clipped,
@@ -51,7 +52,7 @@ _LEAST_SIDE = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class ForwardState:
-    """What the first stage gave.
+    """Outputs of the first stage.
 
     Attributes:
         maps: the pyramid by level.
@@ -70,7 +71,7 @@ class ForwardState:
     size: tuple[int, int]
 
     def of(self, images: Tensor) -> ForwardState:
-        """Return the same of some images."""
+        """Return the outputs of some images."""
         maps = {level: each[images] for level, each in self.maps.items()}
         return ForwardState(maps, self.objectness[images], self.deltas[images], self.anchors, self.counts, self.size)
 
@@ -79,7 +80,7 @@ class FasterRcnnDetector(TorchvisionDetector):
     """Faster R-CNN; see `TorchvisionDetector` for the arguments."""
 
     def _describe(self) -> DetectorSpec:
-        # The pyramid of a MobileNet has two maps of one stride; the second is of the deepest layer.
+        # The pyramid of a MobileNet has two maps of stride 32; the second is that of the deepest layer.
         strides = {"P5a": 32, "P5": 32, "P6": 64} if self.arch.parts.mobile else {f"P{n}": 2**n for n in range(2, 7)}
         return DetectorSpec(
             family="torchvision",
@@ -104,28 +105,28 @@ class FasterRcnnDetector(TorchvisionDetector):
     ) -> DetectorOutput:
         """See `Detector.forward`."""
         state = self._run(images)
-        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
+        with_boxes, with_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
             task_losses={} if targets is None else self._task_losses(state, targets, labelled),
             features=state.maps if "features" in signals else {},
-            postprocess=partial(self._postprocess, state) if wants_boxes else None,
-            assign=partial(self._assign, state) if wants_boxes else None,
-            raw_predictions=partial(self._best_rows, state) if wants_regions else None,
-            refine_regions=partial(self._grade, state) if wants_regions else None,
+            postprocess=partial(self._postprocess, state) if with_boxes else None,
+            assign=partial(self._assign, state) if with_boxes else None,
+            raw_predictions=partial(self._raw_predictions, state) if with_regions else None,
+            refine_regions=partial(self._refine_regions, state) if with_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`.
 
-        A row is a proposal together with a class: the box that is regressed for the class, its probability, and 0
-        for all other classes; so A is N * K. NMS among the proposals is inside, that among the rows is not.
+        A row is a proposal together with a class: the box regressed for the class, its probability, and 0 for all
+        other classes; so A is N * K. NMS of the proposals is part of the module, NMS of the rows is not.
         """
         twin = copy.deepcopy(self).float().cpu()
         freeze(twin)
         return _Dense(twin)
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what inference chooses from, by steps that export: (B, N, K, 4) corners and (B, N, K) scores."""
+        """Return the boxes before NMS, (B, N, K, 4) corners, and scores, (B, N, K), by steps that export."""
         return self._final(self._run(images), fixed=True)
 
     def _run(self, images: Tensor) -> ForwardState:
@@ -140,7 +141,7 @@ class FasterRcnnDetector(TorchvisionDetector):
         return ForwardState(maps, objectness, flat_deltas.reshape(-1, total, 4).float(), anchors, counts, size)
 
     def _task_losses(self, state: ForwardState, targets: Targets, labelled: Tensor | None) -> dict[str, Tensor]:
-        """The family's own losses over the labelled images, samples drawn from torch's global generator."""
+        """Compute torchvision's own losses over the labelled images; sampling uses torch's global generator."""
         kept = labelled_images(labelled, len(state.objectness), state.objectness.device)
         if not len(kept):
             return {}
@@ -148,26 +149,26 @@ class FasterRcnnDetector(TorchvisionDetector):
         rpn, anchors = self.net.rpn, [state.anchors] * len(truth)
         proposals = self._training_proposals(state)
         labels, matched = rpn.assign_targets_to_anchors(anchors, truth)
-        goals = rpn.box_coder.encode(matched, anchors)
+        targets_rpn = rpn.box_coder.encode(matched, anchors)
         objectness, rpn_box = rpn.compute_loss(
-            state.objectness.reshape(-1, 1), state.deltas.reshape(-1, 4), labels, goals
+            state.objectness.reshape(-1, 1), state.deltas.reshape(-1, 4), labels, targets_rpn
         )
-        regions, _, labels, goals = self.net.roi_heads.select_training_samples(proposals, truth)
+        regions, _, labels, targets_roi = self.net.roi_heads.select_training_samples(proposals, truth)
         logits, deltas = self._second_stage(state, regions)
-        classifier, box = fastrcnn_loss(logits, deltas.flatten(1), labels, goals)
+        classifier, box = fastrcnn_loss(logits, deltas.flatten(1), labels, targets_roi)
         return {"classifier": classifier, "box_reg": box, "objectness": objectness, "rpn_box_reg": rpn_box}
 
     @torch.no_grad()
     def _training_proposals(self, state: ForwardState) -> list[Tensor]:
-        """Proposals of each image by the family's own NMS, as many as its mode asks for."""
+        """Return the proposals of each image by torchvision's own NMS, as many as its mode sets."""
         boxes = decode_deltas(state.deltas, state.anchors, self.net.rpn.box_coder)
         shapes = [state.size] * len(boxes)
-        found: list[Tensor] = self.net.rpn.filter_proposals(boxes, state.objectness, shapes, list(state.counts))[0]
-        return found
+        proposals: list[Tensor] = self.net.rpn.filter_proposals(boxes, state.objectness, shapes, list(state.counts))[0]
+        return proposals
 
     @torch.no_grad()
     def _proposals(self, state: ForwardState, kept: int | None = None, fixed: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (B, N, 4) and (B, N) bool, see `propose`; by the settings of inference, whatever the mode."""
+        """Return (B, N, 4) and (B, N) bool, see `propose`, by the settings of inference in either mode."""
         rpn = self.net.rpn
         rule = ProposalRule(
             rpn._pre_nms_top_n["testing"],
@@ -183,9 +184,9 @@ class FasterRcnnDetector(TorchvisionDetector):
         """Return logits (rows, K + 1) and offsets (rows, K + 1, 4) of regions, a table (n, 4) per image."""
         maps = {str(number): each for number, each in enumerate(list(state.maps.values())[:-1])}
         pooled = self.net.roi_heads.box_roi_pool(maps, list(regions), [state.size] * len(regions))
-        return self._judged(pooled)
+        return self._predict_regions(pooled)
 
-    def _judged(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict_regions(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self.net.roi_heads.box_predictor(self.net.roi_heads.box_head(pooled))
         return logits.float(), deltas.float().reshape(-1, len(self.spec.classes) + 1, 4)
 
@@ -195,18 +196,18 @@ class FasterRcnnDetector(TorchvisionDetector):
             pooler, strides = self.net.roi_heads.box_roi_pool, list(self.spec.level_strides.values())[:-1]
             maps = list(state.maps.values())[:-1]
             pooled = pool_levels(maps, boxes_xyxy, strides, pooler.output_size[0], pooler.sampling_ratio)
-            logits, deltas = self._judged(pooled)
+            logits, deltas = self._predict_regions(pooled)
         else:
             logits, deltas = self._second_stage(state, boxes_xyxy.unbind())
         count, columns = int(boxes_xyxy.shape[1]), len(self.spec.classes) + 1
-        if count == 0:  # -1 would have nothing to go by
+        if count == 0:  # a size of -1 cannot be inferred from no values
             return logits.reshape(len(boxes_xyxy), 0, columns), deltas.reshape(len(boxes_xyxy), 0, columns, 4)
         shaped = deltas.reshape(-1, count, columns, 4)
         boxes = decode_deltas(shaped, boxes_xyxy[:, :, None], self.net.roi_heads.box_coder)
         return logits.reshape(-1, count, columns), boxes
 
     def _final(self, state: ForwardState, fixed: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (B, N, K, 4) boxes within the image and (B, N, K) probabilities, 0 where there is no box."""
+        """Return (B, N, K, 4) boxes within the image and (B, N, K) probabilities, 0 for padding and slivers."""
         proposals, real = self._proposals(state, fixed=fixed)
         logits, boxes = self._table(state, proposals, fixed)
         boxes = clipped(boxes[:, :, 1:], *state.size)
@@ -215,120 +216,112 @@ class FasterRcnnDetector(TorchvisionDetector):
         return boxes, scores * (real[..., None] & large)
 
     @torch.no_grad()
-    def _postprocess(self, state: ForwardState, options: PredictOptions) -> list[Detections]:
-        return [_chosen(boxes, scores, options) for boxes, scores in zip(*self._final(state), strict=True)]
+    def _postprocess(self, state: ForwardState, options: PredictOptions) -> BatchDetections:
+        return nms(*self._final(state), options, max_candidates=None)
 
     @torch.no_grad()
-    def _grade(self, state: ForwardState, boxes_xyxy: Tensor) -> RoIPredictions:
+    def _refine_regions(self, state: ForwardState, boxes_xyxy: Tensor) -> RoIPredictions:
         logits, boxes = self._table(state, clipped(boxes_xyxy.float(), *state.size))
         probs = logits.softmax(dim=-1)[..., 1:]
         return RoIPredictions(probs, _of_class(boxes, probs.argmax(dim=-1) + 1))
 
-    def _best_rows(self, state: ForwardState) -> RawPredictions:
-        """The best proposals, as many for every image, each with the box of its likeliest class."""
+    def _raw_predictions(self, state: ForwardState) -> RawPredictions:
+        """Return the best proposals, as many for every image, each with the box of its likeliest class."""
         proposals, _ = self._proposals(state, _ROWS)
         logits, boxes = self._table(state, proposals)
-        centres = (proposals[..., :2] + proposals[..., 2:]) / 2
         classes = logits[..., 1:]
-        return RawPredictions(classes, _of_class(boxes, classes.argmax(dim=-1) + 1), centres, background=logits[..., 0])
+        best = _of_class(boxes, classes.argmax(dim=-1) + 1)
+        return RawPredictions(classes, best, centres(proposals), background=logits[..., 0])
 
     def _assign(self, state: ForwardState, pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
-        """Pair both stages' rows with boxes as the family does in training, samples and all."""
-        return self._answer_anchors(state, pseudo_labels), self._answer_regions(state, pseudo_labels)
+        """Assign boxes to the rows of both stages as torchvision does in training, sampling included."""
+        return self._assign_anchors(state, pseudo_labels), self._assign_regions(state, pseudo_labels)
 
-    def _answer_anchors(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
+    def _assign_anchors(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
         rpn = self.net.rpn
-        index = [
-            _sampled(state.anchors, pseudo_labels, image, rpn.proposal_matcher, rpn.fg_bg_sampler)
-            for image in range(len(state.objectness))
-        ]
+        matched = torch.stack(
+            [
+                _match_and_sample(state.anchors, pseudo_labels, image, rpn.proposal_matcher, rpn.fg_bg_sampler)
+                for image in range(len(state.objectness))
+            ]
+        )
         boxes = decode_deltas(state.deltas, state.anchors, rpn.box_coder)
-        centres = (state.anchors[:, :2] + state.anchors[:, 2:]) / 2
-        rows = RawPredictions(state.objectness[..., None], boxes, centres[None])
-        paired = torch.stack(index)
-        return AssignResult(rows, paired, torch.ones_like(boxes[..., 0].detach()), PROPOSALS, 0.5, class_agnostic=True)
+        raw = RawPredictions(state.objectness[..., None], boxes, centres(state.anchors)[None])
+        return AssignResult(raw, matched, torch.ones_like(boxes[..., 0].detach()), PROPOSALS, 0.5, class_agnostic=True)
 
-    def _answer_regions(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
+    def _assign_regions(self, state: ForwardState, pseudo_labels: PseudoLabels) -> AssignResult:
         heads = self.net.roi_heads
         regions, index = [], []
         for image, proposals in enumerate(self._training_proposals(state)):
-            offered = torch.cat((proposals, pseudo_labels.boxes_xyxy[pseudo_labels.image_index == image].float()))
-            paired = _sampled(offered, pseudo_labels, image, heads.proposal_matcher, heads.fg_bg_sampler)
-            looked_at = paired != IGNORED
-            regions.append(offered[looked_at])
-            index.append(paired[looked_at])
+            candidates = torch.cat((proposals, pseudo_labels.boxes_xyxy[pseudo_labels.image_index == image].float()))
+            matched = _match_and_sample(candidates, pseudo_labels, image, heads.proposal_matcher, heads.fg_bg_sampler)
+            sampled = matched != IGNORED
+            regions.append(candidates[sampled])
+            index.append(matched[sampled])
         logits, deltas = self._second_stage(state, regions)
-        together, own = torch.cat(regions), torch.cat(index)
-        boxes = decode_deltas(deltas, together[:, None], heads.box_coder)
+        flat_regions, flat_index = torch.cat(regions), torch.cat(index)
+        boxes = decode_deltas(deltas, flat_regions[:, None], heads.box_coder)
         column = logits[:, 1:].argmax(dim=1) + 1
         if len(pseudo_labels):
-            column = torch.where(own >= 0, pseudo_labels.labels[own.clamp(min=0)] + 1, column)
+            column = torch.where(flat_index >= 0, pseudo_labels.labels[flat_index.clamp(min=0)] + 1, column)
         counts = [len(each) for each in regions]
-        rows = RawPredictions(
-            _padded(logits[:, 1:], counts),
-            _padded(_of_class(boxes, column), counts),
-            _padded((together[:, :2] + together[:, 2:]) / 2, counts),
-            background=_padded(logits[:, 0], counts),
+        raw = RawPredictions(
+            _pad_images(logits[:, 1:], counts),
+            _pad_images(_of_class(boxes, column), counts),
+            _pad_images(centres(flat_regions), counts),
+            background=_pad_images(logits[:, 0], counts),
         )
-        paired = pad_sequence(index, batch_first=True, padding_value=IGNORED)
-        return AssignResult(rows, paired, torch.ones(paired.shape, device=paired.device), REGIONS, 0.5)
+        matched = pad_sequence(index, batch_first=True, padding_value=IGNORED)
+        return AssignResult(raw, matched, torch.ones(matched.shape, device=matched.device), REGIONS, 0.5)
 
 
 class _Dense(nn.Module):
     """Images to (B, 4 + K, N * K), ready to trace."""
 
-    own_column: Tensor
+    one_hot: Tensor
 
     def __init__(self, detector: FasterRcnnDetector) -> None:
         super().__init__()
         self.detector = detector
-        self.register_buffer("own_column", torch.eye(len(detector.spec.classes)))
+        self.register_buffer("one_hot", torch.eye(len(detector.spec.classes)))
 
     def forward(self, images: Tensor) -> Tensor:
         boxes, scores = self.detector.dense(images)
         count, classes = int(boxes.shape[1]), int(boxes.shape[2])
-        spread = scores[..., None] * self.own_column
+        spread = scores[..., None] * self.one_hot
         return dense_layout(boxes.reshape(-1, count * classes, 4), spread.reshape(-1, count * classes, classes))
 
 
 @torch.no_grad()
-def _sampled(rows_xyxy: Tensor, pseudo_labels: PseudoLabels, image: int, matcher: Any, sampler: Any) -> Tensor:
-    """Pair the rows of one image with its boxes and draw those that the loss looks at.
+def _match_and_sample(rows_xyxy: Tensor, pseudo_labels: PseudoLabels, image: int, matcher: Any, sampler: Any) -> Tensor:
+    """Match the rows of one image with its boxes and draw the rows that the loss uses.
 
     Args:
         rows_xyxy: (n, 4) anchors or regions.
         pseudo_labels: boxes of the batch.
-        image: which.
-        matcher: of the family; its marks for no box are ours.
-        sampler: of the family.
+        image: position of the image in the batch.
+        matcher: of torchvision; its codes for no box are `UNMATCHED` and `IGNORED`.
+        sampler: of torchvision.
 
     Returns:
         (n,) position in the whole of `pseudo_labels`; `UNMATCHED`; `IGNORED` for rows not drawn.
     """
-    own = (pseudo_labels.image_index == image).nonzero()[:, 0]
-    if len(own):
-        place = matcher(box_iou(pseudo_labels.boxes_xyxy[own].float(), rows_xyxy))
-        place = torch.where(place >= 0, own[place.clamp(min=0)], place)
+    of_image = (pseudo_labels.image_index == image).nonzero()[:, 0]
+    if len(of_image):
+        matched = matcher(box_iou(pseudo_labels.boxes_xyxy[of_image].float(), rows_xyxy))
+        matched = torch.where(matched >= 0, of_image[matched.clamp(min=0)], matched)
     else:
-        place = torch.full((len(rows_xyxy),), UNMATCHED, dtype=torch.int64, device=rows_xyxy.device)
-    marks = torch.where(place >= 0, 1, torch.where(place == UNMATCHED, 0, -1))
-    positive, negative = sampler([marks])
-    return place.masked_fill(~(positive[0] | negative[0]).bool(), IGNORED)
-
-
-def _chosen(boxes: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
-    """Final boxes of one image by NMS within each class; (N, K, 4) and (N, K)."""
-    region, label = (scores > options.score_threshold).nonzero(as_tuple=True)
-    score, box = scores[region, label], boxes[region, label]
-    keep = batched_nms(box, score, label, options.nms_iou)[: options.max_detections]
-    return to_detections(box[keep], score[keep], label[keep], scores[region[keep]])
+        matched = torch.full((len(rows_xyxy),), UNMATCHED, dtype=torch.int64, device=rows_xyxy.device)
+    classes = torch.where(matched >= 0, 1, torch.where(matched == UNMATCHED, 0, -1))
+    positive, negative = sampler([classes])
+    return matched.masked_fill(~(positive[0] | negative[0]).bool(), IGNORED)
 
 
 def _of_class(boxes: Tensor, column: Tensor) -> Tensor:
-    """Return (..., 4): of (..., K + 1, 4) boxes those of one column each."""
+    """Return (..., 4): of (..., K + 1, 4) boxes the one of each row's column."""
     return boxes.gather(-2, column[..., None, None].expand(*column.shape, 1, 4))[..., 0, :]
 
 
-def _padded(values: Tensor, counts: Sequence[int]) -> Tensor:
-    """Turn rows of all images, one after the other, into a table (B, most, ...) filled up with zeros."""
+def _pad_images(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Turn the rows of all images, one after the other, into a table (B, most, ...) padded with zeros."""
     return pad_sequence(list(torch.split(values, list(counts))), batch_first=True)

@@ -1,4 +1,4 @@
-"""What both kinds of head share: a checkpoint the family opens, and boxes in the form its losses expect.
+"""What both kinds of head share: saving a checkpoint that ultralytics opens, and targets as its losses read them.
 
 Shapes: B images, M boxes.
 """
@@ -23,13 +23,15 @@ from kd_vision.core.batch import Targets
 from kd_vision.core.files import atomic_write
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, channels_last, contiguous, freeze
+from kd_vision.detectors.boxes import normalized_cxcywh
+from kd_vision.detectors.checkpoints import NOTE
 
 
 class FamilyDetector(Detector):
-    """A detection model of the ultralytics family.
+    """A detection model of the ultralytics package.
 
     Args:
-        net: the family's own model.
+        net: the package's own model.
         classes: names in label order.
         name: architecture name for messages and reports.
     """
@@ -51,10 +53,10 @@ class FamilyDetector(Detector):
         """Return the facts about `net`."""
 
     def fuse(self) -> None:
-        """Fold BatchNorm into the convolutions and let activations overwrite their input, as the family predicts."""
-        # Own modules: the family shares one activation among all its models, and a student's gradient needs its input.
+        """Fold BatchNorm into the convolutions and let activations overwrite their input, as ultralytics does."""
+        # A copy: ultralytics shares one activation among all its models, and a student's gradient needs its input.
         self.net = copy.deepcopy(self.net)
-        # The family would take the one-to-many branch of an end-to-end head away, from which losses learn.
+        # Ultralytics would remove the one-to-many branch of an end-to-end head, which losses read.
         self.head.fuse = lambda: None
         self.net.fuse(verbose=False)
         del self.head.fuse
@@ -68,10 +70,10 @@ class FamilyDetector(Detector):
         return {"yaml": copy.deepcopy(self.net.yaml), "classes": list(self.spec.classes), "name": self.spec.name}
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write a checkpoint that `ultralytics.YOLO(path)` opens: the bare student, nothing else."""
+        """Write a checkpoint that `ultralytics.YOLO(path)` opens; it holds the detector alone."""
         net = self._frozen_copy()
         net.args = {**vars(net.args), "model": self.spec.name, "task": "detect"}
-        if "image_size" in metadata:  # at which YOLO(path) looks too
+        if "image_size" in metadata:  # YOLO(path) reads it as imgsz
             net.args["imgsz"] = int(metadata["image_size"])
         content = {
             "model": net,
@@ -81,7 +83,7 @@ class FamilyDetector(Detector):
             "version": ultralytics_version,
             "license": "AGPL-3.0 (https://ultralytics.com/license)",
             "train_args": dict(net.args),
-            "kd_vision": {"name": self.spec.name, **metadata},
+            NOTE: {"name": self.spec.name, **metadata},
         }
         with atomic_write(path) as part:
             torch.save(content, part)
@@ -95,7 +97,7 @@ class FamilyDetector(Detector):
 
 @dataclass(frozen=True, slots=True)
 class FamilyTargets:
-    """Ground truth as the family's losses read it, in the order of the images, which they take for granted.
+    """Ground truth as the losses of ultralytics read it: sorted by image, which they rely on.
 
     Attributes:
         image_index: (M,) int64.
@@ -113,18 +115,11 @@ def family_targets(targets: Targets, labelled: Tensor | None, size: tuple[int, i
 
     Args:
         targets: ground truth in pixels.
-        labelled: (B,) bool; None: every image is.
+        labelled: (B,) bool; None: all are.
         size: height and width of the input.
     """
     index = targets.image_index
     order = index.argsort(stable=True)
     if labelled is not None:
         order = order[labelled[index[order]]]
-    return FamilyTargets(index[order], targets.labels[order], shares_cxcywh(targets.boxes_xyxy[order], size))
-
-
-def shares_cxcywh(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
-    """Turn (..., 4) corners in pixels into centre, width and height as shares of `size`, height and width in pixels."""
-    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    sides = boxes_xyxy.new_tensor([size[1], size[0]])
-    return torch.cat(((low + high) / 2 / sides, (high - low) / sides), dim=-1)
+    return FamilyTargets(index[order], targets.labels[order], normalized_cxcywh(targets.boxes_xyxy[order], size))

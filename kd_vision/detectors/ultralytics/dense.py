@@ -1,4 +1,4 @@
-"""Dense heads of the family: one prediction per grid point, v3 to v12 and 26.
+"""Dense heads of ultralytics: one prediction per grid point, YOLO v3 to v12 and 26.
 
 Shapes: B images, A grid points, K classes, R bins, M boxes.
 """
@@ -20,16 +20,17 @@ from kd_vision.core.predictions import (
     ONE_TO_MANY,
     ONE_TO_ONE,
     AssignResult,
-    Detections,
+    BatchDetections,
     DetectorOutput,
     GridPredictions,
     PredictOptions,
     RawPredictions,
+    RoIPredictions,
     Signal,
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.dense import refine_by_grid
-from kd_vision.detectors.postprocess import nms, top_k_boxes
+from kd_vision.detectors.postprocess import nms, top_k
 from kd_vision.detectors.ultralytics.assign import assign_aligned
 from kd_vision.detectors.ultralytics.common import FamilyDetector, family_targets
 
@@ -48,7 +49,7 @@ class UltralyticsDetector(FamilyDetector):
         self.train(net.training)
 
     def train(self, mode: bool = True) -> UltralyticsDetector:
-        """Set the mode; the head itself always answers with raw predictions, which we decode."""
+        """Set the mode; the head itself always returns raw predictions, which the adapter decodes."""
         super().train(mode)
         self.head.training = True  # the flag of this one module: its BatchNorm children keep `mode`
         return self
@@ -73,7 +74,7 @@ class UltralyticsDetector(FamilyDetector):
         )
 
     def set_progress(self, done: float) -> None:
-        """Move the balance of an end-to-end head from one-to-many to one-to-one, as the family does."""
+        """Shift the loss weights of an end-to-end head from one-to-many to one-to-one, as ultralytics does."""
         self._progress = done
 
     def forward(
@@ -93,18 +94,16 @@ class UltralyticsDetector(FamilyDetector):
         grids: dict[str, GridPredictions] = {}
         if "grid" in signals:
             grids = {_BRANCHES[key]: self._grid(value) for key, value in predictions.items()}
-        wants_boxes, wants_regions = "detections" in signals, "regions" in signals
+        with_boxes, with_regions = "detections" in signals, "regions" in signals
         return DetectorOutput(
             task_losses=losses,
             features=features,
             grids=grids,
             branch_weights=self._branch_weights(),
-            postprocess=partial(self._detections, predictions) if wants_boxes else None,
-            assign=partial(self._assign, predictions) if wants_boxes else None,
-            raw_predictions=(lambda: self._raw_predictions(predictions["one2many"])) if wants_regions else None,
-            refine_regions=(lambda boxes: refine_by_grid(self._inference_grid(predictions), boxes))
-            if wants_regions
-            else None,
+            postprocess=partial(self._postprocess, predictions) if with_boxes else None,
+            assign=partial(self._assign, predictions) if with_boxes else None,
+            raw_predictions=partial(self._raw_predictions, predictions["one2many"]) if with_regions else None,
+            refine_regions=partial(self._refine_regions, predictions) if with_regions else None,
         )
 
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
@@ -118,48 +117,56 @@ class UltralyticsDetector(FamilyDetector):
         return fused
 
     @torch.no_grad()
-    def _detections(self, predictions: Mapping[str, Any], options: PredictOptions) -> list[Detections]:
-        """Final boxes of each image in input pixels, from the branch that inference uses."""
+    def _postprocess(self, predictions: Mapping[str, Any], options: PredictOptions) -> BatchDetections:
+        """Return the final boxes in input pixels, from the branch that inference uses."""
         grid = self._inference_grid(predictions)
-        decide = _best_pairs if self.spec.end_to_end else nms
-        pairs = zip(grid.boxes_xyxy, grid.logits, strict=True)
-        return [decide(boxes, logits.float().sigmoid(), options) for boxes, logits in pairs]
+        # Image by image: vectorised functions round the last bit by the position in memory.
+        scores = torch.stack([logits.float().sigmoid() for logits in grid.logits])
+        if not self.spec.end_to_end:
+            return nms(grid.boxes_xyxy, scores, options)
+        # As ultralytics: the best points first, then the best pairs of point and class among them.
+        count = min(options.max_detections, scores.shape[1])
+        best = scores.amax(dim=-1).topk(count, dim=1).indices[..., None]
+        return top_k(grid.boxes_xyxy.take_along_dim(best, 1), scores.take_along_dim(best, 1), options, limit=count)
+
+    def _refine_regions(self, predictions: Mapping[str, Any], boxes_xyxy: Tensor) -> RoIPredictions:
+        return refine_by_grid(self._inference_grid(predictions), boxes_xyxy)
 
     def _inference_grid(self, predictions: Mapping[str, Any]) -> GridPredictions:
         return self._grid(predictions["one2one" if self.spec.end_to_end else "one2many"])
 
     def _assign(self, predictions: Mapping[str, Any], pseudo_labels: PseudoLabels) -> tuple[AssignResult, ...]:
-        """Pair each branch's points with boxes by the assigner of the family's own loss."""
+        """Assign boxes to the points of each branch by the assigner of ultralytics' own loss."""
         criterion = self._loss_function()
         branches = {"one2many": criterion}
         if isinstance(criterion, E2ELoss):
             branches = {"one2many": criterion.one2many, "one2one": criterion.one2one}
         weights = self._branch_weights()
-        found = []
+        results = []
         for key, loss in branches.items():
-            rows = self._raw_predictions(predictions[key])
-            index, quality = assign_aligned(loss.assigner, rows, pseudo_labels)
-            found.append(AssignResult(rows, index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
-        return tuple(found)
+            raw = self._raw_predictions(predictions[key])
+            index, quality = assign_aligned(loss.assigner, raw, pseudo_labels)
+            results.append(AssignResult(raw, index, quality, _BRANCHES[key], weights[_BRANCHES[key]]))
+        return tuple(results)
 
     def _raw(self, images: Tensor) -> dict[str, dict[str, Any]]:
-        """Run the net once; return raw head outputs by branch, in the family's own names."""
+        """Run the net once; return raw head outputs by branch, in the names that ultralytics uses."""
         predictions: dict[str, Any] = self.net(images)
         return predictions if "one2many" in predictions else {"one2many": predictions}
 
     def _grid(self, raw: Mapping[str, Any]) -> GridPredictions:
         points, strides = self._points(raw["feats"])
         sides = raw["boxes"].permute(0, 2, 1).float()
-        boxes = self._decoded(sides, points, strides)
+        boxes = self._decode(sides, points, strides)
         bins = self._bins(sides) if self.head.reg_max > 1 else None
         return GridPredictions(raw["scores"].permute(0, 2, 1), boxes, points, strides, bins)
 
     def _raw_predictions(self, raw: Mapping[str, Any]) -> RawPredictions:
-        """Return the head's rows, their boxes without gradient: losses learn from few of them, which are cheap."""
+        """Return raw predictions with boxes without gradient: losses use few of them and decode those with gradient."""
         points, strides = self._points(raw["feats"])
         sides = raw["boxes"].permute(0, 2, 1)
         with torch.no_grad():
-            boxes = self._decoded(sides.float(), points, strides)
+            boxes = self._decode(sides.float(), points, strides)
         has_bins = self.head.reg_max > 1
         return RawPredictions(
             raw["scores"].permute(0, 2, 1),
@@ -167,18 +174,18 @@ class UltralyticsDetector(FamilyDetector):
             points[None],
             box_bins=self._bins(sides) if has_bins else None,
             strides=strides if has_bins else None,
-            decode=lambda image, row: self._decoded(sides[image, row].float(), points[row], strides[row]),
+            decode=lambda image, row: self._decode(sides[image, row].float(), points[row], strides[row]),
         )
 
     def _bins(self, sides: Tensor) -> Tensor:
-        """Return (..., 4, R) of (..., 4 R), whose first axes may be empty."""
+        """Reshape (..., 4 R), whose first axes may be empty, to (..., 4, R)."""
         return sides.reshape(*sides.shape[:-1], 4, self.head.reg_max)
 
-    def _decoded(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-        """Turn what the head says of a point's four sides, (..., A, 4) or (..., A, 4 R), into boxes, (..., A, 4)."""
+    def _decode(self, sides: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        """Decode the distances of points to their box sides, (..., A, 4) or bins (..., A, 4 R), to boxes."""
         if self.head.reg_max > 1:
             values = torch.arange(self.head.reg_max, dtype=sides.dtype, device=sides.device)
-            with torch.autocast(sides.device.type, enabled=False):  # half precision would move edges by pixels
+            with torch.autocast(sides.device.type, enabled=False):  # half precision would shift edges by pixels
                 sides = self._bins(sides).softmax(-1) @ values
         sides = sides * strides[..., None]
         return torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
@@ -206,15 +213,15 @@ class UltralyticsDetector(FamilyDetector):
         labelled: Tensor | None,
         images: Tensor,
     ) -> dict[str, Tensor]:
-        """The family's own losses, as means over the labelled images."""
+        """Compute ultralytics' own losses, as means over the labelled images."""
         if labelled is not None and not bool(labelled.all()):
             if not bool(labelled.any()):
                 return {}
             predictions = {key: _keep_images(value, labelled) for key, value in predictions.items()}
         height, width = images.shape[-2:]
-        own = family_targets(targets, labelled, (height, width))
-        index = own.image_index if labelled is None else (labelled.cumsum(0) - 1)[own.image_index]
-        batch = {"batch_idx": index.float(), "cls": own.labels.float()[:, None], "bboxes": own.boxes_cxcywh}
+        truth = family_targets(targets, labelled, (height, width))
+        index = truth.image_index if labelled is None else (labelled.cumsum(0) - 1)[truth.image_index]
+        batch = {"batch_idx": index.float(), "cls": truth.labels.float()[:, None], "bboxes": truth.boxes_cxcywh}
         criterion = self._loss_function()
         values, _ = criterion(predictions if self.spec.end_to_end else predictions["one2many"], batch)
         names = criterion.one2one.loss_names if isinstance(criterion, E2ELoss) else criterion.loss_names
@@ -248,13 +255,3 @@ def _keep_images(raw: Mapping[str, Any], keep: Tensor) -> dict[str, Any]:
         "scores": raw["scores"][keep],
         "feats": [feature[keep] for feature in raw["feats"]],
     }
-
-
-def _best_pairs(boxes: Tensor, scores: Tensor, options: PredictOptions) -> Detections:
-    """Top point-class pairs of a one-to-one branch; (A, 4) and (A, K)."""
-    count = min(options.max_detections, scores.shape[0])
-    best_points = scores.amax(dim=-1).topk(count).indices
-    flat, index = scores[best_points].flatten().topk(count)
-    classes = scores.shape[-1]
-    point = best_points[index // classes]
-    return top_k_boxes(boxes[point], flat, index % classes, options, scores[point])

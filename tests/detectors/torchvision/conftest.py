@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from kd_vision.core.batch import PseudoLabels, Targets
-from kd_vision.detectors.torchvision import TorchvisionConfig, TorchvisionDetector, build
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
+from kd_vision.detectors.torchvision.config import TorchvisionConfig
+from kd_vision.detectors.torchvision.family import build
 
 SIZE = 64
 CLASSES = ("car", "bus", "person")

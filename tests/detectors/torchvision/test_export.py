@@ -13,8 +13,9 @@ import torch
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from kd_vision.core.predictions import PredictOptions
-from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms
-from kd_vision.detectors.torchvision import TorchvisionDetector
+from kd_vision.detectors.boxes import cxcywh_to_xyxy
+from kd_vision.detectors.postprocess import nms
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
 from kd_vision.export import load_exporter
 from kd_vision.export.base import export_detector
 from kd_vision.export.onnx import OnnxExportConfig
@@ -55,8 +56,8 @@ def test_the_file_finds_the_same_boxes(name: str, batch: int | str, opset: int, 
     options = PredictOptions(0.01, 0.5, 50)
     dense = torch.from_numpy(session.run(None, {"images": images.numpy()})[0]).transpose(1, 2)
     assert len(dense) == len(images)
-    for rows, wanted in zip(dense, detector.detect(images, options), strict=True):
-        found = nms(cxcywh_to_xyxy(rows[:, :4]), rows[:, 4:], options)
+    from_file = nms(cxcywh_to_xyxy(dense[..., :4]), dense[..., 4:], options).per_image()
+    for found, wanted in zip(from_file, detector.detect(images, options), strict=True):
         assert len(found) == len(wanted) > 5
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
     # No step of the second stage depends on the data, so that devices without dynamic shapes can run the file.

@@ -16,8 +16,9 @@ import torchvision
 from kd_vision.core.batch import ImageBatch, Letterbox, PseudoLabels, Targets
 from kd_vision.core.predictions import PredictOptions
 from kd_vision.detectors import FAMILIES, family_of
-from kd_vision.detectors.torchvision import TorchvisionConfig, TorchvisionDetector, build, known_models, rebuild
-from kd_vision.detectors.torchvision.config import STOCK, parts_of
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
+from kd_vision.detectors.torchvision.config import STOCK, TorchvisionConfig, known_models, parts_of
+from kd_vision.detectors.torchvision.family import build, rebuild
 from kd_vision.detectors.torchvision.models import _faster_rcnn, _retinanet
 
 Make = Callable[[str], TorchvisionDetector]
@@ -155,7 +156,7 @@ def test_a_teacher_in_half_precision_speaks_finite_words(
         assert output.refine_regions is not None
         stages = output.assign(pseudo_labels)
         graded = output.refine_regions(truth.boxes_xyxy[:2][:, None])
-        found = output.postprocess(PredictOptions())
+        found = output.postprocess(PredictOptions()).per_image()
     assert all(bool(value.isfinite()) for value in output.task_losses.values())
     assert all(bool(stage.raw_predictions.boxes_xyxy.isfinite().all()) for stage in stages)
     assert bool(graded.boxes_xyxy.isfinite().all())

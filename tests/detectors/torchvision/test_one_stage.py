@@ -12,8 +12,15 @@ from torchvision.ops import box_iou
 from kd_vision.core.batch import PseudoLabels
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import IGNORED, ONE_TO_MANY, UNMATCHED
-from kd_vision.detectors.torchvision import OneStageDetector, TorchvisionConfig, TorchvisionDetector, build
-from kd_vision.detectors.torchvision.one_stage import geometric_mean_logit, one_against_rest, sample_centres
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
+from kd_vision.detectors.torchvision.config import TorchvisionConfig
+from kd_vision.detectors.torchvision.family import build
+from kd_vision.detectors.torchvision.one_stage import (
+    OneStageDetector,
+    geometric_mean_logit,
+    one_against_rest,
+    sample_centres,
+)
 
 Make = Callable[[str], TorchvisionDetector]
 ONE_STAGE = ("retinanet_resnet18_fpn", "fcos_resnet18_fpn", "ssdlite320_mobilenet_v3_large")
@@ -214,5 +221,5 @@ def test_ssd300_has_six_levels_of_uneven_size_and_says_when_an_image_is_too_smal
     assert {k: v.shape[1] for k, v in output.features.items()} == dict(ssd300.spec.level_channels)
     assert caught.value.problems == (
         "ssd300_vgg16: images of 264x264 pixels are too small for its last level; use an image_size of 268 or more "
-        "(it was made for 300)",
+        "(it is designed for 300)",
     )

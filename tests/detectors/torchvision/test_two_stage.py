@@ -12,8 +12,9 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
 
 from kd_vision.core.batch import PseudoLabels
 from kd_vision.core.predictions import IGNORED, UNMATCHED
-from kd_vision.detectors.torchvision import FasterRcnnDetector, TorchvisionDetector
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
 from kd_vision.detectors.torchvision.proposals import ProposalRule, keep_best, pool_levels, propose
+from kd_vision.detectors.torchvision.two_stage import FasterRcnnDetector
 from kd_vision.teachers.frozen import FrozenTeacher
 
 Make = Callable[[str], TorchvisionDetector]

@@ -18,8 +18,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import ONE_TO_MANY
 from kd_vision.core.validation import validate
-from kd_vision.detectors.torchvision import TorchvisionConfig, TorchvisionDetector, build
 from kd_vision.detectors.torchvision import weights as reader
+from kd_vision.detectors.torchvision.common import TorchvisionDetector
+from kd_vision.detectors.torchvision.config import TorchvisionConfig
+from kd_vision.detectors.torchvision.family import build
 
 Make = Callable[[str], TorchvisionDetector]
 FCOS = "fcos_resnet18_fpn"
