@@ -11,7 +11,8 @@ import torch
 from onnx import TensorProto, helper
 
 from kd_vision.core.predictions import PredictOptions
-from kd_vision.detectors.postprocess import cxcywh_to_xyxy, nms
+from kd_vision.detectors.boxes import cxcywh_to_xyxy
+from kd_vision.detectors.postprocess import nms
 from kd_vision.export.graph import append_nms, check, free_batch, rename_output, write_metadata
 
 Array = npt.NDArray[np.float32]
@@ -79,8 +80,9 @@ def test_equals_the_post_processing_of_the_detectors(batch: int) -> None:
     dense = np.concatenate([centres, sizes, scores], axis=1).astype(np.float32)
     given = run(with_nms(3, 120, score=0.05, iou=0.6, rows=40), dense)
     assert given.shape == (batch, 40, 6)
-    for rows, image in zip(given, torch.from_numpy(dense)):
-        wanted = nms(cxcywh_to_xyxy(image[:4].T), image[4:].T, PredictOptions(0.05, 0.6, 40))
+    boxes, probabilities = torch.from_numpy(dense).transpose(1, 2).split((4, 3), dim=-1)
+    detections = nms(cxcywh_to_xyxy(boxes), probabilities, PredictOptions(0.05, 0.6, 40)).per_image()
+    for rows, wanted in zip(given, detections, strict=True):
         rows = rows[: len(wanted)]
         np.testing.assert_allclose(rows[:, :4], wanted.boxes_xyxy, atol=1e-4)
         np.testing.assert_allclose(rows[:, 4], wanted.scores, atol=1e-6)

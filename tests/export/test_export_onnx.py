@@ -17,7 +17,6 @@ from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import GateError, KDVisionError, RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.postprocess import to_original
 from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
 from kd_vision.export import load_exporter
 from kd_vision.export.base import ExportedModel, export_detector
@@ -192,8 +191,8 @@ def best_class_only(path: Path, batch: ImageBatch) -> list[Detections]:
         boxes = torch.cat((centre - half, centre + half), dim=1)
         above = score > 0.3
         keep = batched_nms(boxes[above], score[above], label[above], 0.7)
-        detections = (values[above][keep].numpy() for values in (boxes, score, label))
-        predictions.append(to_original(Detections(*detections), letterbox))
+        boxes, score, label = (values[above][keep].numpy() for values in (boxes, score, label))
+        predictions.append(Detections(letterbox.invert(boxes), score, label))
     return predictions
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from kd_vision.cli.main import main
 from kd_vision.core.errors import RequestError
+from kd_vision.export import EXPORTERS
+from kd_vision.export.onnx import HIGHEST_OPSET, LOWEST_OPSET, OnnxExportConfig
 from kd_vision.pipeline.evaluate import evaluate
 from kd_vision.pipeline.export import ExportResult, provenance, run_export
 from kd_vision.teachers.onnx import OnnxPredictor
@@ -50,11 +52,29 @@ def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "a.onnx"
     arguments = ["export", str(student_file), "--out", str(out), "--nms", "--max-detections", "20"]
     assert main([*arguments, "--opset", "17", "--no-simplify"]) == 0
-    said = capsys.readouterr().out
-    assert "64 px, output nms" in said
-    assert "parity  100.00% of" in said
-    assert "no data was given" in said
+    output = capsys.readouterr().out
+    assert "64 px, output nms" in output
+    assert "parity  100.00% of" in output
+    assert "no data was given" in output
     assert OnnxPredictor(out).output_format == "nms"
+
+
+def test_help_names_formats_and_the_defaults_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    output = " ".join(capsys.readouterr().out.split())
+    config = OnnxExportConfig(image_size=64)
+    for option, default in (
+        ("--batch N|dynamic images per call", config.batch),
+        (f"--opset N ONNX operator set, {LOWEST_OPSET} to {HIGHEST_OPSET}", config.opset),
+        ("number type", config.precision),
+        ("drop boxes below", config.score_threshold),
+        ("overlap that drops a box", config.nms_iou),
+        ("rows per image", config.max_detections),
+    ):
+        assert f"{option} (default: {default})" in output
+    for name, entry in EXPORTERS.items():
+        assert f"{name} {entry.suffix}, {'/'.join(entry.precisions)}: {entry.summary}" in output
 
 
 @pytest.mark.parametrize(
@@ -67,8 +87,9 @@ def test_command(student_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ),
         (
             ["--nms-iou", "0.5", "--max-detections", "9"],
-            "--nms-iou, --max-detections: acts on NMS inside the graph only; add --nms, or leave it out",
+            "--nms-iou, --max-detections: used only with --nms; add --nms, or leave out --nms-iou, --max-detections",
         ),
+        (["--batch", "0", "--format", "onnx"], "--batch: 0 images make no batch; give 1 or more, or 'dynamic'"),
     ],
 )
 def test_command_refuses(
@@ -87,7 +108,7 @@ def test_only_torch_models_can_be_exported(exported: ExportResult, tmp_path: Pat
     )
 
 
-def test_wrong_option_values_are_told_by_name(student_file: Path, tmp_path: Path) -> None:
+def test_wrong_option_values_are_named(student_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         run_export(student_file, tmp_path / "b.onnx", options={"nms_iou": 2.0, "colour": 1})
     assert [problem.split(":")[1].strip() for problem in caught.value.problems] == ["nms_iou", "colour"]

@@ -19,16 +19,16 @@ def test_folder_gives_what_evaluation_gives(student_file: Path, squares: Path, t
     entries = json.loads(result.predictions.read_text())
     wanted = evaluate(student_file, squares).detections
     assert result.frames == 6
-    for image_id, found in wanted.items():
-        mine = [entry for entry in entries if entry["image_id"] == image_id]
-        sure = found.scores > 0.2
-        assert [entry["score"] for entry in mine] == pytest.approx(found.scores[sure].tolist(), abs=1e-5)
-        corners = found.boxes_xyxy[sure]
+    for image_id, detections in wanted.items():
+        predicted = [entry for entry in entries if entry["image_id"] == image_id]
+        above = detections.scores > 0.2
+        assert [entry["score"] for entry in predicted] == pytest.approx(detections.scores[above].tolist(), abs=1e-5)
+        corners = detections.boxes_xyxy[above]
         sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        given = np.array([entry["bbox"] for entry in mine]).reshape(-1, 4)
+        given = np.array([entry["bbox"] for entry in predicted]).reshape(-1, 4)
         np.testing.assert_allclose(given, sizes, atol=1e-3)
-        assert [entry["category_id"] for entry in mine] == (found.labels[sure] + 1).tolist()
-        assert {entry["file_name"] for entry in mine} <= {f"{image_id - 1}.png"}
+        assert [entry["category_id"] for entry in predicted] == (detections.labels[above] + 1).tolist()
+        assert {entry["file_name"] for entry in predicted} <= {f"{image_id - 1}.png"}
     assert sum(result.boxes.values()) == len(entries) > 0
     assert {entry["category"] for entry in entries} <= {"red", "blue"}
 
