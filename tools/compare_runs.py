@@ -1,65 +1,66 @@
-"""AP before and after over seeds, with the interval of the gain.
+"""Compare AP before and after over seeds, with the interval of the gain.
 
     python tools/compare_runs.py runs/bccd_tenth/plain100 runs/bccd_fcos/distilled
     python tools/compare_runs.py runs/bccd_tenth/plain10 runs/bccd_tenth/distilled --ceiling runs/bccd_tenth/plain100
 
-Each folder holds seed0, seed1, ...: run directories of `kd-vision train`. Runs of one seed are a pair. The interval is
-Student's, at 95 %, over the differences of pairs; with three seeds it is wide, and says so.
+Each folder holds seed0, seed1, ...: run directories of `kd-vision train`. Runs of the same seed are a pair. The
+interval is Student's t interval of the paired differences, at 95 %; with three seeds it is wide.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+from collections.abc import Collection
 from pathlib import Path
-
-from scipy import stats
+from statistics import fmean, stdev
 
 from kd_vision.core.files import read_json
+from kd_vision.evaluation.metrics import Metrics
+from kd_vision.evaluation.statistics import paired_differences, paired_interval
 
 
 def main() -> None:
-    """Print one line per class and for the mean."""
+    """Print one line for AP, for AP50 and for each class."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--ceiling", type=Path, help="what would be reached with everything")
+    parser.add_argument("--ceiling", type=Path, help="runs whose AP is the goal, for example with all labels")
     options = parser.parse_args()
-    before, after = read(options.before), read(options.after)
+    before, after = read_points(options.before), read_points(options.after)
     seeds = sorted(before.keys() & after.keys())
     if len(seeds) < 2:
-        parser.error(f"{options.before} and {options.after} share {len(seeds)} seeds; two or more make an interval")
+        parser.error(f"{options.before} and {options.after} share {len(seeds)} seeds; give two or more for an interval")
     for name in before[seeds[0]]:
-        pairs = [(before[seed][name], after[seed][name]) for seed in seeds]
-        print(f"{name:12} {spread([a for a, _ in pairs])} -> {spread([b for _, b in pairs])}   {interval(pairs)}")
+        print(f"{name:12} {describe({s: before[s][name] for s in seeds}, {s: after[s][name] for s in seeds})}")
     if options.ceiling:
-        top = read(options.ceiling)
-        low, high, got = (statistics.mean(r[s]["AP"] for s in seeds) for r in (before, top, after))
-        print(f"of the way to {options.ceiling} ({high:.1f}): {(got - low) / (high - low):.0%}")
+        ceiling = read_points(options.ceiling)
+        low, high, reached = (fmean(runs[seed]["AP"] for seed in seeds) for runs in (before, ceiling, after))
+        print(f"of the way to {options.ceiling} ({high:.1f}): {(reached - low) / (high - low):.0%}")
 
 
-def read(folder: Path) -> dict[str, dict[str, float]]:
-    """AP in points, the mean's and each class's, by seed."""
-    found = {}
+def read_points(folder: Path) -> dict[int, dict[str, float]]:
+    """Return AP, AP50 and the AP of each class with boxes, in points, by seed."""
+    points = {}
     for file in sorted(folder.glob("seed*/metrics.json")):
-        content = read_json(file)
-        measured = {name: values["ap"] for name, values in content["per_class"].items()}
-        classes = {name: 100 * ap for name, ap in measured.items() if ap is not None}  # None: not in the split
-        found[file.parent.name] = {"AP": 100 * content["AP"], "AP50": 100 * content["AP50"], **classes}
-    return found
+        metrics = Metrics.from_json(read_json(file), str(file))
+        fractions = {"AP": metrics.ap, "AP50": metrics.ap50}
+        fractions |= {name: numbers.ap for name, numbers in metrics.per_class.items()}
+        seed = int(file.parent.name.removeprefix("seed"))
+        points[seed] = {name: 100 * value for name, value in fractions.items() if value is not None}
+    return points
 
 
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation."""
-    return f"{statistics.mean(values):5.1f} ± {statistics.stdev(values):3.1f}"
+def describe(before: dict[int, float], after: dict[int, float]) -> str:
+    """Return mean and standard deviation of both, and the mean difference with its interval."""
+    interval = paired_interval(paired_differences(after, before).values())
+    assert interval is not None  # two seeds or more
+    gain = f"{interval.mean:+.1f}  [{interval.low:+.1f}, {interval.high:+.1f}]"
+    return f"{spread(before.values())} -> {spread(after.values())}   {gain}"
 
 
-def interval(pairs: list[tuple[float, float]]) -> str:
-    """Mean of the paired differences and its interval."""
-    gains = [after - before for before, after in pairs]
-    half = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-    mean = statistics.mean(gains)
-    return f"{mean:+.1f}  [{mean - half:+.1f}, {mean + half:+.1f}]"
+def spread(values: Collection[float]) -> str:
+    """Return mean and sample standard deviation."""
+    return f"{fmean(values):5.1f} ± {stdev(values):3.1f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The content of `benchmark.json`: everything a benchmark report says, as typed values."""
+"""The content of `benchmark.json`: everything that a benchmark report shows, as typed values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 from pydantic import AliasChoices, Field, model_validator
 
 from kd_vision.core.files import write_text
+from kd_vision.core.latency import Latency
+from kd_vision.core.predictions import IGNORED
 from kd_vision.core.validation import StrictModel, validate
 from kd_vision.evaluation.metrics import Fraction, Metrics
 from kd_vision.report.files import read_json_object
@@ -32,7 +34,7 @@ class ArmRun(StrictModel):
     """One run of an arm.
 
     Attributes:
-        seed: None for weights that were given and not trained here.
+        seed: None for weights that were not trained here.
         metrics: on the split the report is about.
         seconds: wall time of training.
         images_per_second: training speed.
@@ -48,21 +50,12 @@ class ArmRun(StrictModel):
     directory: str | None = None
 
 
-class Latency(StrictModel):
-    """Time of one image through the ONNX file, in milliseconds, over `runs` runs."""
-
-    median: float = Field(gt=0)
-    p90: float = Field(gt=0)
-    runs: int = Field(gt=0)
-    threads: int = Field(gt=0)
-
-
 class Arm(StrictModel):
-    """One way to get a detector.
+    """One detector of the comparison, trained once per seed.
 
     Attributes:
         name: short, e.g. "plain"; the head of its column.
-        role: what it is compared as; gains are of `distilled` arms over `plain` and `other` ones.
+        role: its part in comparisons; gains are those of `distilled` arms over `plain`, `control` and `other` ones.
         description: one sentence on how it was made.
         model: architecture, e.g. "yolov8n".
         parameters: number of parameters; None: a black box.
@@ -83,37 +76,46 @@ class Arm(StrictModel):
     runs: tuple[ArmRun, ...] = Field(min_length=1)
 
 
-class TruthBox(StrictModel):
-    """A ground-truth box in pixels of the example's image; a crowd box counts for nothing."""
+class GroundTruthBox(StrictModel):
+    """A ground-truth box in pixels of the example's image; a crowd box is never counted."""
 
     box_xyxy: Corners
     label: int = Field(ge=0)
     crowd: bool = False
 
 
-class FoundBox(StrictModel):
-    """A detection in pixels of the example's image."""
+class DetectedBox(StrictModel):
+    """A detection in pixels of the example's image.
+
+    Attributes:
+        box_xyxy: corners.
+        score: confidence.
+        label: class.
+        matched_idx: index of the ground-truth box that it matches, -1 (false positive) or -2 (not counted), as in
+            `ImageMatches`; None in files of earlier versions.
+    """
 
     box_xyxy: Corners
     score: Fraction
     label: int = Field(ge=0)
+    matched_idx: int | None = Field(default=None, ge=IGNORED)
 
 
 class Example(StrictModel):
-    """An image with what each arm found on it.
+    """An image with the detections of each arm.
 
     Attributes:
         image: JPEG, relative to the benchmark directory.
         file_name: name of the image in the data set.
         ground_truth: its boxes.
         detections: by arm name.
-        difference: mistakes of `before` less mistakes of `after`; positive: the student got better.
+        difference: mistakes of `before` minus mistakes of `after`; positive: the student got better.
     """
 
     image: str
     file_name: str
-    ground_truth: tuple[TruthBox, ...]
-    detections: Mapping[str, tuple[FoundBox, ...]]
+    ground_truth: tuple[GroundTruthBox, ...]
+    detections: Mapping[str, tuple[DetectedBox, ...]]
     difference: float
 
 
@@ -137,16 +139,16 @@ class BenchmarkData(StrictModel):
     """A whole benchmark.
 
     Attributes:
-        title: head of the report.
+        title: heading of the report.
         data: the split that was evaluated.
         image_size: side of the network's input in pixels.
-        steps: batches that every student saw; None: not all saw as many.
+        steps: training batches of every student; None: arms differ.
         seeds: of the students.
         arms: in the order of the columns.
         examples: images for the side-by-side view.
         examples_seed: the runs whose detections the examples show.
         created: date and time (ISO 8601).
-        command: makes the benchmark again.
+        command: repeats the benchmark.
         hardware: facts about the machine.
         versions: of packages.
     """
@@ -167,9 +169,9 @@ class BenchmarkData(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> BenchmarkData:
         names = [arm.name for arm in self.arms]
-        doubles = sorted({name for name in names if names.count(name) > 1})
-        if doubles:
-            raise ValueError(f"arms: the name {', '.join(doubles)} is given to more than one arm")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"arms: the name {', '.join(duplicates)} is given to more than one arm")
         for arm in self.arms:
             seeds = [run.seed for run in arm.runs]
             if len(seeds) != len(set(seeds)):
@@ -183,7 +185,7 @@ class BenchmarkData(StrictModel):
         return tuple(arm for arm in self.arms if arm.role == role)
 
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Return the pairs that gains are about; the first is the headline's.
+        """Return the pairs whose differences are gains; the first is the headline's.
 
         Every distilled arm over every plain one, then the first distilled arm over the others.
         """
@@ -198,14 +200,14 @@ def read_benchmark(directory: Path) -> BenchmarkData:
     """Read `benchmark.json` of a benchmark directory.
 
     Raises:
-        RequestError: the file is missing, is not JSON, or says something it should not.
+        RequestError: the file is missing, is not JSON, or has wrong or unknown values.
     """
     path = directory / BENCHMARK_FILE
     return validate(BenchmarkData, read_json_object(path), str(path))
 
 
 def write_benchmark(directory: Path, data: BenchmarkData) -> Path:
-    """Write `benchmark.json` so that it is there whole or not at all, and return its path."""
+    """Write `benchmark.json` whole or not at all, and return its path."""
     path = directory / BENCHMARK_FILE
     content = data.model_dump(mode="json", by_alias=True)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -216,7 +218,12 @@ def _check_example(example: Example, arms: list[str], classes: int) -> None:
     unknown = sorted(set(example.detections) - set(arms))
     if unknown:
         raise ValueError(f"example {example.image}: no arm is named {', '.join(unknown)}")
-    labels = [box.label for box in example.ground_truth]
-    labels += [box.label for found in example.detections.values() for box in found]
-    if any(label >= classes for label in labels):
-        raise ValueError(f"example {example.image}: label {max(labels)} is no class; labels go from 0 to {classes - 1}")
+    detected = [box for boxes in example.detections.values() for box in boxes]
+    labels = [box.label for box in example.ground_truth] + [box.label for box in detected]
+    label = max(labels, default=0)
+    if label >= classes:
+        raise ValueError(f"example {example.image}: label {label} is no class; labels go from 0 to {classes - 1}")
+    matched = max((box.matched_idx for box in detected if box.matched_idx is not None), default=IGNORED)
+    if matched >= len(example.ground_truth):
+        boxes = len(example.ground_truth)
+        raise ValueError(f"example {example.image}: matched_idx {matched}: there are {boxes} ground-truth boxes")

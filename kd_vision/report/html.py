@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: styles, plots and images stand inside it."""
+"""The report as one HTML file that needs no network: styles, plots and images are part of it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kd_vision.core.predictions import Detections
 from kd_vision.report.benchmark_data import BenchmarkData, Example
-from kd_vision.report.examples import (
-    FALSE_COLOUR,
-    MISSED_COLOUR,
-    RIGHT_COLOUR,
-    SCORE_THRESHOLD,
-    TRUTH_COLOUR,
-    Truth,
-    draw_panel,
+from kd_vision.report.drawing import (
+    FN_COLOUR,
+    FP_COLOUR,
+    GROUND_TRUTH_COLOUR,
+    TP_COLOUR,
+    draw_ground_truth,
+    draw_matches,
     encode_jpeg,
-    example_detections,
-    example_truth,
-    judge,
 )
+from kd_vision.report.examples import SCORE_THRESHOLD, example_detections, example_matches, example_record
 from kd_vision.report.markdown import benchmark_facts, describe_difference
 from kd_vision.report.plots import Plot, arm_colours, benchmark_plots, run_plots
 from kd_vision.report.run_data import RunData
@@ -46,7 +42,7 @@ _JPEG_QUALITY = 82
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a comparison: whose, how it fares, and the image as a data URI."""
+    """One image of a comparison: the arm, its counts, and the pixels as a data URI."""
 
     name: str
     outcome: str
@@ -117,34 +113,35 @@ def _environment() -> Environment:
 
 
 def _safe(plots: Sequence[Plot]) -> list[tuple[str, str, Markup]]:
-    """Mark the drawings as HTML; their text was escaped when they were drawn."""
+    """Mark the plots as HTML; matplotlib has escaped their text."""
     return [(plot.title, plot.caption, Markup(plot.svg)) for plot in plots]
 
 
 def _legend() -> list[tuple[str, str]]:
     return [
-        (TRUTH_COLOUR, "ground truth"),
-        (RIGHT_COLOUR, "right"),
-        (FALSE_COLOUR, "false"),
-        (MISSED_COLOUR, "missed (corners)"),
+        (GROUND_TRUTH_COLOUR, "ground truth"),
+        (TP_COLOUR, "true positive (TP)"),
+        (FP_COLOUR, "false positive (FP)"),
+        (FN_COLOUR, "missed (FN), corners"),
     ]
 
 
 def _view(data: BenchmarkData, example: Example, directory: Path) -> ExampleView:
     image = read_image(directory / example.image, 3)
-    truth = example_truth(example)
-    boxes = int((~truth.crowd).sum())
-    panels = [_panel("ground truth", f"{boxes} box{'' if boxes == 1 else 'es'}", image, truth, None, data)]
+    classes = data.data.classes
+    record = example_record(example, *image.shape[:2])
+    boxes = int((~record.crowd).sum())
+    drawn = draw_ground_truth(image, record, classes)
+    panels = [_panel("ground truth", f"{boxes} box{'' if boxes == 1 else 'es'}", drawn)]
     for arm in data.arms:
         if arm.name in example.detections:
-            found = example_detections(example.detections[arm.name])
-            panels.append(_panel(arm.name, str(judge(truth, found)), image, truth, found, data))
+            stored = example.detections[arm.name]
+            matches = example_matches(stored, record, classes)
+            drawn = draw_matches(image, record, example_detections(stored), matches, classes)
+            panels.append(_panel(arm.name, str(matches), drawn))
     return ExampleView(example.file_name, describe_difference(example.difference), tuple(panels))
 
 
-def _panel(
-    name: str, outcome: str, image: Pixels, truth: Truth, found: Detections | None, data: BenchmarkData
-) -> Panel:
-    drawn = draw_panel(image, truth, found, data.data.classes)
-    encoded = base64.b64encode(encode_jpeg(drawn, _JPEG_QUALITY)).decode("ascii")
+def _panel(name: str, outcome: str, image: Pixels) -> Panel:
+    encoded = base64.b64encode(encode_jpeg(image, _JPEG_QUALITY)).decode("ascii")
     return Panel(name, outcome, f"data:image/jpeg;base64,{encoded}")

@@ -69,7 +69,7 @@ def benchmark_facts(data: BenchmarkData) -> list[tuple[str, str]]:
 
 
 def describe_difference(difference: float) -> str:
-    """Say a difference in mistakes in words."""
+    """Return a difference in mistakes in words."""
     count = abs(round(difference))
     mistakes = "mistake" if count == 1 else "mistakes"
     change = "fewer" if difference > 0 else "more"

@@ -1,6 +1,6 @@
 """Plots as inline SVG. Text stays text, ids are unique on the page, nothing is loaded from elsewhere.
 
-Arms keep their colour and line style in every plot (Okabe-Ito, told apart also without colour).
+Arms keep their colour and line style in every plot (Okabe-Ito colours; line styles differ too).
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from kd_vision.core.run_directory import read_log
 from kd_vision.report.benchmark_data import Arm, BenchmarkData
 from kd_vision.report.files import VAL, History, Series
 from kd_vision.report.tables import (
@@ -29,7 +26,6 @@ from kd_vision.report.tables import (
     class_ap,
     classes_to_show,
     gains,
-    points,
     signed,
 )
 
@@ -67,12 +63,12 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture with its words.
+    """A plot with its title and caption.
 
     Attributes:
         title: heading above it.
         caption: what is drawn, with units.
-        svg: the picture, ready to stand in a page.
+        svg: the SVG element, ready for a page.
     """
 
     title: str
@@ -81,7 +77,7 @@ class Plot:
 
 
 def benchmark_plots(data: BenchmarkData, directory: Path | None = None) -> list[Plot]:
-    """Return every plot of a benchmark that has something to show.
+    """Return the plots of a benchmark; those without data are left out.
 
     Args:
         data: the benchmark.
@@ -94,7 +90,7 @@ def benchmark_plots(data: BenchmarkData, directory: Path | None = None) -> list[
 
 
 def run_plots(history: History) -> list[Plot]:
-    """Return every plot of one run that has something to show."""
+    """Return the plots of one run; those without data are left out."""
     plots = [
         _run_accuracy(history),
         _lines(
@@ -111,12 +107,12 @@ def run_plots(history: History) -> list[Plot]:
 
 
 def arm_colours(arms: Sequence[Arm]) -> dict[str, str]:
-    """Return the colour of each arm; the first of a role has the role's own."""
+    """Return the colour of each arm; the first arm of a role gets the colour of the role."""
     colours: dict[str, str] = {}
     spare = iter(_OTHER_COLOURS * (1 + len(arms) // len(_OTHER_COLOURS)))
     for arm in arms:
-        own = _ROLE_COLOURS.get(arm.role)
-        colours[arm.name] = own if own is not None and own not in colours.values() else next(spare)
+        of_role = _ROLE_COLOURS.get(arm.role)
+        colours[arm.name] = next(spare) if of_role is None or of_role in colours.values() else of_role
     return colours
 
 
@@ -138,17 +134,16 @@ def _validation_curves(data: BenchmarkData) -> Plot | None:
             axes.fill_between(steps, low, high, color=colours[arm.name], alpha=0.16, linewidth=0)
             style = _DASHES[number % len(_DASHES)] if arm.role != "distilled" else "-"
             axes.plot(steps, mean, style, color=colours[arm.name], label=arm.name)
-        axes.set_xlabel("batch")
+        _label_batches(axes)
         axes.set_ylabel("AP, points")
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     caption = "AP points on the validation split. Line: mean over seeds; band: lowest to highest seed."
     return _plot("Validation AP during training", caption, "curves", draw)
 
 
 def _pairs(data: BenchmarkData) -> Plot | None:
-    """Before and after of every seed, joined by a line."""
+    """Plot before and after of every seed, joined by a line."""
     pair = next((pair for pair in data.comparisons() if pair.before.role == "plain"), None)
     if pair is None:
         return None
@@ -168,7 +163,7 @@ def _pairs(data: BenchmarkData) -> Plot | None:
         rows = list(range(len(seeds)))
         for arm, values, marker in ((pair.before, before, "s"), (pair.after, after, "o")):
             where = [values[seed] for seed in seeds]
-            axes.scatter(where, rows, 52, colours[arm.name], marker, label=arm.name, zorder=2)
+            axes.scatter(where, rows, 52, colours[arm.name], marker=marker, label=arm.name, zorder=2)
         axes.set_yticks(rows, [f"seed {seed}" for seed in seeds])
         axes.set_ylim(len(seeds) - 0.4, -0.7)
         axes.margins(x=0.15)
@@ -225,10 +220,10 @@ def _classes(data: BenchmarkData) -> Plot | None:
         axes.set_xlabel("AP, points")
         axes.grid(axis="y", visible=False)
 
-    left = len(data.data.classes) - len(names)
+    hidden = len(data.data.classes) - len(names)
     caption = f"AP points on {data.data.name} {data.data.split}. Whisker: standard deviation over seeds."
-    if left:
-        caption += f" Shown are the {len(names)} classes that changed most; {left} more are in the table."
+    if hidden:
+        caption += f" Shown are the {len(names)} classes that changed most; {hidden} more are in the table."
     height = 1.2 + len(names) * (0.14 * len(data.arms) + 0.14)
     return _plot("AP by class", caption, "classes", draw, height=max(2.8, height))
 
@@ -254,8 +249,10 @@ def _shares(histories: Mapping[str, History]) -> Plot | None:
 
 
 def _run_accuracy(history: History) -> Plot | None:
-    found = {key: history.series(VAL, key) for key in ("AP", "AP50", "AP75")}
-    curves = {key: Series(series.steps, tuple(100 * value for value in series.values)) for key, series in found.items()}
+    logged = {key: history.series(VAL, key) for key in ("AP", "AP50", "AP75")}
+    curves = {
+        key: Series(series.steps, tuple(100 * value for value in series.values)) for key, series in logged.items()
+    }
     caption = "Points on the validation split."
     return _lines("Validation AP during training", caption, curves, "points", "accuracy", zero=True)
 
@@ -283,9 +280,8 @@ def _lines(
             axes.yaxis.set_minor_formatter("")
         elif lowest >= 0:
             axes.set_ylim(bottom=0)
-        axes.set_xlabel("batch")
+        _label_batches(axes)
         axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     return _plot(title, caption, name, draw)
 
@@ -296,7 +292,7 @@ def _train_series(history: History, total: str, prefix: str) -> dict[str, Series
 
 
 def _mean_series(histories: Mapping[str, History], prefix: str) -> dict[str, Series]:
-    """Mean over runs of everything logged under `prefix`, by short name."""
+    """Return the mean over runs of every number logged under `prefix`, by its name without the prefix."""
     keys = dict.fromkeys(key for history in histories.values() for key in history.keys("train", prefix))
     curves = {}
     for key in keys:
@@ -311,16 +307,14 @@ def _mean_series(histories: Mapping[str, History], prefix: str) -> dict[str, Ser
 
 
 def _histories_of_distilled(data: BenchmarkData, directory: Path) -> dict[str, History]:
-    """Logs of the first distilled arm; a run directory that is gone is left out."""
-    from kd_vision.report.files import read_history
-
+    """Return the logs of the first distilled arm; runs whose directory is gone are left out."""
     logs = {
         run.directory: directory / run.directory / "metrics.jsonl"
         for arm in data.with_role("distilled")[:1]
         for run in arm.runs
         if run.directory is not None
     }
-    return {name: read_history(path) for name, path in logs.items() if path.is_file()}
+    return {name: History(read_log(path)) for name, path in logs.items() if path.is_file()}
 
 
 def _bars(arm: Arm, numbers: Sequence[Number]) -> tuple[list[float], list[float]]:
@@ -331,15 +325,20 @@ def _bars(arm: Arm, numbers: Sequence[Number]) -> tuple[list[float], list[float]
 
 
 def _by_seed(arm: Arm, number: Number) -> dict[int, float]:
-    found = {}
+    """Return a number in points by seed."""
+    values = {}
     for run in arm.runs:
         value = number(run.metrics)
         if run.seed is not None and value is not None:
-            found[run.seed] = 100 * value
-    return found
+            values[run.seed] = 100 * value
+    return values
 
 
 def _plot(title: str, caption: str, name: str, draw: Callable[[Any], None], height: float = 3.1) -> Plot:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -349,17 +348,24 @@ def _plot(title: str, caption: str, name: str, draw: Callable[[Any], None], heig
         if len(labels) > 1:
             figure.legend(loc="outside upper left", ncols=4, handlelength=1.9, columnspacing=1.1)
         buffer = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+        no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=no_metadata, transparent=True)
     return Plot(title, caption, _for_page(buffer.getvalue(), name, title))
 
 
+def _label_batches(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("batch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
 def _for_page(svg: str, name: str, title: str) -> str:
-    """Cut the XML head off, make ids unique, and give the picture a name for screen readers."""
+    """Remove the XML head, make ids unique, and add a label for screen readers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", body, count=1)
-    # The page's own font; a rule for `*` inside an SVG would act on the whole page.
+    # Use the font of the page; a style rule for `*` inside an SVG would apply to the whole page.
     body = body.replace("'DejaVu Sans', sans-serif", "inherit")
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
     label = html.escape(title, quote=True)
@@ -368,6 +374,3 @@ def _for_page(svg: str, name: str, title: str) -> str:
 
 def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-__all__ = ["Plot", "arm_colours", "benchmark_plots", "points", "run_plots"]

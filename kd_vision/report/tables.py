@@ -1,4 +1,4 @@
-"""The tables of a report, made once and shown as markdown, HTML or on the console.
+"""The tables of a report, built once and rendered as markdown, as HTML or on the console.
 
 Accuracy is in AP points (fractions x 100) with one decimal: mean ± sample standard deviation over
 seeds. A gain is the mean of the differences of runs that share a seed, ± their deviation.
@@ -31,7 +31,7 @@ RESULTS: tuple[tuple[str, Number], ...] = (
     ("AP medium", lambda metrics: metrics.ap_medium),
     ("AP large", lambda metrics: metrics.ap_large),
 )
-"""Rows of the main table: label, and where the number stands."""
+"""Rows of the main table: label, and how to read the number."""
 
 RECALLS: tuple[tuple[str, Number], ...] = (
     ("AR, 1 box an image", lambda metrics: metrics.ar1),
@@ -45,7 +45,7 @@ RECALLS: tuple[tuple[str, Number], ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a cell, and whether it is good news."""
+    """Text of a cell; `tone` colours gains and losses."""
 
     text: str
     tone: Tone = ""
@@ -68,7 +68,7 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
     def without_empty_columns(self) -> Table:
-        """Return the table without columns in which no row says anything."""
+        """Return the table without columns that are empty in every row."""
         kept = [column for column in range(len(self.columns) - 1) if any(cells[column].text for _, cells in self.rows)]
         return replace(
             self,
@@ -116,7 +116,7 @@ def class_table(data: BenchmarkData, most: int | None = None) -> Table:
 
 
 def cost_table(data: BenchmarkData) -> Table:
-    """What each arm costs: parameters, GFLOPs, file size, latency, training."""
+    """Cost of each arm: parameters, GFLOPs, file size, latency, training."""
     rows: list[tuple[str, Callable[[Arm], str]]] = [
         ("Model", lambda arm: arm.model),
         ("Parameters (million)", lambda arm: MISSING if arm.parameters is None else f"{arm.parameters / 1e6:.2f}"),
@@ -137,7 +137,7 @@ def cost_table(data: BenchmarkData) -> Table:
 
 
 def seed_table(data: BenchmarkData) -> Table:
-    """Every run on its own."""
+    """AP and training time of each run."""
     rows = []
     for arm in data.arms:
         for run in arm.runs:
@@ -180,10 +180,10 @@ def console_table(data: BenchmarkData) -> RichTable:
     from rich.table import Table as RichTable
 
     shown = min(len(data.data.classes), _CONSOLE_CLASSES)
-    left = len(data.data.classes) - shown
+    hidden = len(data.data.classes) - shown
     table = RichTable(
         title=f"{data.title}: AP points on {data.data.name} {data.data.split} ({data.data.n_images} images)",
-        caption=f"mean ± sd over seeds{f'; {left} more classes in report.md' if left else ''}",
+        caption=f"mean ± sd over seeds{f'; {hidden} more classes in report.md' if hidden else ''}",
     )
     table.add_column("")
     for column in _columns(data):
@@ -247,12 +247,12 @@ def classes_to_show(data: BenchmarkData, most: int | None) -> tuple[str, ...]:
 
 
 def points(value: float | None) -> str:
-    """Show a fraction as AP points."""
+    """Format a fraction as AP points."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def signed(value: float) -> str:
-    """Show a difference of fractions as signed AP points, with a true minus sign."""
+    """Format a difference of fractions as signed AP points, with a true minus sign."""
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -293,7 +293,7 @@ def _boxes(data: BenchmarkData, name: str) -> int | str:
 
 def _latency(arm: Arm) -> str:
     latency = arm.onnx_latency_ms
-    return MISSING if latency is None else f"{latency.median:.1f} ({latency.p90:.1f})"
+    return MISSING if latency is None else f"{latency.median_ms:.1f} ({latency.p90_ms:.1f})"
 
 
 def _latency_facts(data: BenchmarkData) -> str:

@@ -1,4 +1,4 @@
-"""Writes `report.md` and `report.html` of a directory from the files in it, as often as one likes."""
+"""Writes `report.md` and `report.html` of a directory from the files in it; it can be done again at any time."""
 
 from __future__ import annotations
 

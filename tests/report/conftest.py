@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from kd_vision.core.latency import Latency
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics
 from kd_vision.report.benchmark_data import (
     Arm,
@@ -18,10 +19,9 @@ from kd_vision.report.benchmark_data import (
     BenchmarkData,
     CurvePoint,
     DataFacts,
+    DetectedBox,
     Example,
-    FoundBox,
-    Latency,
-    TruthBox,
+    GroundTruthBox,
     write_benchmark,
 )
 
@@ -82,7 +82,7 @@ def benchmark() -> Callable[..., BenchmarkData]:
     def build(plain: list[float], distilled: list[float], **changes: Any) -> BenchmarkData:
         classes = changes.pop("classes", CLASSES)
         other, control = changes.pop("other", None), changes.pop("control", None)
-        latency = Latency(median=12.34, p90=14.0, runs=50, threads=2)
+        latency = Latency(median_ms=12.34, p90_ms=14.0, runs=50, threads=2)
         teacher = make_arm("teacher", "teacher", [0.614], classes, model="yolov8s", parameters=11_136_761, gflops=28.6)
         arms = [teacher, make_arm("plain", "plain", plain, classes)]
         if control is not None:
@@ -183,12 +183,12 @@ def _example(directory: Path, number: int) -> Example:
         boxes.append((centre[0] - 26, centre[1] - 26, centre[0] + 26, centre[1] + 26))
     name = f"examples/{number}.jpg"
     cv2.imwrite(str(directory / name), image)
-    found = tuple(FoundBox(box_xyxy=box, score=0.9 - 0.1 * i, label=i % 3) for i, box in enumerate(boxes))
-    wrong = FoundBox(box_xyxy=(5.0, 200.0, 60.0, 235.0), score=0.4, label=1)
+    detected = tuple(DetectedBox(box_xyxy=box, score=0.9 - 0.1 * i, label=i % 3) for i, box in enumerate(boxes))
+    wrong = DetectedBox(box_xyxy=(5.0, 200.0, 60.0, 235.0), score=0.4, label=1)
     return Example(
         image=name,
         file_name=f"BloodImage_{number}.jpg",
-        ground_truth=tuple(TruthBox(box_xyxy=box, label=i % 3) for i, box in enumerate(boxes)),
-        detections={"teacher": found, "plain": (*found[:2], wrong), "distilled": found[:3]},
+        ground_truth=tuple(GroundTruthBox(box_xyxy=box, label=i % 3) for i, box in enumerate(boxes)),
+        detections={"teacher": detected, "plain": (*detected[:2], wrong), "distilled": detected[:3]},
         difference=2.0,
     )

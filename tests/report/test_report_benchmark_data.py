@@ -27,6 +27,14 @@ def test_comes_back_equal_under_the_keys_of_coco(benchmark: Build, tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["benchmark.json"], "no temporary file stays"
 
 
+def test_latency_of_earlier_versions_is_read(benchmark: Build, tmp_path: Path) -> None:
+    data = benchmark([0.46], [0.51])
+    content = data.model_dump(mode="json", by_alias=True)
+    content["arms"][-1]["onnx_latency_ms"] = {"median": 12.34, "p90": 14.0, "runs": 50, "threads": 2}
+    (tmp_path / "benchmark.json").write_text(json.dumps(content))
+    assert read_benchmark(tmp_path) == data
+
+
 def refused(content: dict[str, Any], folder: Path) -> tuple[str, ...]:
     (folder / "benchmark.json").write_text(json.dumps(content))
     with pytest.raises(RequestError) as caught:
@@ -80,6 +88,20 @@ def test_mistakes_are_named_all_at_once(benchmark: Build, tmp_path: Path) -> Non
                 }
             ),
             "example e.jpg: label 3 is no class; labels go from 0 to 2",
+        ),
+        (
+            lambda content: content["examples"].append(
+                {
+                    "image": "e.jpg",
+                    "file_name": "e",
+                    "ground_truth": [{"box_xyxy": [0, 0, 1, 1], "label": 0}],
+                    "detections": {
+                        "plain": [{"box_xyxy": [0, 0, 1, 1], "label": 2, "score": 0.5, "matched_idx": 1}],
+                    },
+                    "difference": 1,
+                }
+            ),
+            "example e.jpg: matched_idx 1: there are 1 ground-truth boxes",
         ),
     ],
 )

@@ -1,7 +1,8 @@
-"""Mistakes are counted as documented, the images are chosen by them, and drawings show them."""
+"""Images are chosen by COCOeval's mistakes and stored with boxes and matches."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +12,23 @@ import pytest
 
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
+from kd_vision.report.benchmark_data import DetectedBox
 from kd_vision.report.examples import (
-    FALSE_COLOUR,
-    MISSED_COLOUR,
-    RIGHT_COLOUR,
-    TRUTH_COLOUR,
     Pick,
-    Truth,
-    draw_panel,
-    judge,
+    example_detections,
+    example_matches,
+    example_record,
     pick_examples,
     write_examples,
 )
 
 
-def truth(boxes: Any, labels: Any, crowd: Any = None) -> Truth:
-    flags = np.zeros(len(labels), np.bool_) if crowd is None else np.asarray(crowd, np.bool_)
-    return Truth(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int64), flags)
-
-
-def found(boxes: Any, scores: Any, labels: Any) -> Detections:
+def make_detections(boxes: Any, scores: Any, labels: Any) -> Detections:
     return Detections(
         np.asarray(boxes, np.float32).reshape(-1, 4),
         np.asarray(scores, np.float32),
         np.asarray(labels, np.int64),
     )
-
-
-BOX = [10, 10, 50, 50]
-
-
-def test_the_stronger_of_two_detections_takes_the_box() -> None:
-    judgement = judge(truth([BOX], [0]), found([BOX, [12, 10, 52, 50]], [0.4, 0.9], [0, 0]))
-    assert judgement.tp.tolist() == [False, True]
-    assert judgement.fp.tolist() == [True, False]
-    assert judgement.fn.tolist() == [False]
-    assert str(judgement) == "1 right, 1 false, 0 missed"
-    assert judgement.mistakes == 1
-
-
-def test_wrong_class_and_low_overlap_are_false_and_the_box_is_missed() -> None:
-    # Shifted by half its width: IoU = 20 * 40 / (2 * 1600 - 800) = 1/3.
-    judgement = judge(truth([BOX], [0]), found([BOX, [30, 10, 70, 50]], [0.9, 0.8], [1, 0]))
-    assert judgement.fp.tolist() == [True, True]
-    assert judgement.fn.tolist() == [True]
-    assert judgement.mistakes == 3
-
-
-def test_overlap_of_exactly_one_half_is_right() -> None:
-    # 40 x 40 inside 40 x 80: IoU = 1/2.
-    assert judge(truth([[0, 0, 40, 80]], [0]), found([[0, 0, 40, 40]], [0.9], [0])).tp.all()
-
-
-def test_weak_detections_do_not_exist() -> None:
-    judgement = judge(truth([BOX], [0]), found([BOX, [60, 60, 90, 90]], [0.2, 0.24], [0, 0]))
-    assert not judgement.tp.any()
-    assert not judgement.fp.any()
-    assert judgement.fn.tolist() == [True]
-
-
-def test_detections_in_a_crowd_region_count_for_nothing() -> None:
-    scene = truth([[0, 0, 200, 200], BOX], [0, 0], crowd=[True, False])
-    judgement = judge(scene, found([BOX, [100, 100, 140, 140]], [0.9, 0.8], [0, 0]))
-    assert str(judgement) == "1 right, 0 false, 0 missed"
-
-
-def test_without_boxes_nothing_is_wrong() -> None:
-    assert judge(truth([], []), Detections.empty()).mistakes == 0
 
 
 @pytest.fixture
@@ -105,30 +56,30 @@ def data(tmp_path: Path) -> DetectionData:
     return DetectionData("test", ("car",), (1,), tuple(records))
 
 
-def answers(data: DetectionData, right: dict[int, int]) -> dict[int, Detections]:
-    """The first `right[image]` boxes of each image, found exactly."""
+def first_boxes(data: DetectionData, count: dict[int, int]) -> dict[int, Detections]:
+    """Detections equal to the first `count[image]` boxes of each image."""
     return {
-        image.image_id: found(
-            image.boxes_xyxy[: right[image.image_id]],
-            [0.9] * right[image.image_id],
-            [0] * right[image.image_id],
+        image.image_id: make_detections(
+            image.boxes_xyxy[: count[image.image_id]],
+            [0.9] * count[image.image_id],
+            [0] * count[image.image_id],
         )
         for image in data.images
-        if image.image_id in right
+        if image.image_id in count
     }
 
 
 def test_images_that_differ_most_come_first_also_where_after_is_worse(data: DetectionData) -> None:
-    before = answers(data, {1: 1, 2: 2, 3: 1, 4: 1})
-    after = answers(data, {1: 2, 3: 1, 4: 2})  # image 2: nothing found any more
+    before = first_boxes(data, {1: 1, 2: 2, 3: 1, 4: 1})
+    after = first_boxes(data, {1: 2, 3: 1, 4: 2})  # image 2: nothing found any more
     assert pick_examples(data, before, after, 10) == [Pick(2, -2), Pick(1, 1), Pick(4, 1)]
     assert pick_examples(data, before, after, 2) == [Pick(2, -2), Pick(1, 1)]
     assert pick_examples(data, before, before, 10) == []
 
 
 def test_examples_are_stored_with_boxes_in_the_frame_of_the_stored_image(data: DetectionData, tmp_path: Path) -> None:
-    arms = {"plain": answers(data, {1: 1}), "distilled": answers(data, {1: 2})}
-    weak = found([[0, 0, 9, 9]], [0.1], [0])
+    arms = {"plain": first_boxes(data, {1: 1}), "distilled": first_boxes(data, {1: 2})}
+    weak = make_detections([[0, 0, 9, 9]], [0.1], [0])
     out = tmp_path / "bench"
     out.mkdir()
     (example,) = write_examples(out, data, [Pick(1, 1)], {**arms, "teacher": {1: weak}})
@@ -143,33 +94,40 @@ def test_examples_are_stored_with_boxes_in_the_frame_of_the_stored_image(data: D
     assert sorted(path.name for path in (out / "examples").iterdir()) == ["1.jpg"]
 
 
-def colours(panel: np.ndarray) -> set[str]:
-    """Which of the four meanings are drawn."""
-    pixels = {tuple(pixel) for pixel in panel.reshape(-1, 3).tolist()}
-    named = {"right": RIGHT_COLOUR, "false": FALSE_COLOUR, "missed": MISSED_COLOUR, "truth": TRUTH_COLOUR}
-    return {
-        name
-        for name, colour in named.items()
-        if tuple(int(colour[place : place + 2], 16) for place in (1, 3, 5)) in pixels
-    }
+def test_stored_matches_are_those_of_the_evaluation(data: DetectionData, tmp_path: Path) -> None:
+    # 200 x 100 of 200 x 200: IoU 1/2 to the last bit, which rounding of the stored boxes may lose.
+    boxes = [[100, 100, 300, 200], [100, 100, 300, 190], [500, 500, 700, 700], [500, 500, 700, 699], [0, 0, 9, 9]]
+    detections = {1: make_detections(boxes, [0.8, 0.9, 0.7, 0.9, 0.2], [0] * 5)}
+    (example,) = write_examples(tmp_path, data, [Pick(1, 1)], {"plain": detections})
+    stored = example.detections["plain"]
+    # The two whole boxes compete for the second object: the stronger one matches it.
+    assert [box.matched_idx for box in stored] == [0, -1, -1, 1]
+    record = example_record(example, 640, 1280)
+    matches = example_matches(stored, record, ("car",))
+    assert str(matches) == "2 TP, 2 FP, 0 FN"
+    np.testing.assert_allclose(example_detections(stored).boxes_xyxy, np.multiply(boxes[:4], 0.64), atol=0.01)
 
 
-def test_a_panel_shows_right_false_and_missed_in_their_colours() -> None:
-    image = np.full((200, 200, 3), 128, np.uint8)
-    scene = truth([BOX, [100, 100, 150, 150]], [0, 0])
-    everything = draw_panel(image, scene, found([BOX, [60, 150, 95, 190]], [0.9, 0.8], [0, 0]), ("car",))
-    assert colours(everything) == {"right", "false", "missed"}
-    assert colours(draw_panel(image, scene, None, ("car",))) == {"truth"}
-    perfect = found(scene.boxes_xyxy, [0.9, 0.9], [0, 0])
-    assert colours(draw_panel(image, scene, perfect, ("car",))) == {"right"}
-    assert (image == 128).all(), "the given image is not drawn on"
+def test_examples_without_stored_matches_are_matched_from_their_boxes(data: DetectionData, tmp_path: Path) -> None:
+    detections = {1: make_detections([[100, 100, 300, 300], [0, 0, 50, 50]], [0.9, 0.8], [0, 0])}
+    (example,) = write_examples(tmp_path, data, [Pick(1, 1)], {"plain": detections})
+    stored = example.detections["plain"]
+    older = tuple(DetectedBox(**box.model_dump(exclude={"matched_idx"})) for box in stored)
+    record = example_record(example, 640, 1280)
+    assert example_matches(older, record, ("car",)).matched_idx.tolist() == [box.matched_idx for box in stored]
+    assert str(example_matches((), record, ("car",))) == "0 TP, 0 FP, 2 FN"
 
 
-def test_a_large_image_is_drawn_small_with_its_boxes_in_place() -> None:
-    image = np.full((1000, 2000, 3), 128, np.uint8)
-    panel = draw_panel(image, truth([[500, 500, 700, 700]], [0]), None, ("car",))
-    assert panel.shape == (320, 640, 3)
-    rows, columns = np.nonzero((panel != 128).any(axis=2))
-    # 500..700 x 0.32 = 160..224; the label stands above, lines are 2 wide.
-    assert rows.max() == pytest.approx(224, abs=2)
-    assert (columns.min(), columns.max()) == (pytest.approx(160, abs=2), pytest.approx(224, abs=2))
+def test_a_crowd_region_costs_nothing(data: DetectionData, tmp_path: Path) -> None:
+    crowded = [replace(image, crowd=np.array([True, False])) for image in data.images]
+    data = replace(data, images=tuple(crowded))
+    inside = make_detections([[110, 110, 150, 150], [500, 500, 700, 700]], [0.9, 0.8], [0, 0])
+    nothing = make_detections([], [], [])
+    assert pick_examples(data, {1: nothing}, {1: inside}, 9) == [Pick(1, 1)]
+    (example,) = write_examples(tmp_path, data, [Pick(1, 1)], {"distilled": {1: inside}})
+    assert [box.matched_idx for box in example.detections["distilled"]] == [-2, 1]
+    assert [box.crowd for box in example.ground_truth] == [True, False]
+
+
+def test_no_pick_no_example(data: DetectionData, tmp_path: Path) -> None:
+    assert write_examples(tmp_path, data, [], {"plain": first_boxes(data, {1: 1})}) == ()
