@@ -56,7 +56,7 @@ def test_scores_of_a_level_meet_their_own_positions(
     projected = loss.projectors["P4"](student.features["P4"])
     difference = (projected - teacher.features["P4"])[1, :, 2, 3]
     value = loss(student, side, no_targets)
-    assert float(value) == pytest.approx(float(difference.square().mean()), rel=1e-6)
+    assert float(value.detach()) == pytest.approx(float(difference.square().mean().detach()), rel=1e-6)
 
 
 def test_projector_is_two_layers_at_the_teachers_width(specs: Pair) -> None:
