@@ -21,10 +21,9 @@ def nms(
 ) -> Indices:
     """Keep the best of the boxes that overlap: greedy NMS.
 
-    Gives the boxes of ``torchvision.ops.batched_nms`` cut at `max_detections`, and computes as torchvision does: a box
-    is suppressed by a better one of its group where their IoU is greater than the threshold; boxes of equal score
-    stand in the order given; areas and IoU are float32; boxes without area suppress nothing. The search ends with the
-    last box that is wanted.
+    Gives the boxes of ``torchvision.ops.batched_nms`` cut at `max_detections`, with torchvision's rules: a box is
+    suppressed by a better one of its group where their float32 IoU is greater than the threshold; equal scores keep
+    their order; boxes without area suppress nothing.
 
     Args:
         boxes_xyxy: (M, 4).
