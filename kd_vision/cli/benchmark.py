@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.cli.progress import show_progress
+    from kd_vision.cli.tables import console_table
     from kd_vision.pipeline.benchmark import benchmark
-    from kd_vision.report.tables import console_table
 
     result = benchmark(
         options.config,

@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.cli.progress import show_progress
+    from kd_vision.cli.tables import console_table
     from kd_vision.pipeline.demo import demo
-    from kd_vision.report.tables import console_table
 
     console = Console(highlight=False)
     result = demo(options.out, progress=show_progress, log=lambda text: console.print(text, soft_wrap=True))

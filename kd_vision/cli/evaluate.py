@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.cli.progress import show_progress
+    from kd_vision.cli.tables import console_metrics
     from kd_vision.config.schema import EvaluateConfig
     from kd_vision.pipeline.evaluate import evaluate
-    from kd_vision.report.tables import console_metrics
 
     result = evaluate(
         options.model,

@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from kd_vision.cli.progress import show_progress
+    from kd_vision.cli.tables import console_metrics
     from kd_vision.pipeline.train import train
-    from kd_vision.report.tables import console_metrics
 
     result = train(options.config, options.out, options.resume, options.overrides, progress=show_progress)
     console = Console()

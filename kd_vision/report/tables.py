@@ -1,4 +1,4 @@
-"""The tables of a report, built once and rendered as markdown, as HTML or on the console.
+"""The tables of a report, built once and rendered as markdown, as HTML and on the console.
 
 Accuracy is in AP points (fractions x 100) with one decimal: mean ± sample standard deviation over
 seeds. A gain is the mean of the differences of runs that share a seed, ± their deviation.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.evaluation.statistics import Spread, paired_differences, summarise
 from kd_vision.report.benchmark_data import Arm, BenchmarkData, Comparison
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
 Tone = Literal["", "good", "bad"]
 Number = Callable[[Metrics], "float | None"]
 
 MISSING = "–"
-_CONSOLE_CLASSES = 12
 
 RESULTS: tuple[tuple[str, Number], ...] = (
     ("AP", lambda metrics: metrics.ap),
@@ -172,44 +168,6 @@ def metrics_class_table(metrics: Metrics) -> Table:
     return Table("Each class", "AP points; boxes of the ground truth.", ("class", "AP", "AP50", "boxes"), rows)
 
 
-def console_table(data: BenchmarkData) -> RichTable:
-    """Return accuracy, classes and cost as one table for the console.
-
-    Of more than twelve classes, those with the largest gain or loss are shown.
-    """
-    from rich.table import Table as RichTable
-
-    shown = min(len(data.data.classes), _CONSOLE_CLASSES)
-    hidden = len(data.data.classes) - shown
-    table = RichTable(
-        title=f"{data.title}: AP points on {data.data.name} {data.data.split} ({data.data.n_images} images)",
-        caption=f"mean ± sd over seeds{f'; {hidden} more classes in report.md' if hidden else ''}",
-    )
-    table.add_column("")
-    for column in _columns(data):
-        table.add_column(column, justify="right")
-    for part in (result_table(data), class_table(data, shown), cost_table(data)):
-        for name, cells in part.rows:
-            table.add_row(name, *(_styled(cell) for cell in cells))
-        table.add_section()
-    return table
-
-
-def console_metrics(metrics: Metrics, title: str) -> RichTable:
-    """Return the twelve COCO numbers and those of each class as one table for the console."""
-    from rich.table import Table as RichTable
-
-    table = RichTable(title=f"{title}: points, pycocotools' definitions")
-    for column, justify in (("", "left"), ("AP", "right"), ("AP50", "right"), ("boxes", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for name, (cell,) in metrics_table(metrics).rows:
-        table.add_row(name, _styled(cell))
-    table.add_section()
-    for name, cells in metrics_class_table(metrics).rows:
-        table.add_row(name, *(_styled(cell) for cell in cells))
-    return table
-
-
 def arm_spread(arm: Arm, number: Number) -> Spread | None:
     """Mean and deviation over the runs of an arm in which `number` is defined; a fraction."""
     values = [number(run.metrics) for run in arm.runs]
@@ -319,10 +277,3 @@ def _plain(value: float | None) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _styled(cell: Cell) -> str:
-    from rich.markup import escape
-
-    style = {"good": "green", "bad": "red"}.get(cell.tone)
-    return f"[{style}]{escape(cell.text)}[/]" if style else escape(cell.text)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import pytest
-from rich.console import Console
 
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.report.benchmark_data import BenchmarkData
@@ -15,7 +13,6 @@ from kd_vision.report.tables import (
     Table,
     class_table,
     classes_to_show,
-    console_table,
     cost_table,
     metrics_table,
     result_table,
@@ -111,19 +108,6 @@ def test_every_run_is_listed(benchmark: Build) -> None:
 def test_markdown_is_a_table_that_class_names_cannot_break() -> None:
     table = Table("t", "c", ("", "a|b"), (("x|y", (Cell("1.0"),)),))
     assert table.to_markdown() == "|  | a\\|b |\n|:---|---:|\n| x\\|y | 1.0 |"
-
-
-def test_console_shows_accuracy_classes_and_cost(benchmark: Build) -> None:
-    names = tuple(f"c[{index}]" for index in range(14))
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(console_table(benchmark([0.45, 0.47], [0.51, 0.51], classes=names)))
-    text = console.export_text()
-    assert "AP points on bccd test (72 images)" in text
-    assert "+5.0 ± 1.4" in text
-    assert "c[13]" in text, "square brackets of a class name are no markup"
-    assert text.count("c[") == 12
-    assert "2 more classes in report.md" in text
-    assert "ONNX latency (ms), median (p90)" in text
 
 
 def test_one_run_has_all_twelve_numbers(metrics: Metrics) -> None:
