@@ -6,6 +6,7 @@ The table is data: nothing is imported until a logger is asked for.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ LOGGERS: Mapping[str, LoggerEntry] = {
         "kd_vision.engine.loggers:mlflow_logger",
         ("mlflow",),
         "mlflow",
-        "MLflow at MLFLOW_TRACKING_URI, else in RUN/mlflow",
+        "MLflow at MLFLOW_TRACKING_URI, else in mlflow.db beside the run directory",
     ),
 }
 
@@ -149,7 +150,13 @@ def wandb_logger(root: Path) -> Logger:
 
 
 def mlflow_logger(root: Path) -> Logger:
-    """Return a logger of MLflow."""
+    """Return a logger of MLflow.
+
+    Without a server the runs of a folder share one SQLite file, as MLflow 3 refuses plain folders. MLflow keeps the
+    address for the whole process, so that all runs of a benchmark are in the file of its first one.
+    """
     from lightning.pytorch.loggers import MLFlowLogger
 
-    return MLFlowLogger(experiment_name=PROJECT, run_name=root.name, save_dir=str(root / "mlflow"))
+    root.mkdir(parents=True, exist_ok=True)
+    address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve().parent / 'mlflow.db'}"
+    return MLFlowLogger(experiment_name=PROJECT, run_name=root.name, tracking_uri=address)

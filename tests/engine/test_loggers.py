@@ -174,11 +174,19 @@ def test_wandb_run_is_named_after_the_directory_and_ends_with_the_training(tmp_p
 
 
 @pytest.mark.usefixtures("fake_packages")
-def test_mlflow_run_is_named_after_the_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["http://tracking:5000", ""])
+def test_mlflow_run_goes_to_the_server_or_a_file_beside_the_run(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     root = tmp_path / "bccd"
     (logger,) = build_loggers(("mlflow",), root)
     assert isinstance(logger, FakeLightningLogger)
-    assert logger.settings == {"experiment_name": "kd_vision", "run_name": "bccd", "save_dir": str(root / "mlflow")}
+    assert logger.settings == {
+        "experiment_name": "kd_vision",
+        "run_name": "bccd",
+        "tracking_uri": server or f"sqlite:///{tmp_path}/mlflow.db",
+    }
 
 
 def test_the_table_and_the_settings_load_neither_torch_nor_lightning() -> None:
