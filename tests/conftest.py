@@ -10,12 +10,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from kd_vision.core.strict_yaml import parse_scalar
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
 from kd_vision.detectors.ultralytics.family import build
 
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 torch.set_num_threads(1)  # tiny networks: threads cost more than they give, and tests run side by side
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_vision.core.batch import ImageBatch, Letterbox, Targets
 from kd_vision.core.errors import RequestError
-from kd_vision.core.predictions import Detections, PredictOptions
+from kd_vision.core.predictions import BatchDetections, Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import PixelPredictor
-from kd_vision.detectors.postprocess import classwise_nms
-from kd_vision.teachers.augmented import Augmented, Tiled, TilesConfig, TtaConfig
+from kd_vision.runtime.letterbox import PAD_VALUE
+from kd_vision.teachers.augmented import Augmented, Tiled
 from kd_vision.teachers.base import BlackBoxDetector
-from kd_vision.teachers.tiling import GRAY, TileDetections, Window, merge_tiles, windows
+from kd_vision.teachers.options import TilesConfig, TtaConfig
+from kd_vision.teachers.pseudo_labels import classwise_nms
+from kd_vision.teachers.tiling import TileDetections, Window, merge_tiles, windows
 
 SPEC = DetectorSpec("fake", "eyes", ("a", "b"), {"P3": 8}, {"P3": 8}, frozenset({"features", "detections"}))
 
@@ -160,6 +163,60 @@ def test_parts_that_agree_become_one_only_where_both_are_sure_and_each_tile_says
     assert len(found(two, detections([], [], []))) == 2
 
 
+@pytest.mark.parametrize(
+    ("rest", "joined"),
+    [
+        ([0, 16, 42, 36], [10, 10, 90, 36]),  # in the band 14 rows of 26 are common: 0.54
+        ([0, 17, 42, 37], None),  # 13 of 27: 0.48
+        ([0, 0, 42, 38], [10, 0, 90, 38]),  # 20 of 38: 0.53
+        ([0, 0, 42, 42], None),  # 20 of 42: 0.48
+    ],
+)
+def test_parts_are_joined_from_half_an_overlap_within_the_band_that_both_tiles_see(
+    rest: list[float], joined: list[float] | None
+) -> None:
+    """A bar of rows 10 to 30 in the left tile; the band is from 48 to 64, 16 wide."""
+    bar = TileDetections.through(Window(0, 0, 64, 64), detections([[10, 10, 64, 30]], [0.9], [0]), 64, 112)
+    other = TileDetections.through(Window(48, 0, 112, 64), detections([rest], [0.8], [0]), 64, 112)
+    for seen in ([bar, other], [other, bar]):
+        found = merge_tiles(seen, PredictOptions(nms_iou=0.9))
+        if joined is None:
+            left, top, right, bottom = rest
+            assert rows(found) == [[10, 10, 64, 30, 0.9], [left + 48, top, right + 48, bottom, 0.8]]
+        else:
+            assert rows(found) == [[*joined, 0.9]]
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 128), st.floats(0, 0.95))
+def test_windows_cover_any_image(height: int, width: int, tile: int, overlap: float) -> None:
+    seen = np.zeros((height, width), np.bool_)
+    for window in windows(height, width, tile, overlap):
+        assert window.right - window.left == window.bottom - window.top == tile
+        assert window.left == 0 or window.right <= width
+        assert window.top == 0 or window.bottom <= height
+        seen[window.top : window.bottom, window.left : window.right] = True
+    assert seen.all()
+
+
+@given(st.data(), st.integers(70, 220), st.integers(70, 220), st.floats(0, 0.6))
+def test_an_object_that_one_tile_sees_whole_is_found_once(
+    data: st.DataObject, height: int, width: int, overlap: float
+) -> None:
+    """Every tile reports the part that it sees, as sure as of the whole."""
+    left, top = data.draw(st.integers(0, width - 5)), data.draw(st.integers(0, height - 5))
+    right = data.draw(st.integers(left + 4, min(left + 50, width)))
+    bottom = data.draw(st.integers(top + 4, min(top + 50, height)))
+    seen = []
+    for window in windows(height, width, 64, overlap):
+        corners = np.clip([left, top, right, bottom], (window.left, window.top) * 2, (window.right, window.bottom) * 2)
+        part = corners - [window.left, window.top] * 2
+        solid = part[2] > part[0] and part[3] > part[1]
+        found = detections([part], [0.8], [0]) if solid else Detections.empty()
+        seen.append(TileDetections.through(window, found, height, width))
+    assume(any(len(one.found) and not one.cut[0] for one in seen))
+    assert rows(merge_tiles(seen, PredictOptions())) == [[left, top, right, bottom, 0.8]]
+
+
 def test_a_whole_that_is_hardly_sure_does_not_replace_a_part() -> None:
     left, right = Window(0, 0, 64, 64), Window(32, 0, 96, 64)
     part = detections([[40, 10, 64, 20]], [0.9], [0])
@@ -204,7 +261,7 @@ def test_an_image_smaller_than_a_tile_is_filled_with_the_letterboxs_gray() -> No
     assert rows(found) == [[2, 2, 9, 9, 0.9]]  # the second lies beyond the image
     assert seen[0].shape == (1, 3, 64, 64)
     assert (seen[0][..., :40, :48] == 0).all()
-    assert float(seen[0][0, 0, 50, 50]) == pytest.approx(GRAY)
+    assert float(seen[0][0, 0, 50, 50]) == pytest.approx(PAD_VALUE / 255)
 
 
 def test_a_batch_is_answered_image_by_image() -> None:
@@ -224,7 +281,7 @@ def test_thresholds_limit_what_is_put_together() -> None:
 
 def test_views_promise_boxes_only_and_no_more() -> None:
     for view in (Tiled(Eyes(), 64), Augmented(Eyes())):
-        assert isinstance(view, PixelPredictor)
+        assert isinstance(view, BlackBoxDetector)
         assert view.spec.provides == {"detections"}
         assert view.spec.classes == SPEC.classes
         assert not view.spec.level_channels
@@ -335,5 +392,6 @@ def test_overlapping_boxes_are_merged_among_objects_and_among_ignored_places() -
     found = Detections(
         boxes, np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 0]), None, np.array([True, False, True, False])
     )
-    kept = classwise_nms(found, 0.5)
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.8])
+    kept = classwise_nms(BatchDetections.of([found, found.take(np.array([3]))]), 0.5)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.8, 0.6])  # boxes of two images never meet
+    assert kept.image_index.tolist() == [0, 0, 1]

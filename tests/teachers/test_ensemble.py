@@ -16,7 +16,6 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.label_map import build_label_map
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.detectors.base import PixelPredictor
 from kd_vision.teachers.base import BlackBoxDetector
 from kd_vision.teachers.build import build_teacher, parse_teacher
 from kd_vision.teachers.ensemble import Ensemble, EnsembleConfig, build
@@ -116,7 +115,7 @@ def test_members_may_take_other_channels() -> None:
 
 def test_an_ensemble_is_a_predictor_of_boxes() -> None:
     ensemble = Ensemble([FrozenTeacher(Says([*LEFT, 0.8, 0])), FrozenTeacher(Says([*LEFT, 0.8, 0]), image_size=48)])
-    assert isinstance(ensemble, PixelPredictor)
+    assert isinstance(ensemble, BlackBoxDetector)
     assert (ensemble.spec.family, ensemble.spec.name) == ("ensemble", "says+says")
     free = [FrozenTeacher(Says(multiple=each)) for each in (16, 24)]
     resized = FrozenTeacher(Says(multiple=7), image_size=49)
@@ -156,7 +155,8 @@ def test_a_config_builds_members_that_answer_in_the_students_words(write_rows: C
     assert teacher.spec.family == "ensemble"
     assert teacher.spec.classes == ("b", "a")
     assert teacher.image_size == 32  # what both files take
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
+    batch = ImageBatch.of_images(torch.zeros(1, 3, 64, 64), [1], [])
+    soft = teacher.signals(batch, frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[0, 0, 32, 32]]
     assert soft.labels.tolist() == [1]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kd_vision.core.predictions import Detections
 from kd_vision.teachers.fusion import fuse
@@ -156,6 +158,63 @@ def test_equals_its_equations_written_slowly(seed: int) -> None:
     np.testing.assert_allclose(fused.boxes_xyxy, [row[0] for row in slow], atol=1e-4)
     np.testing.assert_allclose(fused.scores, [row[1] for row in slow], atol=1e-6)
     assert fused.labels.tolist() == [row[2] for row in slow]
+
+
+@st.composite
+def members(draw: st.DrawFn) -> list[Detections]:
+    """Boxes of several members, close to each other; no two have the same score."""
+    counts = draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
+    total = sum(counts)
+    scores = iter(np.float32(draw(st.permutations(range(1, total + 1)))) / np.float32(total + 1))
+    place, side = st.integers(0, 12), st.integers(1, 12)
+
+    def member(count: int) -> Detections:
+        boxes = [(x, y, x + draw(side), y + draw(side)) for x, y in draw(_lists(st.tuples(place, place), count))]
+        return detections(boxes, [next(scores) for _ in range(count)], draw(_lists(st.integers(0, 2), count)))
+
+    return [member(count) for count in counts]
+
+
+def _lists(elements: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[Any]]:
+    return st.lists(elements, min_size=count, max_size=count)
+
+
+@given(members(), st.floats(0.1, 0.9))
+def test_a_fused_box_lies_among_its_members_and_is_no_surer_than_the_surest(
+    found: list[Detections], iou: float
+) -> None:
+    fused = fuse(found, iou)
+    boxes, scores, labels = (
+        np.concatenate(parts) for parts in zip(*((o.boxes_xyxy, o.scores, o.labels) for o in found))
+    )
+    assert len(fused) <= len(scores)
+    assert set(fused.labels.tolist()) == set(labels.tolist())
+    for box, score, label in zip(fused.boxes_xyxy, fused.scores, fused.labels):
+        own = boxes[labels == label]
+        assert (box[:2] >= own[:, :2].min(axis=0) - 1e-4).all()
+        assert (box[2:] <= own[:, 2:].max(axis=0) + 1e-4).all()
+        assert 0 < score <= scores[labels == label].max() + 1e-6
+    assert (np.diff(fused.scores) <= 0).all()
+
+
+@given(members(), st.floats(0.1, 0.9), st.randoms(use_true_random=False))
+def test_the_order_of_members_and_of_their_boxes_means_nothing(
+    found: list[Detections], iou: float, random: Any
+) -> None:
+    weights = [random.choice((0.5, 1.0, 1.0)) for _ in found]
+    shuffled = [one.take(np.array(random.sample(range(len(one)), len(one)), np.int64)) for one in found]
+    order = random.sample(range(len(found)), len(found))
+    # Weights of one half would make two products of weight and score equal, which are then taken in order.
+    weights = [1.0] * len(found) if _ties(found, weights) else weights
+    one = fuse(found, iou, weights)
+    other = fuse([shuffled[place] for place in order], iou, [weights[place] for place in order])
+    for name in ("boxes_xyxy", "scores", "labels"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6)
+
+
+def _ties(found: list[Detections], weights: list[float]) -> bool:
+    products = np.concatenate([weight * one.scores for weight, one in zip(weights, found)])
+    return len(np.unique(products)) < len(products)
 
 
 def test_three_hundred_boxes_of_three_members_take_milliseconds() -> None:

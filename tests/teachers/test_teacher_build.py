@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
-from kd_vision.detectors import FAMILIES
-from kd_vision.detectors.ultralytics import UltralyticsConfig, UltralyticsDetector
+from kd_vision.core.lazy import load_attribute
+from kd_vision.core.predictions import PredictOptions
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
+from kd_vision.teachers import TEACHERS
 from kd_vision.teachers.augmented import Augmented, Tiled
-from kd_vision.teachers.build import TeacherOptions, build_teacher, parse_teacher, refuse_idle_tiles
+from kd_vision.teachers.build import build_teacher, parse_teacher, refuse_idle_tiles
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.onnx import OnnxConfig, OnnxPredictor
+from kd_vision.teachers.options import TeacherOptions
 
 WHERE = "c.yaml: teacher"
 
@@ -89,18 +96,52 @@ def test_mistakes_of_members_name_the_member() -> None:
     assert refused({"family": "ensemble", "members": members}) == (
         "c.yaml: teacher.members.0.nam: unknown key; did you mean 'name'?",
         "c.yaml: teacher.members.1.weights: is missing",
-        "c.yaml: teacher.members.2.family: 'predictions' cannot be a member of an ensemble: it answers by image id and "
-        "looks at no pixels; give it as the teacher itself, or as 'knowledge'",
+        "c.yaml: teacher.members.2.family: 'predictions' cannot be a member of an ensemble: it holds boxes by image id "
+        "and predicts nothing; give it as a teacher of its own",
     )
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_no_family_has_a_key_that_says_how_it_is_asked(family: str) -> None:
-    """The keys share one mapping, so a clash would silently go to the asking."""
-    from kd_vision.detectors import family_module
+@pytest.mark.parametrize("kind", sorted(TEACHERS))
+def test_no_teacher_has_a_key_of_the_options(kind: str) -> None:
+    """The keys share one mapping, so a clash would silently go to the options."""
+    config = load_attribute(TEACHERS[kind].config)
+    assert not {*config.model_fields, *config.renamed_keys} & {*TeacherOptions.model_fields}
 
-    config = getattr(family_module(family, "teacher"), FAMILIES[family].config)
-    assert not set(config.model_fields) & set(TeacherOptions.model_fields)
+
+@pytest.mark.parametrize("kind", sorted(TEACHERS))
+def test_what_the_table_names_is_there_and_settings_are_read_without_torch(kind: str) -> None:
+    entry = TEACHERS[kind]
+    assert callable(load_attribute(entry.build))
+    assert entry.summary
+    code = (
+        "import sys; from kd_vision.core.lazy import load_attribute\n"
+        f"load_attribute({entry.config!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_teacher_that_is_no_model_of_its_own_cannot_be_a_member() -> None:
+    for kind, entry in TEACHERS.items():
+        members = [{"family": kind, "weights": "/p", "store": "/s"}]
+        if entry.offline or entry.follows_student:
+            assert refused({"family": "ensemble", "members": members}) == (
+                f"c.yaml: teacher.members.0.family: '{kind}' cannot be a member of an ensemble: {entry.why_no_member}",
+            )
+        else:
+            assert entry.why_no_member == ""
+
+
+def test_what_counts_as_a_pseudo_label_can_be_set(teacher_file: Path) -> None:
+    content = {"weights": str(teacher_file)}
+    assert built(content).options == PredictOptions(0.05, 0.6, 300)
+    asked = built({**content, "postprocess": {"score_threshold": 0.3, "max_detections": 7}})
+    assert asked.options == PredictOptions(0.3, 0.6, 7)
+    assert asked.score_threshold == 0.3
+    assert refused({**content, "postprocess": {"score": 0.3, "nms_iou": 0}}) == (
+        "c.yaml: teacher.postprocess.nms_iou: input should be greater than 0; given 0",
+        "c.yaml: teacher.postprocess.score: unknown key; possible: max_detections, nms_iou, score_threshold",
+    )
 
 
 def test_a_torch_model_is_frozen_and_speaks_the_students_words(teacher_file: Path) -> None:
@@ -116,7 +157,8 @@ def test_an_onnx_file_is_shown_its_own_size(onnx_file: Path) -> None:
     teacher = built({"family": "onnx", "weights": str(onnx_file)}, ("car", "bird"))
     assert isinstance(teacher.source, OnnxPredictor)
     assert teacher.image_size == 32
-    soft = teacher(torch.zeros(1, 3, 64, 64), frozenset({"detections"})).pseudo_labels
+    batch = ImageBatch.of_images(torch.zeros(1, 3, 64, 64), [1], [])
+    soft = teacher.signals(batch, frozenset({"detections"})).pseudo_labels
     assert soft is not None
     assert soft.boxes_xyxy.tolist() == [[16, 18, 32, 42], [0, 0, 8, 8]]
     assert soft.labels.tolist() == [0, 1]
@@ -193,8 +235,8 @@ def test_looks_at_other_sizes_are_the_members_own_where_they_have_sizes(teacher_
     free = {"weights": str(teacher_file)}
     content = {"family": "ensemble", "members": [{**free, "image_size": 128}, free], "tta": {"scales": [0.5, 1.0]}}
     assert refused_build(content, None) == (
-        "teacher.tta.scales: members of the ensemble look at sizes of their own, to which every look would be brought "
-        "again; give 'tta' to the members"
+        "teacher.tta.scales: members of the ensemble have image sizes of their own, to which every scale would be "
+        "brought again; give 'tta' to the members"
     )
     assert isinstance(built({**content, "members": [free, free]}).source, Augmented)
     assert isinstance(built({**content, "tta": {"flip": True}}).source, Augmented)
