@@ -4,18 +4,20 @@ import csv
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kd_vision.core.errors import RequestError
 from kd_vision.engine.config import TrainConfig
 from kd_vision.engine.loggers import LOGGERS, LoggerEntry, build_loggers, log_hyperparameters, log_result
+from kd_vision.pipeline.train import train
 
 CONFIG = {"data": "a.yaml", "train": {"epochs": 2, "lr": 0.1}, "distill": [{"loss": "class_bce"}]}
 RESULT = {"AP": 0.25, "AP50": 0.5, "AP_small": None, "n_images": 6, "per_class": {"a": 0.1}}
@@ -24,7 +26,10 @@ RESULT = {"AP": 0.25, "AP50": 0.5, "AP_small": None, "n_images": 6, "per_class":
 class Recorder:
     """A Fabric logger that keeps what it is given."""
 
+    last: Recorder
+
     def __init__(self, root: Path) -> None:
+        Recorder.last = self
         self.root = root
         self.calls: list[tuple[Any, ...]] = []
 
@@ -56,6 +61,21 @@ def test_a_logger_is_one_line_of_the_table(tmp_path: Path) -> None:
         ("metrics", {"final/AP": 0.25, "final/AP50": 0.5, "final/n_images": 6}, 8),
         ("finalize", "success"),
     ]
+
+
+@pytest.mark.usefixtures("toy")
+def test_training_logs_config_steps_and_final_numbers(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    result = train(write_config(teacher=False, train="epochs: 1, loggers: [toy]"), tmp_path / "run")
+    first, *steps, final, end = Recorder.last.calls
+    assert first == ("hyperparameters", yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()))
+    assert [step for _, _, step in steps] == [1, 2, 3]
+    assert all("train/loss/total" in metrics for _, metrics, _ in steps)
+    numbers = {
+        f"final/{key}": value for key, value in result.metrics.to_json().items() if isinstance(value, float | int)
+    }
+    assert final == ("metrics", numbers, 3)
+    assert "final/AP" in numbers
+    assert end == ("finalize", "success")
 
 
 def test_default_is_tensorboard_where_it_is_installed(tmp_path: Path) -> None:
