@@ -11,11 +11,11 @@ from PIL import Image
 
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import RequestError
+from kd_vision.data.augment_config import AugmentConfig, HsvGains
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.loader import LoaderConfig, TrainStream, eval_batches
 from kd_vision.data.records import DetectionData
-from kd_vision.data.transforms import AugmentConfig, HsvGains
 from kd_vision.runtime.images import read_image
 from kd_vision.runtime.letterbox import letterbox_image
 

@@ -4,12 +4,13 @@ import colorsys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kd_vision.data.augment_config import AugmentConfig, HsvGains
 from kd_vision.data.transforms import (
-    AugmentConfig,
     AugmentedSample,
     Augmenter,
-    HsvGains,
     Sample,
     jitter_colour,
     mosaic,
@@ -132,6 +133,57 @@ def test_boxes_stay_on_their_objects_through_all_geometry(seed: int) -> None:
     lost = white & ~covered
     # Gray 114 and black are below; what is white without a box is a rest too small to keep.
     assert lost.sum() <= 0.12 * 16 * 16 * 2.25 * 4
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> list[Sample]:
+    """Images of the sides that the loader makes of a square of 64, with boxes anywhere on them."""
+    samples = []
+    for number in range(draw(st.integers(1, 3))):
+        width, height = draw(st.permutations([64, draw(st.integers(1, 64))]))
+        boxes = []
+        for _ in range(draw(st.integers(0, 3))):
+            left, top = draw(st.floats(0, width - 0.5)), draw(st.floats(0, height - 0.5))
+            boxes.append([left, top, draw(st.floats(left + 0.25, width)), draw(st.floats(top + 0.25, height))])
+        image = np.full((height, width, 3), 50 * number, np.uint8)
+        rows = np.arange(len(boxes)) + 10 * number
+        samples.append(Sample(image, np.array(boxes, np.float32).reshape(-1, 4), rows))
+    return samples
+
+
+chance = st.sampled_from([0.0, 0.5, 1.0])
+
+
+@given(
+    pools(),
+    st.builds(
+        AugmentConfig, mosaic=chance, mixup=chance, horizontal_flip=chance, vertical_flip=chance,
+        scale=st.floats(0, 0.9), translate=st.floats(0, 0.5), degrade=st.just(0.0),
+    ),
+    st.sampled_from([None, 96, 128]),
+    st.integers(0, 2**31),
+)  # fmt: skip
+def test_boxes_stay_in_the_image_and_large_enough(
+    samples: list[Sample], config: AugmentConfig, teacher_size: int | None, seed: int
+) -> None:
+    """Whatever is drawn: more than 2 pixels a side of the student's image, and each a box that was put in."""
+    factor = (teacher_size or 64) / 64
+    given_samples = [Sample(_enlarged(s.image, factor), s.boxes_xyxy * np.float32(factor), s.rows) for s in samples]
+    augmenter = Augmenter(config, 64, 3, teacher_size)
+    made = augmenter(given_samples.__getitem__, 0, len(samples), np.random.default_rng(seed), True)
+    boxes = made.sample.boxes_xyxy
+    assert made.sample.image.shape == (64, 64, 3)
+    assert (made.teacher_image is None) == (teacher_size is None)
+    assert boxes.min(initial=0) >= 0
+    assert boxes.max(initial=0) <= 64
+    assert ((boxes[:, 2:] - boxes[:, :2]) > 2 - 1e-4).all()
+    assert len(made.sample.rows) == len(boxes)
+    assert set(made.sample.rows.tolist()) <= {row for sample in samples for row in sample.rows.tolist()}
+
+
+def _enlarged(image: np.ndarray, factor: float) -> np.ndarray:
+    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+    return np.full((height, width, 3), image[0, 0], np.uint8)
 
 
 def test_jitter_multiplies_saturation_and_value_and_turns_hue() -> None:
