@@ -66,3 +66,5 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise RequestError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise RequestError(f"{path}: cannot be read as JSON: {error}") from None

@@ -42,4 +42,4 @@ def hamming_distances(left: Bits, right: Bits) -> npt.NDArray[np.float32]:
     """
     # |a xor b| = |a| + |b| - 2 a.b: one matrix product instead of A * B comparisons.
     a, b = left.astype(np.float32), right.astype(np.float32)
-    return np.asarray(a.sum(1)[:, None] + b.sum(1)[None] - 2 * a @ b.T)
+    return np.asarray(a.sum(1)[:, None] + b.sum(1)[None] - 2 * (a @ b.T))

@@ -5,28 +5,27 @@ Shapes: M boxes of one image, K classes.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kd_vision.core.errors import RequestError, truncate
 from kd_vision.core.files import read_json
 from kd_vision.core.predictions import Detections
+from kd_vision.data.reading import is_id, is_number
 
 if TYPE_CHECKING:
     from kd_vision.data.records import DetectionData
-
 
 _RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
 
 
 def to_coco_results(data: DetectionData, detections: Mapping[int, Detections]) -> list[dict[str, Any]]:
-    """Turn detections into the list that COCO calls a result file.
+    """Return the content of a COCO result file.
 
     Args:
         data: gives the category id of each label.
@@ -38,27 +37,29 @@ def to_coco_results(data: DetectionData, detections: Mapping[int, Detections]) -
     Raises:
         RequestError: a box or score is not finite, or an image id or label is unknown.
     """
-    _refuse(_detection_problems(data, detections))
+    _refuse(_detection_errors(data, detections))
     return [
-        {
-            "image_id": image_id,
-            "category_id": data.category_ids[int(label)],
-            "bbox": _to_xywh(box),
-            "score": float(score),
-        }
-        for image_id, found in detections.items()
-        for box, score, label in zip(found.boxes_xyxy, found.scores, found.labels, strict=True)
+        result_entry(image_id, data.category_ids[int(label)], box, score)
+        for image_id, of_image in detections.items()
+        for box, score, label in zip(of_image.boxes_xyxy, of_image.scores, of_image.labels, strict=True)
     ]
 
 
+def result_entry(image_id: int, category_id: int, box_xyxy: Iterable[float], score: float) -> dict[str, Any]:
+    """Return the entry of one box, whose corners are in pixels of the original image."""
+    left, top, right, bottom = map(float, box_xyxy)
+    box = [left, top, right - left, bottom - top]
+    return {"image_id": image_id, "category_id": category_id, "bbox": box, "score": float(score)}
+
+
 def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
-    """Read a COCO result file, every entry of it checked.
+    """Read a COCO result file and check every entry.
 
     Args:
         path: JSON list of ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``. An entry may
             have ``"class_probs"`` as well: a number for each class of `data`, in label order, or by category id
             (``{"17": 0.2}``, the others 0). They need not sum to 1.
-        data: the images and categories that entries may name; a ``"file_name"`` in an entry must be the image's.
+        data: images and categories that entries may have; a ``"file_name"`` in an entry must be that of its image.
 
     Returns:
         Detections by image id, best score first; every image of `data` has an entry.
@@ -68,17 +69,17 @@ def read_coco_results(path: Path, data: DetectionData) -> dict[int, Detections]:
             counted from 1).
     """
     entries = _read_list(path)
-    known = _Known(data)
-    found = {number: known.problem(entry) for number, entry in enumerate(entries, start=1)}
-    _refuse([f"{path}: entry {number}: {text}" for number, text in found.items() if text])
+    check = _EntryCheck(data)
+    errors = {number: check.error(entry) for number, entry in enumerate(entries, start=1)}
+    _refuse([f"{path}: entry {number}: {text}" for number, text in errors.items() if text])
     by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in entries:
         by_image[entry["image_id"]].append(entry)
     return {image.image_id: _to_detections(by_image[image.image_id], data.category_ids) for image in data.images}
 
 
-class _Known:
-    """What an entry of a result file may name."""
+class _EntryCheck:
+    """Checks entries of a result file against the images and categories of a split."""
 
     def __init__(self, data: DetectionData) -> None:
         self._name = data.name
@@ -86,55 +87,52 @@ class _Known:
         self._categories = set(data.category_ids)
         self._ids_by_name = dict(zip(data.classes, data.category_ids, strict=True))
 
-    def problem(self, entry: object) -> str:
-        """Return what is wrong with an entry, or nothing."""
+    def error(self, entry: object) -> str:
+        """Return what is wrong with an entry; empty: nothing."""
         if not isinstance(entry, dict):
             return f"expected an object with {', '.join(_RESULT_KEYS)}; found {_kind(entry)}"
         missing = [key for key in _RESULT_KEYS if key not in entry]
         if missing:
             return f"{', '.join(missing)} missing; each entry has {', '.join(_RESULT_KEYS)}"
         return (
-            self._unknown(entry)
-            or self._other_image(entry)
-            or _wrong_numbers(entry["bbox"], entry["score"])
-            or self._wrong_probs(entry.get("class_probs"))
+            self._id_error(entry)
+            or self._file_name_error(entry)
+            or _number_error(entry["bbox"], entry["score"])
+            or self._probs_error(entry.get("class_probs"))
         )
 
-    def _unknown(self, entry: Mapping[str, Any]) -> str:
+    def _id_error(self, entry: Mapping[str, Any]) -> str:
         image, category = entry["image_id"], entry["category_id"]
-        if not _is_integer(image) or image not in self._images:
-            return f"image_id {image!r} is not in '{self._name}' ({len(self._images)} images){self._meant_image(image)}"
-        if not _is_integer(category) or category not in self._categories:
-            return f"category_id {category!r} is not in '{self._name}'{self._meant_category(category)}"
+        if not is_id(image) or image not in self._images:
+            near = _near_id(image, self._images)
+            return f"image_id {image!r} is not in '{self._name}' ({len(self._images)} images){near}"
+        if not is_id(category) or category not in self._categories:
+            return f"category_id {category!r} is not in '{self._name}'{self._near_category(category)}"
         return ""
 
-    def _other_image(self, entry: Mapping[str, Any]) -> str:
-        """Some writers, our `predict` among them, name the file too: a number alone may mean another image here."""
-        said, ours = entry.get("file_name"), self._images[entry["image_id"]]
-        if not isinstance(said, str) or Path(said).name == ours:
+    def _file_name_error(self, entry: Mapping[str, Any]) -> str:
+        """Compare the file name that some writers add: the same number may be another image in another split."""
+        recorded, name = entry.get("file_name"), self._images[entry["image_id"]]
+        if not isinstance(recorded, str) or Path(recorded).name == name:
             return ""
-        return f"speaks of {said}, image_id {entry['image_id']} of '{self._name}' is {ours}; give the split it is of"
+        return (
+            f"file_name is {recorded}, but image_id {entry['image_id']} of '{self._name}' is {name}; "
+            "give the split that the file was made on"
+        )
 
-    def _meant_image(self, given: object) -> str:
-        is_text = isinstance(given, str) and given.isdigit() and int(given) in self._images
-        return f"; did you mean the number {int(str(given))}?" if is_text else ""
-
-    def _meant_category(self, given: object) -> str:
-        if isinstance(given, str) and given.isdigit() and int(given) in self._categories:
-            return f"; did you mean the number {int(given)}?"
+    def _near_category(self, given: object) -> str:
         near = get_close_matches(given, self._ids_by_name, n=1) if isinstance(given, str) else []
-        if near:
-            return f"; did you mean {self._ids_by_name[near[0]]} ({near[0]})?"
-        return f"; possible: {_some(self._categories)}"
+        name = f"; did you mean {self._ids_by_name[near[0]]} ({near[0]})?" if near else ""
+        return _near_id(given, self._categories) or name or f"; possible: {_some(self._categories)}"
 
-    def _wrong_probs(self, given: object) -> str:
+    def _probs_error(self, given: object) -> str:
         if given is None:
             return ""
         if isinstance(given, list) and len(given) != len(self._categories):
             return f"class_probs has {len(given)} numbers, '{self._name}' has {len(self._categories)} classes"
         if isinstance(given, dict):
-            known = {str(category) for category in self._categories}
-            unknown = next((key for key in given if key not in known), None)
+            possible = {str(category) for category in self._categories}
+            unknown = next((key for key in given if key not in possible), None)
             if unknown is not None:
                 return (
                     f"class_probs: category id {unknown} is not in '{self._name}'; possible: {_some(self._categories)}"
@@ -145,8 +143,14 @@ class _Known:
         return f"class_probs must be numbers between 0 and 1; given {wrong[0]!r}" if wrong else ""
 
 
-def _wrong_numbers(box: object, score: object) -> str:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(side) for side in box):
+def _near_id(given: object, possible: Container[int]) -> str:
+    """Suggest the number where its digits are given as a text."""
+    is_text_of_id = isinstance(given, str) and given.isdecimal() and len(given) < 20 and int(given) in possible
+    return f"; did you mean the number {int(str(given))}?" if is_text_of_id else ""
+
+
+def _number_error(box: object, score: object) -> str:
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(side) for side in box):
         return f"bbox must be four finite numbers [x, y, width, height]; given {box!r}"
     if box[2] < 0 or box[3] < 0:
         return f"bbox has a negative width or height; given {box!r}; the order is [x, y, width, height]"
@@ -155,32 +159,32 @@ def _wrong_numbers(box: object, score: object) -> str:
     return ""
 
 
-def _detection_problems(data: DetectionData, detections: Mapping[int, Detections]) -> list[str]:
+def _detection_errors(data: DetectionData, detections: Mapping[int, Detections]) -> list[str]:
     images = {image.image_id for image in data.images}
-    lines = []
-    for image_id, found in detections.items():
+    errors = []
+    for image_id, of_image in detections.items():
+        where = f"detections of image {image_id}"
         if image_id not in images:
-            lines.append(f"detections: image id {image_id} is not in '{data.name}' ({len(images)} images)")
-        boxes = int((~np.isfinite(found.boxes_xyxy)).any(axis=1).sum())
+            errors.append(f"detections: image id {image_id} is not in '{data.name}' ({len(images)} images)")
+        boxes = int((~np.isfinite(of_image.boxes_xyxy)).any(axis=1).sum())
         if boxes:
-            lines.append(f"detections of image {image_id}: {boxes} boxes are not finite")
-        scores = int((~np.isfinite(found.scores)).sum())
+            errors.append(f"{where}: {boxes} boxes are not finite")
+        scores = int((~np.isfinite(of_image.scores)).sum())
         if scores:
-            lines.append(f"detections of image {image_id}: {scores} scores are not finite")
-        wrong = sorted({int(label) for label in found.labels if not 0 <= label < len(data.classes)})
+            errors.append(f"{where}: {scores} scores are not finite")
+        wrong = sorted({int(label) for label in of_image.labels if not 0 <= label < len(data.classes)})
         if wrong:
-            given = ", ".join(map(str, wrong))
-            lines.append(
-                f"detections of image {image_id}: label {given} is no class of '{data.name}'; "
-                f"labels go from 0 to {len(data.classes) - 1}"
+            last = len(data.classes) - 1
+            errors.append(
+                f"{where}: label {', '.join(map(str, wrong))} is no class of '{data.name}'; labels go from 0 to {last}"
             )
-    return lines
+    return errors
 
 
-def _refuse(lines: list[str]) -> None:
-    """Raise what is wrong, if anything."""
-    if lines:
-        raise RequestError(*truncate(lines))
+def _refuse(errors: list[str]) -> None:
+    """Raise the errors, if there are any."""
+    if errors:
+        raise RequestError(*truncate(errors))
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -206,7 +210,7 @@ def _to_detections(entries: list[Mapping[str, Any]], categories: Sequence[int]) 
 
 
 def _probabilities(entry: Mapping[str, Any], categories: Sequence[int]) -> list[float]:
-    """One number a class; an entry that does not say them is sure of its class."""
+    """Return one number for each class; without `class_probs`, the score for its class and 0 for the others."""
     given = entry.get("class_probs")
     if isinstance(given, list):
         return given
@@ -214,21 +218,8 @@ def _probabilities(entry: Mapping[str, Any], categories: Sequence[int]) -> list[
     return [float(by_category.get(str(category), 0.0)) for category in categories]
 
 
-def _to_xywh(box_xyxy: np.ndarray[Any, Any]) -> list[float]:
-    left, top, right, bottom = (float(side) for side in box_xyxy)
-    return [left, top, right - left, bottom - top]
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_fraction(value: object) -> bool:
-    return _is_finite(value) and 0.0 <= value <= 1.0
-
-
-def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and 0.0 <= value <= 1.0
 
 
 def _kind(value: object) -> str:

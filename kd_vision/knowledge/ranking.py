@@ -142,17 +142,19 @@ def choose(
     """
     order = sorted(range(len(found)), key=lambda index: (-found[index].score, names[index]))
     bits = np.unpackbits(hashes, axis=1).astype(np.bool_)
+    taken_bits = np.zeros((min(budget, len(found)), bits.shape[1]), np.bool_)
     taken: list[int] = []
     ranked = []
     for index in order:
         if len(taken) == budget:
             ranked.append(Ranked(index, found[index], BEYOND))
             continue
-        near = np.flatnonzero(hamming_distances(bits[taken], bits[index : index + 1]) <= NEAR_BITS)
+        near = np.flatnonzero(hamming_distances(taken_bits[: len(taken)], bits[index : index + 1]) <= NEAR_BITS)
         if len(near):
             like = taken[int(near[0])]
             ranked.append(Ranked(index, found[index], f"looks like {names[like]}", like))
             continue
+        taken_bits[len(taken)] = bits[index]
         taken.append(index)
         ranked.append(Ranked(index, found[index], CHOSEN))
     return ranked

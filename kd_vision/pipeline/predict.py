@@ -18,6 +18,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.files import write_json
 from kd_vision.core.predictions import Detections
 from kd_vision.core.progress import Progress, ProgressFactory, log_progress
+from kd_vision.data.coco_results import result_entry
 from kd_vision.detectors.base import PredictOptions, Predictor
 from kd_vision.pipeline.models import chosen_device, load_model
 from kd_vision.report.drawing import draw_detections
@@ -163,12 +164,4 @@ def _entries(frame: Frame, found: Detections, classes: Sequence[str], source: So
         where["frame"] = frame.index
     rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     for box, score, label in rows:
-        left, top, right, bottom = box
-        yield {
-            "image_id": frame.index + 1,
-            "category_id": label + 1,
-            "bbox": [left, top, right - left, bottom - top],
-            "score": score,
-            "category": classes[label],
-            **where,
-        }
+        yield {**result_entry(frame.index + 1, label + 1, box, score), "category": classes[label], **where}

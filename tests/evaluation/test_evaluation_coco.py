@@ -221,7 +221,8 @@ def test_boxes_of_another_image_with_the_same_number_are_refused(scene: Detectio
     with pytest.raises(RequestError) as caught:
         read_coco_results(path, scene)
     assert str(caught.value) == (
-        f"{path}: entry 2: speaks of other.jpg, image_id 10 of 'val' is {name}; give the split it is of"
+        f"{path}: entry 2: file_name is other.jpg, but image_id 10 of 'val' is {name}; "
+        "give the split that the file was made on"
     )
 
 

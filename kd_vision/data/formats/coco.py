@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _BLANKS = " \t\r\n"
 _LISTS = ("images", "annotations", "categories")
-_LARGEST_SIDE = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +253,7 @@ def _id_or_zero(entry: Any) -> int:
 
 def _size(width: Any, height: Any) -> tuple[int, int] | None:
     """Return the size that an entry records; None: it records none that is possible, so the file's own is read."""
-    is_size = is_id(width) and is_id(height) and min(width, height) > 0 and max(width, height) <= _LARGEST_SIDE
-    return (width, height) if is_size else None
+    return (width, height) if is_id(width) and is_id(height) and min(width, height) > 0 else None
 
 
 def _is_box(value: Any) -> bool:
