@@ -285,7 +285,9 @@ def test_a_box_is_graded_by_the_query_that_fits_it_best() -> None:
 def test_as_a_teacher_it_answers_in_the_frame_of_the_student() -> None:
     detector = lively()
     teacher = FrozenTeacher(detector, image_size=64, options=EVERYTHING)
-    soft = teacher(images(), BOXES, frame=128).pseudo_labels
+    none = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    batch = ImageBatch(torch.zeros(3, 3, 128, 128), none, torch.zeros(3).bool(), teacher_images=images())
+    soft = teacher.signals(batch, BOXES).pseudo_labels
     wanted = detector.detect(images(), EVERYTHING)
     assert soft.image_index.tolist() == [0] * 50 + [1] * 50 + [2] * 50
     np.testing.assert_allclose(soft.boxes_xyxy[:50].numpy(), wanted[0].boxes_xyxy * 2, rtol=1e-5)

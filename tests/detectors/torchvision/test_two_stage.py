@@ -10,7 +10,7 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou, nms
 
-from kd_vision.core.batch import PseudoLabels
+from kd_vision.core.batch import ImageBatch, PseudoLabels, Targets
 from kd_vision.core.predictions import IGNORED, UNMATCHED
 from kd_vision.detectors.torchvision.common import TorchvisionDetector
 from kd_vision.detectors.torchvision.proposals import ProposalRule, keep_best, pool_levels, propose
@@ -220,12 +220,14 @@ def test_levels_of_a_mobile_pyramid_have_names_of_their_own(make: Make) -> None:
     assert spec.provides == {"features", "regions", "detections"}
 
 
-def test_a_teacher_of_regions_shows_no_boxes_of_its_own(make: Make, images: torch.Tensor) -> None:
-    """What it would show takes proposals, NMS and a second stage, and nobody reads it."""
+def test_a_teacher_of_regions_computes_no_boxes_of_its_own(make: Make, images: torch.Tensor) -> None:
+    """They would take proposals, NMS and a second stage, and nothing reads them."""
     detector = make(NAME)
     calls: list[object] = []
     detector.net.roi_heads.box_head.register_forward_hook(lambda *_: calls.append(1))
-    output = FrozenTeacher(detector)(images, frozenset({"regions"}))
+    nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    batch = ImageBatch(images, nothing, torch.zeros(len(images)).bool())
+    output = FrozenTeacher(detector).signals(batch, frozenset({"regions"}))
     assert (output.raw_predictions, output.postprocess, output.assign, calls) == (None, None, None, [])
     assert output.refine_regions is not None
     output.refine_regions(torch.tensor([[[4.0, 4, 40, 40]]]).expand(len(images), -1, -1))

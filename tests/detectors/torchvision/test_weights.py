@@ -50,16 +50,16 @@ def test_wrong_configs_are_told_in_one_line() -> None:
         "run.yaml: model: unknown model 'fcos_resnet19_fpn'; did you mean 'fcos_resnet1"
     )
     assert refused_config(model=FCOS, input_channels=1) == (
-        "run.yaml: input_channels: models of this family take 3 channels (RGB), given 1; leave it out"
+        "run.yaml: input_channels: torchvision's models take 3 channels (RGB), given 1; leave it out"
     )
     assert refused_config(weights="a.pt", pretrained="coco") == (
-        "run.yaml: pretrained is coco, but there are weights too; leave one of them out"
+        "run.yaml: pretrained is coco, but 'weights' are given too; leave one of them out"
     )
     assert refused_config(pretrained="backbone") == (
-        "run.yaml: pretrained is backbone, but of which model? give 'model', e.g. retinanet_resnet50_fpn"
+        "run.yaml: pretrained is backbone, but no model is named; give 'model', e.g. retinanet_resnet50_fpn"
     )
     assert refused_config(model=FCOS, pretrained="coco").startswith(
-        "run.yaml: pretrained: coco: there are no COCO weights of fcos_resnet18_fpn; of: retinanet_resnet50_fpn, "
+        "run.yaml: pretrained: coco: there are no COCO weights of fcos_resnet18_fpn; possible: retinanet_resnet50_fpn, "
     )
     assert refused_config(model="ssdlite320_mobilenet_v3_large", pretrained="backbone") == (
         "run.yaml: pretrained: backbone: the classifier of ssdlite320_mobilenet_v3_large has a wider end, which does "
@@ -72,13 +72,13 @@ def test_a_request_without_enough_to_build_is_told_what_is_missing() -> None:
         "teacher: give 'model' (e.g. retinanet_resnet50_fpn), 'weights' (a .pt file), or both"
     )
     assert refused(lambda: build(TorchvisionConfig(model=FCOS), None, "teacher")) == (
-        "teacher: a model without weights knows no classes; give 'weights', or pretrained: coco"
+        "teacher: a model without weights has no class names; give 'weights', or pretrained: coco"
     )
     assert refused(lambda: build(TorchvisionConfig(model=FCOS, class_names=("a",)), CLASSES, "student")) == (
         "student.class_names: a student has the classes of the data; leave it out"
     )
     assert refused(lambda: build(TorchvisionConfig(model=FCOS, proposals=10), CLASSES, "student")) == (
-        "student.proposals: fcos_resnet18_fpn has no second stage to look at them; leave it out"
+        "student.proposals: fcos_resnet18_fpn has no second stage that takes proposals; leave it out"
     )
 
 
@@ -91,7 +91,7 @@ def test_wrong_files_are_told_in_one_line(make: Make, tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     assert opened(path).startswith(f"teacher.weights: {path} cannot be read as a .pt file (")
     torch.save({"epoch": 3}, path)
-    assert opened(path) == f"teacher.weights: {path} holds no state dict of a model of this family"
+    assert opened(path) == f"teacher.weights: {path} holds no state dict of a torchvision model"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "kd_vision": {"name": "yolo11n"}}, path)
     assert opened(path) == f"teacher.weights: {path} is of another family; give its 'family' too"
     torch.save({"model": {"a": torch.zeros(1)}, "args": Namespace(lr=0.1)}, path)
@@ -101,7 +101,7 @@ def test_wrong_files_are_told_in_one_line(make: Make, tmp_path: Path) -> None:
     )
     plain(make(FCOS), path)
     assert opened(path) == (
-        f"teacher.model: is missing; {path} is a plain state dict, so say which model it fits, e.g. "
+        f"teacher.model: is missing; {path} is a plain state dict, so name the model that it fits, e.g. "
         f"retinanet_resnet50_fpn"
     )
     assert opened(path, model=FCOS) == (
@@ -234,7 +234,9 @@ def test_nothing_is_downloaded_unless_asked_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reader, "_download", lambda *args: pytest.fail("something was downloaded"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args: pytest.fail("something was downloaded"))
     for name in ("fcos_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet18_fpn_v2"):
-        build(TorchvisionConfig(model=name), CLASSES, "student")
+        assert build(TorchvisionConfig(model=name), CLASSES, "student").spec.classes == CLASSES
+    with pytest.raises(pytest.fail.Exception, match="something was downloaded"):  # the guard above is one
+        build(TorchvisionConfig(model=FCOS, pretrained="backbone"), CLASSES, "student")
 
 
 @pytest.mark.parametrize(
