@@ -36,7 +36,7 @@ YAML
 # What needs the package says so in one line, exit status 2.
 echo 'student: {family: ultralytics, model: yolov8n}' | cat - <(grep -v '^student' teacher.yaml) >yolo.yaml
 status=0
-"$bin/kd-vision" check yolo.yaml 2>refusal.txt || status=$?
+"$bin/kd-vision" check yolo.yaml >refusal.txt 2>&1 || status=$?
 cat refusal.txt
 test "$status" = 2
 grep -q 'pip install kd-vision\[ultralytics\]' refusal.txt
