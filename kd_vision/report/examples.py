@@ -86,15 +86,13 @@ def write_examples(
     matches = {name: match_detections(picked, detections) for name, detections in shown.items()}
     examples = []
     for pick, record in zip(picks, picked.images, strict=True):
-        pixels, scale = shrink(read_image(record.path, 3), _STORED_SIDE)
-        path = directory / "examples" / f"{pick.image_id}.jpg"
-        write_bytes(path, encode_jpeg(pixels, 90))
+        path, scale = _store_image(directory, record)
         detections = {
             name: _detected_boxes(shown[name][pick.image_id], matches[name][pick.image_id], scale) for name in arms
         }
         examples.append(
             Example(
-                image=path.relative_to(directory).as_posix(),
+                image=path,
                 file_name=record.file_name or record.path.name,
                 ground_truth=_ground_truth_boxes(record, scale),
                 detections=detections,
@@ -143,6 +141,14 @@ def example_matches(boxes: Sequence[DetectedBox], record: ImageRecord, classes: 
         return ImageMatches(np.array(matched_idx, np.int64), record.crowd)
     data = DetectionData("example", tuple(classes), tuple(range(1, len(classes) + 1)), (record,))
     return match_detections(data, {_EXAMPLE_ID: example_detections(boxes)}, SCORE_THRESHOLD)[_EXAMPLE_ID]
+
+
+def _store_image(directory: Path, record: ImageRecord) -> tuple[str, float]:
+    """Write the JPEG of an example and return its path relative to `directory`, and the scale of its boxes."""
+    pixels, scale = shrink(read_image(record.path, 3), _STORED_SIDE)
+    path = directory / "examples" / f"{record.image_id}.jpg"
+    write_bytes(path, encode_jpeg(pixels, 90))
+    return path.relative_to(directory).as_posix(), scale
 
 
 def _confident(detections: Detections) -> Detections:

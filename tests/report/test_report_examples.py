@@ -108,6 +108,14 @@ def test_stored_matches_are_those_of_the_evaluation(data: DetectionData, tmp_pat
     np.testing.assert_allclose(example_detections(stored).boxes_xyxy, np.multiply(boxes[:4], 0.64), atol=0.01)
 
 
+def test_stored_matches_are_not_made_again(data: DetectionData, tmp_path: Path) -> None:
+    (example,) = write_examples(tmp_path, data, [Pick(1, 1)], {"plain": first_boxes(data, {1: 2})})
+    # A rounded box may fall short of IoU 0.5, so the file decides and not the boxes.
+    stored = [box.model_copy(update={"matched_idx": -1}) for box in example.detections["plain"]]
+    record = example_record(example, 640, 1280)
+    assert str(example_matches(stored, record, ("car",))) == "0 TP, 2 FP, 2 FN"
+
+
 def test_examples_without_stored_matches_are_matched_from_their_boxes(data: DetectionData, tmp_path: Path) -> None:
     detections = {1: make_detections([[100, 100, 300, 300], [0, 0, 50, 50]], [0.9, 0.8], [0, 0])}
     (example,) = write_examples(tmp_path, data, [Pick(1, 1)], {"plain": detections})
