@@ -18,8 +18,6 @@ from kd_vision.data.descriptor import DataDescriptor, load_descriptor
 if TYPE_CHECKING:
     from data.conftest import CocoSet
 
-Found = tuple[str, str, str]
-
 
 def line_of(path: Path, entry: str, occurrence: int = 1) -> int:
     """Line of the `{` of the JSON entry that holds the text."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,8 +18,6 @@ from kd_vision.data.records import DetectionData
 
 if TYPE_CHECKING:
     from data.conftest import CocoSet
-
-Format = Literal["coco", "yolo", "voc"]
 
 
 def assert_alike(one: DetectionData, other: DetectionData, crowds: bool = True) -> None:
@@ -36,7 +34,7 @@ def assert_alike(one: DetectionData, other: DetectionData, crowds: bool = True) 
 
 
 @pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
-def test_round_trip_gives_the_same_boxes(coco_set: CocoSet, tmp_path: Path, to: Format) -> None:
+def test_round_trip_gives_the_same_boxes(coco_set: CocoSet, tmp_path: Path, to: str) -> None:
     descriptor = coco_set.write()
     there = convert(descriptor, tmp_path / "there", to)
     back = convert(load_descriptor(there.descriptor), tmp_path / "back", "coco")
@@ -58,7 +56,7 @@ def test_coco_to_coco_keeps_every_number(coco_set: CocoSet, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["bccd", "traffic", "coco_tiny"])
 @pytest.mark.parametrize("to", ["yolo", "voc"])
-def test_real_sets_come_back(real: Callable[[str], DataDescriptor], tmp_path: Path, name: str, to: Format) -> None:
+def test_real_sets_come_back(real: Callable[[str], DataDescriptor], tmp_path: Path, name: str, to: str) -> None:
     descriptor = real(name)
     only = {"val": descriptor.splits["val"]}
     descriptor = descriptor.model_copy(update={"splits": only})
