@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from kd_vision.core.validation import StrictModel
 from kd_vision.data.augment_config import AugmentConfig
 from kd_vision.engine.config import TrainConfig
-from kd_vision.teachers import TEACHERS, TeacherEntry
+from kd_vision.teachers import TeacherEntry, teacher_entry
 from kd_vision.teachers.build import kind_of
 from kd_vision.teachers.options import TeacherOptions
 
@@ -76,7 +76,7 @@ class TeacherConfig:
     @property
     def entry(self) -> TeacherEntry:
         """Its line of the table of teachers."""
-        return TEACHERS[kind_of(self.config)]
+        return teacher_entry(kind_of(self.config), self.name)
 
     @property
     def is_online(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,8 @@ from kd_vision.runtime.nms import nms
 from kd_vision.runtime.preprocessing import Preprocessing
 from kd_vision.runtime.session import OnnxOutput
 
-OutputFormat = Literal[
-    "dense_cxcywh", "end_to_end", "nms", "torchvision", "yolox", "detr", "detr_rows", "detr_sigmoid", "detr_softmax"
-]
+OutputFormat = str
+"""A key of `OUTPUT_FORMATS`."""
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Values = npt.NDArray[Any]
@@ -94,16 +93,17 @@ def find_output_format(
         path: for messages.
 
     Raises:
-        RequestError: record and declaration differ, the record is unknown, or there is neither.
+        RequestError: record and declaration differ, the format is unknown, or there is neither.
     """
-    if recorded is not None and recorded not in OUTPUT_FORMATS:
-        raise RequestError(f"{path}: output format '{recorded}' is unknown{suggest(recorded, OUTPUT_FORMATS)}")
+    output_format = recorded or declared
+    if output_format is not None and output_format not in OUTPUT_FORMATS:
+        raise RequestError(f"{path}: {unknown_output_format(output_format)}")
     if recorded is not None and declared not in (None, recorded):
         raise RequestError(
             f"{path}: output_format is declared as '{declared}', but the file records '{recorded}'; leave it out"
         )
-    if recorded is not None or declared is not None:
-        return cast(OutputFormat, recorded or declared)
+    if output_format is not None:
+        return output_format
     shape = outputs[0].shape
     if classes is not None and len(outputs) == 1 and len(shape) == 3 and shape[1] == 4 + classes:
         return "dense_cxcywh"
@@ -112,6 +112,11 @@ def find_output_format(
         f"{path}: output format not recognised: the outputs are {list_outputs(outputs)}, and the metadata records "
         f"none; declare output_format as one of {formats}"
     )
+
+
+def unknown_output_format(name: str) -> str:
+    """Return the message about a name that is no key of `OUTPUT_FORMATS`."""
+    return f"output format '{name}' is unknown{suggest(name, OUTPUT_FORMATS)}"
 
 
 def list_outputs(outputs: Sequence[OnnxOutput]) -> str:

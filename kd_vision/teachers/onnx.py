@@ -21,7 +21,7 @@ from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel
 from kd_vision.runtime.detector import OnnxDetector
 from kd_vision.runtime.metadata import RENAMED_FORMATS
-from kd_vision.runtime.output_formats import OutputFormat
+from kd_vision.runtime.output_formats import OUTPUT_FORMATS, OutputFormat, unknown_output_format
 from kd_vision.runtime.preprocessing import ChannelOrder, ValueRange
 from kd_vision.teachers.base import BlackBoxDetector
 
@@ -57,10 +57,13 @@ class OnnxConfig(StrictModel):
     renamed_keys: ClassVar[Mapping[str, str]] = {"layout": "output_format"}
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"threads"})
 
-    @field_validator("output_format", mode="before")
+    @field_validator("output_format")
     @classmethod
-    def _renamed(cls, given: Any) -> Any:
-        return RENAMED_FORMATS.get(given, given) if isinstance(given, str) else given
+    def _in_the_table(cls, given: OutputFormat | None) -> OutputFormat | None:
+        name = None if given is None else RENAMED_FORMATS.get(given, given)
+        if name is not None and name not in OUTPUT_FORMATS:
+            raise ValueError(unknown_output_format(name))
+        return name
 
     @field_validator("std")
     @classmethod
