@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_vision.data.augment_config import AugmentConfig, HsvGains
-from kd_vision.runtime.letterbox import GRAY
+from kd_vision.runtime.letterbox import PAD_VALUE, resize
 
 # Without this, importing albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -169,7 +169,7 @@ def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Samp
         centre_xy: where the four meet, in canvas pixels.
     """
     side = 2 * size
-    canvas = np.full((side, side, samples[0].image.shape[2]), GRAY, np.uint8)
+    canvas = np.full((side, side, samples[0].image.shape[2]), PAD_VALUE, np.uint8)
     boxes = []
     for position, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
@@ -205,7 +205,7 @@ def scale_and_crop(
     shift_y = centre_xy[1] - scale * height / 2
     matrix = np.array([[scale, 0.0, shift_x], [0.0, scale, shift_y]])
     # Four values: OpenCV needs a scalar, and leaves a fourth channel black with three.
-    warped = cv2.warpAffine(sample.image, matrix, (size, size), borderValue=(GRAY, GRAY, GRAY, GRAY))
+    warped = cv2.warpAffine(sample.image, matrix, (size, size), borderValue=(PAD_VALUE,) * 4)
     image = np.asarray(warped, np.uint8).reshape(size, size, -1)
     scaled = sample.boxes_xyxy * np.float32(scale)
     boxes = (scaled + np.array([shift_x, shift_y] * 2, np.float32)).clip(0, size)
@@ -261,13 +261,12 @@ def _flipped(sample: Sample, axis: int) -> Sample:
 
 
 def _shrunk(sample: Sample, size: int) -> Sample:
-    """Make a square sample smaller, each pixel the mean of those it covers; the sample itself where it fits."""
+    """Make a square sample smaller; the sample itself where it fits."""
     side = sample.image.shape[0]
     if side == size:
         return sample
-    small = cv2.resize(np.ascontiguousarray(sample.image), (size, size), interpolation=cv2.INTER_AREA)
-    boxes = sample.boxes_xyxy * np.float32(size / side)
-    return Sample(np.asarray(small, np.uint8).reshape(size, size, -1), boxes, sample.rows)
+    small = resize(np.ascontiguousarray(sample.image), size, size)
+    return Sample(small, sample.boxes_xyxy * np.float32(size / side), sample.rows)
 
 
 def _applied(transform: A.Compose, image: Pixels, rng: np.random.Generator) -> Pixels:

@@ -18,13 +18,11 @@ Pixels = npt.NDArray[np.uint8]
 PAD_VALUE = 114
 """Gray value of the padding, in 255ths; the one that ultralytics and YOLOX train with."""
 
-INTERPOLATIONS: Mapping[str, int] = {"bilinear": cv2.INTER_LINEAR}
-"""OpenCV's flag for each interpolation that an ONNX file may record."""
+INTERPOLATIONS: Mapping[str, int] = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR}
+"""OpenCV's flag by which an image is shrunk, for each interpolation that an ONNX file may record."""
 
-INTERPOLATION = "bilinear"
-"""The interpolation of training, evaluation and export."""
-
-GRAY = PAD_VALUE
+INTERPOLATION = "area"
+"""The interpolation of training, evaluation and export: a shrunk image keeps no detail that its pixels cannot hold."""
 
 
 def letterbox_image(
@@ -53,8 +51,16 @@ def letterbox_image(
 
 
 def resize(image: Pixels, width: int, height: int, interpolation: str = INTERPOLATION) -> Pixels:
-    """Return an (H, W, C) uint8 image in another size; `interpolation` is a key of `INTERPOLATIONS`."""
+    """Return an (H, W, C) uint8 image in another size; enlarged images are bilinear.
+
+    Args:
+        image: any size.
+        width: pixels.
+        height: pixels.
+        interpolation: of shrunk images, a key of `INTERPOLATIONS`.
+    """
     if image.shape[:2] == (height, width):
         return image
-    resized = cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[interpolation])
+    flag = INTERPOLATIONS[interpolation] if width < image.shape[1] else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=flag)
     return np.asarray(resized, np.uint8).reshape(height, width, -1)

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector
+from kd_vision.detectors.resize import resize_batch
 from kd_vision.teachers.base import BlackBoxDetector
 from kd_vision.teachers.fusion import fuse, top_k_detections
 from kd_vision.teachers.options import TilesConfig, TtaConfig
@@ -79,7 +79,7 @@ class Tiled(BlackBoxDetector):
         height, width = images.shape[-2:]
         longest = max(height, width)
         square = filled(images, longest, longest)
-        small = functional.interpolate(square, (self.tile, self.tile), mode="bilinear", antialias=True)
+        small = resize_batch(square, self.tile, self.tile)
         factor = longest / self.tile
         return [_mapped(found, factor, factor, height, width) for found in self.source.detect(small, options)]
 
@@ -147,7 +147,7 @@ class Augmented(BlackBoxDetector):
         if scale == 1.0 or sides == [height, width]:
             sides, shown = [height, width], images
         else:
-            shown = functional.interpolate(images, sides, mode="bilinear", antialias=True)
+            shown = resize_batch(images, *sides)
         found = self.source.detect(shown.flip(-1) if mirrored else shown, options)
         found = [_unmirrored(one, sides[1]) for one in found] if mirrored else found
         return [_mapped(one, width / sides[1], height / sides[0], height, width) for one in found]

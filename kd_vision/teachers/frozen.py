@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kd_vision.core.batch import ImageBatch, PseudoLabels, to_channels
 from kd_vision.core.label_map import LabelMap
@@ -26,6 +25,7 @@ from kd_vision.core.predictions import (
 )
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.detectors.base import Detector, freeze
+from kd_vision.detectors.resize import resize_batch
 from kd_vision.teachers.base import BlackBoxDetector
 from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
 from kd_vision.teachers.pseudo_labels import classwise_nms, drop_outside, to_pseudo_labels
@@ -121,9 +121,7 @@ class FrozenTeacher:
     def _resized(self, images: Tensor) -> Tensor:
         """Return the images at the side that the source is run on."""
         side = self.image_size or int(images.shape[-1])
-        if images.shape[-1] == side:
-            return images
-        return functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        return resize_batch(images, side, side)
 
     def _pseudo_labels(self, output: DetectorOutput, images: Tensor, factor: float) -> PseudoLabels | None:
         if output.postprocess is None:

@@ -131,7 +131,7 @@ def test_metadata_describes_the_file(exported: Exported) -> None:
     assert json.loads(values[KEY_TRAINING_RUN]) == {"run": "bccd-7"}
     assert json.loads(values[KEY_PREPROCESSING]) == {
         "resize": "letterbox",
-        "interpolation": "bilinear",
+        "interpolation": "area",
         "pad_value": 114,
         "scale": "1/255",
         "channel_order": "RGB",

@@ -53,8 +53,12 @@ def test_pixels_and_padding_by_hand() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_resize_is_opencvs_bilinear_and_keeps_the_channel_axis(channels: int) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (9, 14, channels), dtype=np.uint8)
-    expected = cv2.resize(image, (6, 5), interpolation=cv2.INTER_LINEAR).reshape(5, 6, channels)
-    np.testing.assert_array_equal(resize(image, 6, 5), expected)
-    assert resize(image, 14, 9) is image
+def test_shrunk_images_are_averaged_enlarged_ones_bilinear_and_the_channel_axis_stays(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, channels), dtype=np.uint8)
+    mean = image.reshape(4, 2, 6, 2, channels).mean(axis=(1, 3))
+    assert np.abs(resize(image, 6, 4) - mean).max() <= 0.5
+    larger = cv2.resize(image, (18, 16), interpolation=cv2.INTER_LINEAR).reshape(16, 18, channels)
+    np.testing.assert_array_equal(resize(image, 18, 16), larger)
+    bilinear = cv2.resize(image, (5, 3), interpolation=cv2.INTER_LINEAR).reshape(3, 5, channels)
+    np.testing.assert_array_equal(resize(image, 5, 3, "bilinear"), bilinear)
+    assert resize(image, 12, 8) is image

@@ -74,7 +74,7 @@ def test_ultralytics_reads_it_from_its_own_keys(output_format: str, end2end: str
 def test_preprocessing_on_disk() -> None:
     assert json.loads(FULL.to_properties()[KEY_PREPROCESSING]) == {
         "resize": "letterbox",
-        "interpolation": "bilinear",
+        "interpolation": "area",
         "pad_value": 7,
         "scale": "1",
         "channel_order": "BGR",
@@ -106,7 +106,7 @@ def test_wrong_preprocessing_is_refused_all_at_once() -> None:
     where = "a.onnx: metadata 'kd_vision.preprocessing' has"
     assert refused(**{KEY_PREPROCESSING: json.dumps(content)}) == (
         f"{where} resize stretch; possible: letterbox",
-        f"{where} interpolation lanczos; possible: bilinear",
+        f"{where} interpolation lanczos; possible: area, bilinear",
         f"{where} scale 2; possible: 1/255, 1",
         f"{where} layout NHWC; possible: NCHW",
         f"{where} pad_value 256; possible: 0 to 255",
