@@ -21,7 +21,7 @@ EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEACHERS, flags=re.DOTALL)
 def test_every_example_of_the_guide_is_a_config(number: int, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(EXAMPLES[number], encoding="utf-8")
-    assert load_config(path, files_exist=False).is_taught
+    assert load_config(path, files_exist=False).is_distilled
 
 
 def test_the_page_of_pairs_is_what_the_code_says() -> None:
