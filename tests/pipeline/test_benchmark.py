@@ -14,6 +14,8 @@ import torch
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory
+from kd_vision.detectors.ultralytics.config import UltralyticsConfig
+from kd_vision.detectors.ultralytics.family import build
 from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
 from kd_vision.pipeline.build import build_student
 from kd_vision.pipeline.data import build_stream, training_data
@@ -79,9 +81,7 @@ def test_a_benchmark_needs_a_teacher_and_different_seeds(write_config: Callable[
 
 
 def test_operations_are_those_of_the_published_model() -> None:
-    import kd_vision.detectors.ultralytics as family
-
-    detector = family.build(family.UltralyticsConfig(model="yolov8n"), tuple(map(str, range(80))), "student")
+    detector = build(UltralyticsConfig(model="yolov8n"), tuple(map(str, range(80))), "student")
     assert gflops(detector, 640) == pytest.approx(8.7, abs=0.3)  # 8.7 published for 640 px and 80 classes
 
 

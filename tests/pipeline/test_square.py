@@ -21,9 +21,9 @@ from kd_vision.core.files import write_json
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.data.dataset import load_split
 from kd_vision.data.descriptor import load_descriptor
-from kd_vision.detectors import FAMILIES, family_module
+from kd_vision.detectors import family_config, family_module
 from kd_vision.detectors.base import Detector
-from kd_vision.detectors.ultralytics import UltralyticsDetector
+from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
 from kd_vision.export.parity import ParityInputs, ParityLimits
 from kd_vision.pipeline import export as export_module
 from kd_vision.pipeline.build import build_parts
@@ -155,9 +155,8 @@ def _awake(student: dict[str, Any], seed: int, bias: float = -1.0, background: f
         background: bias of no object, where it shares a softmax with the classes.
     """
     torch.manual_seed(seed)
-    module = family_module(student["family"], "teacher")
-    config = getattr(module, FAMILIES[student["family"]].config)(**student)
-    detector: Detector = module.build(config, CLASSES, "student").train()
+    config = family_config(student["family"], "student")(**student)
+    detector: Detector = family_module(student["family"], "student").build(config, CLASSES, "student").train()
     if hasattr(getattr(detector, "head", None), "cv3"):
         for branch in (detector.head.cv3, getattr(detector.head, "one2one_cv3", None) or ()):
             for level in branch:
