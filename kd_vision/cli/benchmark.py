@@ -48,13 +48,15 @@ def run(options: argparse.Namespace) -> int:
 
     from kd_vision.cli.progress import show_progress
     from kd_vision.cli.tables import console_table
+    from kd_vision.config.load import load_config
+
+    config = load_config(options.config, options.overrides)  # a mistake is told before torch is loaded
     from kd_vision.pipeline.benchmark import benchmark
 
     result = benchmark(
-        options.config,
+        config,
         options.seeds,
         options.out,
-        options.overrides,
         progress=show_progress,
         with_latency=not options.no_latency,
         control=options.control,

@@ -37,10 +37,11 @@ def run(options: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from kd_vision.config.load import load_config
+
+    config = load_config(options.config, options.overrides)  # a mistake is told before torch is loaded
     from kd_vision.pipeline.check import check, exit_code
 
     console = Console(highlight=False)
-    config = load_config(options.config, options.overrides)
     with Console(stderr=True).status("data") as status:
         findings = check(config, status.update)
     marks = {

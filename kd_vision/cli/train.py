@@ -39,9 +39,12 @@ def run(options: argparse.Namespace) -> int:
 
     from kd_vision.cli.progress import show_progress
     from kd_vision.cli.tables import console_metrics
+    from kd_vision.config.load import load_config
+
+    config = load_config(options.config, options.overrides)  # a mistake is told before torch is loaded
     from kd_vision.pipeline.train import train
 
-    result = train(options.config, options.out, options.resume, options.overrides, progress=show_progress)
+    result = train(config, options.out, options.resume, progress=show_progress)
     console = Console()
     console.print(console_metrics(result.metrics, f"{result.split}, {result.metrics.n_images} images"))
     console.print(f"student  {result.student}", highlight=False, soft_wrap=True)
