@@ -1,6 +1,6 @@
-"""Reads a config file into a `RunConfig`, or lists everything that is wrong with it at once.
+"""Reads a config file into a `RunConfig`, or raises one error that lists every mistake.
 
-Everything but the settings of losses is read without loading torch, so that a mistake is told at once.
+Everything but the settings of losses is read without loading torch, so that mistakes are reported within a second.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from kd_vision.config.schema import ONLY_TEACHER, RootConfig, RunConfig, TeacherConfig, TermConfig
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
-from kd_vision.core.validation import StrictModel, problems
+from kd_vision.core.validation import StrictModel, try_validate
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_config, head_kind
 from kd_vision.losses import LOSSES, load_loss
 from kd_vision.teachers.build import kind_of, parse_teacher
@@ -29,10 +27,9 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
 BOXES_RECIPE = "boxes"
 STORE_NAME = "knowledge"
-"""Name of the store that the top-level key of this name gives."""
+"""Name of the teacher that the top-level key `knowledge` describes."""
 _OFFLINE_SIGNALS = frozenset({"detections"})
 
-Model = TypeVar("Model", bound=BaseModel)
 _log = logging.getLogger(__name__)
 
 
@@ -42,25 +39,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bo
     Args:
         path: the YAML file; the paths in it are relative to its folder.
         overrides: ``key.path=value`` strings; paths in them are relative to the current folder.
-        files_exist: a file that the config names and that is not there is a mistake; False for the
-            config of a finished run, whose files may have gone.
+        files_exist: a missing file is a mistake; False for the config of a finished run, whose files may have
+            been removed.
 
     Raises:
-        RequestError: one line for every mistake found.
+        RequestError: one line for every mistake.
     """
     path = Path(path)
     errors: list[str] = []
-    written = load_mapping(path)
-    if "splits" in written and "student" not in written:
+    mapping = load_mapping(path)
+    if "splits" in mapping and "student" not in mapping:
         raise RequestError(f"{path}: is a data descriptor; give a config, which names it: 'data: {path.name}'")
-    content = _with_paths(written, path.resolve().parent, str(path), errors)
+    content = _with_paths(mapping, path.resolve().parent, str(path), errors)
     if isinstance(content.get("knowledge"), str):  # so that an override can reach into it
         content["knowledge"] = {"store": content["knowledge"]}
     changes = [_parse_override(text) for text in overrides]
     into_terms = [change for change in changes if change[0][0] == "distill" and len(change[0]) > 1]
     for keys, value in (change for change in changes if change not in into_terms):
         _set(content, keys, value)
-    if into_terms:  # last, because the teachers decide which recipe is the default
+    if into_terms:  # last, because the default recipe depends on the teachers
         _spell_out_recipe(content)
     for keys, value in into_terms:
         _set(content, keys, value)
@@ -72,18 +69,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), files_exist: bo
 
 
 def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
-    wanted = {"data": (content.get("data"), "a data descriptor (YAML)")}
+    files = {"data": (content.get("data"), "a data descriptor (YAML)")}
     for key, part in _detectors(content).items():
-        wanted[f"{key}.weights"] = (part.get("weights"), "a model's file")
+        files[f"{key}.weights"] = (part.get("weights"), "a model's file")
     return [
         f"{where}: {key}: {file} does not exist; give {kind}"
-        for key, (file, kind) in wanted.items()
+        for key, (file, kind) in files.items()
         if isinstance(file, str) and not Path(file).is_file()
     ]
 
 
 def _detectors(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every mapping of a config that describes a detector, by its key: student, teachers, members of ensembles."""
+    """Return every mapping that describes a detector, by key: student, teachers, members of ensembles."""
     detectors: dict[str, dict[str, Any]] = {}
 
     def add(key: str, part: Any) -> None:
@@ -101,7 +98,7 @@ def _detectors(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _build(content: dict[str, Any], path: Path, errors: list[str]) -> RunConfig:
     where = str(path)
-    root = _try(RootConfig, content, where, "", errors)
+    root = try_validate(RootConfig, content, where, errors)
     student = _student(content.get("student"), where, errors)
     teachers = _teachers(content, where, errors)
     items = _distill_items(content, teachers, where, errors)
@@ -130,7 +127,7 @@ def _build(content: dict[str, Any], path: Path, errors: list[str]) -> RunConfig:
 
 
 def recipe_names() -> list[str]:
-    """Names that `distill:` may give instead of a list."""
+    """Return the names of the recipes, which `distill:` takes instead of a list."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
@@ -149,15 +146,15 @@ def _student(content: Any, where: str, errors: list[str]) -> StrictModel | None:
     if family not in FAMILIES:
         errors.append(f"{where}: student.family: unknown family '{family}'{suggest(family, FAMILIES)}")
         return None
-    return _try(family_config(family, "student"), content, where, "student", errors)
+    return try_validate(family_config(family, "student"), content, f"{where}: student", errors, ".")
 
 
 def _teachers(content: Mapping[str, Any], where: str, errors: list[str]) -> tuple[TeacherConfig, ...]:
-    """Read the teachers, and the store that `knowledge:` gives as one more."""
+    """Read the teachers, and the store of `knowledge:` as one more."""
     given = content.get("teacher")
     parts = {f"teacher.{i}": part for i, part in enumerate(given)} if isinstance(given, list) else {"teacher": given}
     parts = {key: part for key, part in parts.items() if part is not None}
-    alone = len(parts) == 1
+    single = len(parts) == 1
     teachers: dict[str, TeacherConfig] = {}
     for index, (key, part) in enumerate({**parts, **_store_part(content, where, errors)}.items(), start=1):
         try:
@@ -165,21 +162,23 @@ def _teachers(content: Mapping[str, Any], where: str, errors: list[str]) -> tupl
         except RequestError as error:
             errors.extend(error.problems)
             continue
-        teacher = TeacherConfig(options.name or (ONLY_TEACHER if alone else f"teacher{index}"), config, options)
+        teacher = TeacherConfig(options.name or (ONLY_TEACHER if single else f"teacher{index}"), config, options)
         if teacher.entry.offline:
-            idle = [name for name in ONLINE_OPTIONS if name in options.model_fields_set]
             errors.extend(
                 f"{where}: {key}.{name}: has no meaning for predictions made before training; leave it out"
-                for name in idle
+                for name in ONLINE_OPTIONS
+                if name in options.model_fields_set
             )
         if teacher.name in teachers or not teacher.name.isidentifier():
-            errors.append(f"{where}: {key}.name: '{teacher.name}' is taken or no plain name; use letters, digits and _")
+            errors.append(
+                f"{where}: {key}.name: '{teacher.name}' is taken or not a plain name; use letters, digits and _"
+            )
         teachers[teacher.name] = teacher
     return tuple(teachers.values())
 
 
 def _store_part(content: Mapping[str, Any], where: str, errors: list[str]) -> dict[str, Any]:
-    """Return ``knowledge:`` as a teacher: a folder, or a store's settings; it must be of the live teacher, if any."""
+    """Return ``knowledge:``, a folder or the settings of a store, as a teacher: the online one's store, if any."""
     given = content.get("knowledge")
     if given is None:
         return {}
@@ -191,7 +190,7 @@ def _store_part(content: Mapping[str, Any], where: str, errors: list[str]) -> di
 
 
 def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> str:
-    """Imitation needs two dense heads with box bins; final boxes are what every other pair has."""
+    """Return the imitation recipe for two dense heads with box bins, else that of final boxes, which fits any pair."""
     for teacher in teachers:
         if kind_of(teacher.config) not in FAMILIES or teacher.options.tiles or teacher.options.tta:
             return BOXES_RECIPE
@@ -202,13 +201,13 @@ def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> 
 def _distill_items(
     content: Mapping[str, Any], teachers: Sequence[TeacherConfig], where: str, errors: list[str]
 ) -> list[Any] | None:
-    """Return the items of `distill`, those of a recipe among them; None: the default recipe is meant."""
+    """Return the items of `distill`, or of the recipe that it names; None: the default recipe."""
     given = content.get("distill")
     if not content.get("teacher") and content.get("knowledge") is None:
         if given is not None:
             errors.append(
-                f"{where}: distill: needs a teacher; add 'teacher:' or 'knowledge:', or remove 'distill:' to train "
-                f"plainly"
+                f"{where}: distill: needs a teacher; add 'teacher:' or 'knowledge:', or remove 'distill:' for plain "
+                f"training"
             )
         return []
     if given is None:
@@ -220,7 +219,7 @@ def _distill_items(
         return []
     if not isinstance(given, list) or not given:
         errors.append(
-            f"{where}: distill: expected a recipe's name or a list of losses; a teacher without one teaches nothing"
+            f"{where}: distill: expected the name of a recipe or a list of at least one loss, e.g. {DEFAULT_RECIPE}"
         )
         return []
     items = _with_offline_name(given, teachers)
@@ -230,7 +229,7 @@ def _distill_items(
 
 
 def _with_offline_name(items: list[Any], teachers: Sequence[TeacherConfig]) -> list[Any]:
-    """Read the name that every offline teacher had once as that of the only one."""
+    """Replace the former name of every offline teacher by the name of the only one."""
     offline = [teacher.name for teacher in teachers if teacher.entry.offline]
     if len(offline) != 1 or STORE_NAME in [teacher.name for teacher in teachers]:
         return items
@@ -244,7 +243,7 @@ def _with_offline_name(items: list[Any], teachers: Sequence[TeacherConfig]) -> l
 
 
 def _item_errors(item: Any, teachers: Sequence[str], where: str) -> list[str]:
-    """Return what is wrong with an item of `distill` apart from the settings of its loss."""
+    """Return the mistakes of an item of `distill`, but for those in the settings of its loss."""
     if not isinstance(item, Mapping) or "loss" not in item:
         return [f"{where}: expected a mapping with 'loss', e.g. {{loss: box_iou, weight: 7.5}}"]
     loss, teacher = str(item["loss"]), item.get("teacher")
@@ -252,7 +251,7 @@ def _item_errors(item: Any, teachers: Sequence[str], where: str) -> list[str]:
     if loss not in LOSSES:
         errors.append(f"{where}.loss: loss '{loss}' is unknown{suggest(loss, LOSSES)}")
     if not str(item.get("name", loss)).isidentifier():
-        errors.append(f"{where}.name: '{item['name']}' is no plain name; use letters, digits and _")
+        errors.append(f"{where}.name: '{item['name']}' is not a plain name; use letters, digits and _")
     if teacher is not None and teachers and teacher not in teachers:
         errors.append(f"{where}.teacher: there is no teacher '{teacher}'{suggest(str(teacher), teachers)}")
     return errors
@@ -267,7 +266,7 @@ def _terms(
         key = f"distill.{index}"
         for term in _term(item, teachers, key, where, errors):
             if term.name in terms:
-                errors.append(f"{where}: {key}: a second term named '{term.name}'; give it a 'name' of its own")
+                errors.append(f"{where}: {key}: a second term named '{term.name}'; give it another 'name'")
             terms.setdefault(term.name, term)
     return tuple(terms.values())
 
@@ -275,17 +274,17 @@ def _terms(
 def _term(
     item: Mapping[str, Any], teachers: Sequence[TeacherConfig], key: str, where: str, errors: list[str]
 ) -> list[TermConfig]:
-    """Read one item of `distill`: one term, or one for each teacher where it names none of several."""
+    """Read one item of `distill`: one term, or one for each teacher where it names no teacher and there are several."""
     from torch import nn
 
     settings = dict(item)
     loss = str(settings.pop("loss"))
     name = str(settings.pop("name", loss))
     named = settings.pop("teacher", None)
-    if hasattr(nn.ModuleDict, name):  # terms are kept under their names in one
+    if hasattr(nn.ModuleDict, name):  # the distiller keeps terms by name in one
         errors.append(f"{where}: {key}.name: '{name}' is taken; give another")
     kind = load_loss(loss)
-    config: LossConfig | None = _try(kind.Config, settings, where, key, errors)
+    config: LossConfig | None = try_validate(kind.Config, settings, f"{where}: {key}", errors, ".")
     if config is None:
         return []
     chosen = [str(named)] if named is not None else _teachers_of(kind, teachers)
@@ -297,31 +296,21 @@ def _term(
 
 
 def _teachers_of(kind: type[DistillationLoss], teachers: Sequence[TeacherConfig]) -> list[str]:
-    """Return the teachers of a term that names none: offline ones where final boxes are enough, else the others."""
+    """Return the teachers of a term that names none: the offline ones if it needs only boxes, else the others."""
     offline = [teacher.name for teacher in teachers if teacher.entry.offline]
     if offline and kind.requires <= _OFFLINE_SIGNALS:
         return offline
     return [teacher.name for teacher in teachers if not teacher.entry.offline] or offline
 
 
-def _try(model: type[Model], content: Mapping[str, Any], where: str, key: str, errors: list[str]) -> Model | None:
-    try:
-        return model.model_validate(dict(content))
-    except ValidationError as error:
-        for line in problems(model, error, ""):
-            text = line.removeprefix(": ")
-            errors.append(f"{where}: {key}.{text}" if key else f"{where}: {text}")
-        return None
-
-
 def _spell_out_recipe(content: dict[str, Any]) -> None:
-    """Put a recipe's list in the place of its name, and settings in that of a loss's, for an override to reach."""
+    """Replace a recipe's name by its list, and a loss's name by its settings, so that overrides can change them."""
     recipe = content.get("distill")
     if recipe is None:
         errors: list[str] = []
         student, teachers = _student(content.get("student"), "", errors), _teachers(content, "", errors)
         if errors or student is None or not teachers:
-            return  # what is wrong is told when the config is built
+            return  # `_build` reports the errors
         recipe = _default_recipe(student, teachers)
     if isinstance(recipe, str) and recipe in recipe_names():
         content["distill"] = _recipe_items(recipe)
@@ -337,21 +326,21 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Put a value at a key path; a number steps into a list."""
-    here: Any = content
+    """Set a value at a key path; a number is an index into a list."""
+    parent: Any = content
     for position, key in enumerate(keys[:-1]):
-        if isinstance(here, list):
-            here = here[_list_index(here, key, keys[: position + 1])]
+        if isinstance(parent, list):
+            parent = parent[_list_index(parent, key, keys[: position + 1])]
         else:
-            if not isinstance(here.get(key), dict | list):
-                here[key] = {}
-            here = here[key]
-    if not isinstance(here, (list, dict)):
-        raise RequestError(f"--set {'.'.join(keys)}: {'.'.join(keys[:-1])} is {here!r}, which has no settings")
-    if isinstance(here, list):
-        here[_list_index(here, keys[-1], keys)] = value
+            if not isinstance(parent.get(key), dict | list):
+                parent[key] = {}
+            parent = parent[key]
+    if not isinstance(parent, (list, dict)):
+        raise RequestError(f"--set {'.'.join(keys)}: {'.'.join(keys[:-1])} is {parent!r}, which has no settings")
+    if isinstance(parent, list):
+        parent[_list_index(parent, keys[-1], keys)] = value
     else:
-        here[keys[-1]] = value
+        parent[keys[-1]] = value
 
 
 def _list_index(items: list[Any], key: str, path: list[str]) -> int:
@@ -361,7 +350,7 @@ def _list_index(items: list[Any], key: str, path: list[str]) -> int:
 
 
 def _with_paths(content: dict[str, Any], base: Path, where: str, errors: list[str]) -> dict[str, Any]:
-    """Make the paths of a config absolute."""
+    """Return the config with absolute paths."""
     resolved = copy.deepcopy(content)
 
     def absolute(holder: dict[str, Any], key: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run is made of. Each part's settings live beside the part; the root only composes them. No torch is loaded."""
+"""The typed config of a run. The settings of each part are defined next to the part. No torch is loaded."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from kd_vision.losses.base import LossConfig
 
 ONLY_TEACHER = "teacher"
-"""Name of a teacher that is alone."""
-_FREE = ("workers", "cache", "log_every", "checkpoint_every", "loggers")
+"""Name of a single teacher without a name."""
+_NOT_IN_IDENTITY = ("workers", "cache", "log_every", "checkpoint_every", "loggers")
 
 
 class EvaluateConfig(StrictModel):
-    """Which splits judge.
+    """Splits and backend of evaluation.
 
     Attributes:
-        split: chooses weights and stops early, during training.
-        final_split: reported at the end of `train` and by `benchmark`; None: the split `test`
-            where the data has one, else `split`.
+        split: for validation during training: best weights, early stopping.
+        final_split: for the numbers at the end of `train` and of `benchmark`; None: the split `test` where the
+            data has one, else `split`.
         backend: `pycocotools`, or `faster` (faster-coco-eval), which agrees to 1e-6.
         batch_size: images per forward pass.
     """
@@ -41,7 +41,7 @@ class EvaluateConfig(StrictModel):
 
 
 class RootConfig(StrictModel):
-    """The top level of a config file; the parts that depend on a table are still plain mappings."""
+    """The top level of a config file; parts whose type depends on a table are plain mappings."""
 
     data: Path
     image_size: int = Field(default=640, ge=32)
@@ -57,7 +57,7 @@ class RootConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class TermConfig:
-    """One distillation term: the name it is logged under, its loss, its settings, the teacher it learns from."""
+    """One distillation term: its name in logs, its loss, its settings, the name of its teacher."""
 
     name: str
     loss: str
@@ -67,7 +67,7 @@ class TermConfig:
 
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
-    """One teacher: its name in this run, its own settings, and how it is run."""
+    """One teacher: its name in this run, the settings of its kind, and those of every teacher."""
 
     name: str
     config: StrictModel
@@ -75,39 +75,39 @@ class TeacherConfig:
 
     @property
     def entry(self) -> TeacherEntry:
-        """Its line of the table of teachers."""
+        """Its entry in the table of teachers."""
         return teacher_entry(kind_of(self.config), self.name)
 
     @property
     def is_online(self) -> bool:
-        """True where a model of its own is run on the images of each batch."""
+        """True for a model other than the student that is run on the images of each batch."""
         return not self.entry.offline and not self.entry.follows_student
 
     @property
     def weights(self) -> Path | None:
-        """Its file; None for what has none, or several."""
+        """Its file; None where it has none, or several."""
         given = getattr(self.config, "weights", None)  # those of an ensemble are numbers
         return given if isinstance(given, Path) else None
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return plain values that are read back as the same teacher."""
+        """Return plain values; `load_config` reads them back as the same teacher."""
         options = self.options.model_dump(mode="json", exclude_defaults=True)
         return {"name": self.name, **_plain(self.config), **options}
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A run, everything typed and every path absolute.
+    """The config of a run, fully typed, with absolute paths.
 
     Attributes:
         source: the file it was read from, for messages.
         data: descriptor of the data set.
         image_size: side of the square input in pixels.
         student: typed config of the student's family.
-        teachers: online and offline ones; none: plain training.
+        teachers: online and offline; empty: plain training.
         terms: the distillation terms, empty without a teacher.
-        recipe: name of the recipe the terms came from, if any.
-        allow_weak_teacher: distil even where the teacher is no better than the student.
+        recipe: name of the recipe of the terms, if any.
+        allow_weak_teacher: distil also where the teacher is no better than the student.
         train, augment, evaluate: settings of those parts.
     """
 
@@ -149,22 +149,22 @@ class RunConfig:
         return content
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the weights; how fast, and how often things are written, may change on the way."""
+        """Return the settings that the weights depend on; those of speed, logs and checkpoints are left out."""
         content = self.to_mapping()
-        for key in _FREE:
+        for key in _NOT_IN_IDENTITY:
             content["train"].pop(key, None)
         return content
 
 
 def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
-    """Name the keys in which two runs differ: ``train.epochs was 2, is 3``; see `RunConfig.identity`."""
+    """Return the differences of two runs: ``train.epochs was 2, is 3``; see `RunConfig.identity`."""
     old, new = _flat(before.identity()), _flat(after.identity())
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys]
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
-    """``{"train": {"epochs": 2}}`` to ``{"train.epochs": 2}``; lists stay whole."""
+    """Turn ``{"train": {"epochs": 2}}`` into ``{"train.epochs": 2}``; lists stay whole."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         inner = _flat(value) if isinstance(value, dict) else None

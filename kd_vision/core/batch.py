@@ -85,7 +85,7 @@ class PseudoLabels:
         boxes_xyxy: (M, 4) float32, pixels of the batch tensor.
         class_probs: (M, K) float32 in [0, 1], probability of each class. They need not sum to 1.
         scores: (M,) float32 in [0, 1], confidence of the box.
-        ignore: (M,) bool; True: the region is neither object nor background, nothing is learned there.
+        ignore: (M,) bool; True: neither object nor background, the region is left out of training.
     """
 
     image_index: Tensor
@@ -122,12 +122,12 @@ class ImageBatch:
     Attributes:
         images: (B, C, H, W). uint8 0..255 as loaded, float32 in [0, 1] after `as_float`. RGB.
         targets: ground truth; an unlabelled image has none.
-        labelled: (B,) bool. False: only distillation terms act on this image.
+        labelled: (B,) bool. False: only distillation terms use this image.
         image_ids: COCO image id of each image.
         letterboxes: how each image was placed on the input (evaluation only; empty in training,
             where augmentation cannot be inverted).
         teacher_images: (B, C, H, W) same geometry as `images` without the student's photometric
-            noise, or of a larger size; None where teacher and student see the same pixels.
+            noise, or of a larger size; None where teacher and student get the same pixels.
         pseudo_labels: precomputed boxes of offline teachers by name, augmented with the images, in
             pixels of `images`.
     """
@@ -165,7 +165,7 @@ class ImageBatch:
         )
 
     def as_float(self) -> ImageBatch:
-        """Return the batch with images in [0, 1], the frame every detector expects."""
+        """Return the batch with images in [0, 1], as every detector expects them."""
         teacher = self.teacher_images
         return replace(
             self,
@@ -180,14 +180,14 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     Colour becomes gray by luma (ITU-R BT.601), gray is repeated, a fourth channel is left out.
 
     Raises:
-        RequestError: a fourth channel cannot be made up.
+        RequestError: 4 channels are wanted and the images have fewer.
     """
-    have = int(images.shape[1])
-    if have == channels:
+    given = int(images.shape[1])
+    if given == channels:
         return images
     if channels == 4:
-        raise RequestError(f"a model with 4 input channels needs images with 4; these have {have}")
-    colour = images[:, :3] if have >= 3 else images.repeat(1, 3, 1, 1)
+        raise RequestError(f"a model with 4 input channels needs images with 4; these have {given}")
+    colour = images[:, :3] if given >= 3 else images.repeat(1, 3, 1, 1)
     if channels == 3:
         return colour
     luma = colour.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)

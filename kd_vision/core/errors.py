@@ -1,4 +1,4 @@
-"""Errors for people. Each carries the exit status a command ends with."""
+"""Errors with messages for the user. Each has the exit status of the command that it ends."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _FEW = 6
 
 
 class KDVisionError(Exception):
-    """Base of all errors that a user can be told about. `exit_code` 1: the work failed."""
+    """Base of all errors whose message is for the user. `exit_code` 1: the work failed."""
 
     exit_code = 1
 
 
 class RequestError(KDVisionError):
-    """The request is wrong: says what, where, and what would be right. Exit status 2.
+    """The request is wrong. Exit status 2.
 
     Args:
-        *problems: one line each; all mistakes found are reported together.
+        *problems: all mistakes, a line each: ``where: what is wrong; what would be right``.
     """
 
     exit_code = 2
@@ -40,33 +40,33 @@ class GateError(KDVisionError):
 
 
 def truncate(lines: Sequence[str], hint: str = "") -> list[str]:
-    """Return the first 20 lines, and how many more there are: a million mistakes are told in a page.
+    """Return the first 20 lines, and one with the number of the others.
 
     Args:
         lines: one for each mistake.
-        hint: follows the number of those left out.
+        hint: appended to that number.
     """
     rest = len(lines) - _SHOWN
     return [*lines[:_SHOWN], *([f"and {rest} more{hint}"] if rest > 0 else [])]
 
 
 def quote_some(names: Sequence[str]) -> str:
-    """Return the first six names, in quotes, and how many more there are."""
+    """Return the first six names in quotes, and the number of the others."""
     shown = ", ".join(f"'{name}'" for name in names[:_FEW])
     return shown + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def first_line(error: Exception) -> str:
-    """What another library says, in a line; its kind where it says nothing."""
+    """Return the first line of a message, at most 160 characters; the name of the class where it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def suggest(given: str, possible: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for a near miss, else the list of what is possible.
+    """Return ``"; did you mean 'x'?"`` for a near miss, else the list of possible names.
 
     Args:
-        given: what the user wrote.
-        possible: the names that would have been right.
+        given: the unknown name.
+        possible: the valid names.
     """
     names: Sequence[str] = sorted(possible)
     near = get_close_matches(given, names, n=1, cutoff=0.6)

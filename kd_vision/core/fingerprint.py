@@ -1,4 +1,4 @@
-"""Whether two teachers are the same: a hash of everything that decides what they say."""
+"""Fingerprint of a configuration: a hash over its settings and the content of its files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LONGEST_PATH = 4096
 def fingerprint(config: Any) -> str:
     """Return a SHA-256 over settings and the content of every file they name.
 
-    Where a file lies and what it is called changes nothing; its bytes do, and those of the files beside an ONNX
-    file that hold its weights. A folder stands for all files in it, but for unfinished ones. A text that is the
-    absolute path of something that exists counts as that path.
+    The name and place of a file do not count; its bytes do, and those of the external weights of an ONNX file. A
+    folder counts as all its files, without unfinished ones (``.part``). A string that is the absolute path of an
+    existing file or folder counts as that path.
 
     Args:
         config: a pydantic model, mapping, sequence, path or plain value, nested at will.
@@ -50,12 +50,12 @@ def file_sha256(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a value into what JSON can hold, files into their hashes."""
-    if isinstance(value, Path) or (isinstance(value, str) and _is_there(value)):
-        return {"sha256": _content(Path(value))}
+    """Turn a value into plain JSON values, files into their hashes."""
+    if isinstance(value, Path) or (isinstance(value, str) and _is_existing_path(value)):
+        return {"sha256": _content_hash(Path(value))}
     if isinstance(value, BaseModel):
-        idle: frozenset[str] = getattr(type(value), "not_in_fingerprint", frozenset())
-        return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name not in idle}
+        excluded: frozenset[str] = getattr(type(value), "not_in_fingerprint", frozenset())
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name not in excluded}
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, Set):
@@ -67,31 +67,31 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} has no fingerprint")
 
 
-def _is_there(text: str) -> bool:
+def _is_existing_path(text: str) -> bool:
     return len(text) < _LONGEST_PATH and Path(text).is_absolute() and Path(text).exists()
 
 
-def _content(path: Path) -> str:
+def _content_hash(path: Path) -> str:
     if path.is_dir():
-        return _all_of(path, sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".part"))
-    beside = _weights_beside(path) if path.suffix == ".onnx" else []
-    return _all_of(path.parent, [path, *beside]) if beside else file_sha256(path)
+        return _hash_files(path, sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".part"))
+    weights = _external_weights(path) if path.suffix == ".onnx" else []
+    return _hash_files(path.parent, [path, *weights]) if weights else file_sha256(path)
 
 
-def _all_of(root: Path, files: Sequence[Path]) -> str:
+def _hash_files(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root).as_posix()}\n{file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
-def _weights_beside(path: Path) -> list[Path]:
-    """Files that hold the weights of an ONNX file, as large models and torch's exporter keep them."""
+def _external_weights(path: Path) -> list[Path]:
+    """Return the files of external data of an ONNX file, in which large models and torch's exporter keep weights."""
     import onnx
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # torn, or no ONNX file: whoever opens it says what is wrong with it
+    except Exception:  # damaged, or not ONNX: the code that opens it reports the error
         return []
-    named = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    return [path.parent / name for name in sorted(named)]
+    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    return [path.parent / name for name in sorted(names)]

@@ -1,4 +1,4 @@
-"""From the classes a teacher answers with to those a student learns.
+"""Maps the classes of a teacher to the classes of a student.
 
 Shapes: M boxes, Kt classes of the teacher, K classes of the student.
 """
@@ -22,14 +22,14 @@ _MISSING_LOGIT = -20.0
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """Which classes of a teacher stand for which class of the student.
+    """Which classes of a teacher become which class of the student.
 
     Attributes:
         teacher: the teacher's classes, in its order.
         student: the student's, in label order.
-        sources: for each class of the student the positions of the teacher's classes it is made of; empty:
-            the teacher never learned it.
-        ignored: positions of teacher classes whose boxes teach nothing, neither object nor background.
+        sources: for each class of the student the positions of the teacher's classes that become it; empty:
+            the teacher never learned the class.
+        ignored: positions of teacher classes whose boxes are ignored: neither object nor background.
     """
 
     teacher: tuple[str, ...]
@@ -40,41 +40,42 @@ class LabelMap:
     @property
     def missing_classes(self) -> frozenset[str]:
         """Classes of the student that the teacher never learned."""
-        return frozenset(name for name, found in zip(self.student, self.sources, strict=True) if not found)
+        return frozenset(name for name, sources in zip(self.student, self.sources, strict=True) if not sources)
 
     @property
     def is_identity(self) -> bool:
-        """True where nothing changes."""
-        return self.teacher == self.student and all(found == (k,) for k, found in enumerate(self.sources))
+        """True where every class becomes itself."""
+        return self.teacher == self.student and all(sources == (k,) for k, sources in enumerate(self.sources))
 
     @property
     def merges(self) -> bool:
         """True where several classes of the teacher become one, so that one object may get two boxes."""
-        return any(len(found) > 1 for found in self.sources)
+        return any(len(sources) > 1 for sources in self.sources)
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Map (..., Kt) to (..., K): the largest of a class's sources; a silent class gets a logit of -20."""
+        """Map (..., Kt) to (..., K): the largest logit of a class's sources; -20 for a missing class."""
         import torch
 
         columns = [
-            logits[..., list(found)].amax(dim=-1) if found else torch.full_like(logits[..., 0], _MISSING_LOGIT)
-            for found in self.sources
+            logits[..., list(sources)].amax(dim=-1) if sources else torch.full_like(logits[..., 0], _MISSING_LOGIT)
+            for sources in self.sources
         ]
         return torch.stack(columns, dim=-1)
 
     def probabilities(self, probs: Tensor) -> Tensor:
-        """Map (..., Kt) probabilities to (..., K): the largest of a class's sources; 0 for a silent class."""
+        """Map (..., Kt) probabilities to (..., K): the largest of a class's sources; 0 for a missing class."""
         import torch
 
         columns = [
-            probs[..., list(found)].amax(dim=-1) if found else torch.zeros_like(probs[..., 0]) for found in self.sources
+            probs[..., list(sources)].amax(dim=-1) if sources else torch.zeros_like(probs[..., 0])
+            for sources in self.sources
         ]
         return torch.stack(columns, dim=-1)
 
     def detections(self, detections: BatchDetections) -> BatchDetections:
-        """Map the boxes of a batch; a box belongs to the student's class that its own class stands for.
+        """Map the boxes of a batch to the student's classes.
 
-        Boxes of dropped classes go; boxes of ignored classes stay, marked.
+        Boxes of dropped classes are removed; boxes of ignored classes are kept and marked.
         """
         import torch
 
@@ -95,72 +96,73 @@ class LabelMap:
 
 
 def stringify_keys(labels: Any) -> Any:
-    """Return the `labels:` of a config with words as keys: YAML reads a class named 1, or `no`, as something else."""
-    return {str(key): goal for key, goal in labels.items()} if isinstance(labels, Mapping) else labels
+    """Return the `labels:` of a config with strings as keys: YAML reads a class named 1, or `no`, as another type."""
+    return {str(key): target for key, target in labels.items()} if isinstance(labels, Mapping) else labels
 
 
 def build_label_map(
     teacher: tuple[str, ...], student: tuple[str, ...], given: Mapping[str, str] | None, where: str
 ) -> LabelMap:
-    """Build a map; names that both sides have need not be mentioned.
+    """Build a map; a name that teacher and data share need not be given.
 
     Args:
         teacher: its classes.
         student: the data's classes.
-        given: teacher name to student name, ``drop`` or ``ignore``; ``"*"`` speaks for the teacher's classes
-            that are not mentioned. None: both sides must have the same names.
+        given: teacher name to student name, ``drop`` or ``ignore``; ``"*"`` maps all teacher classes that are not
+            given and not in the data. None: both sides must have the same names.
         where: key of the config, for messages.
 
     Raises:
-        RequestError: a name is unknown on either side, a class of the teacher is left without a word, or no
-            class of the student is learned from anything; every mistake at once.
+        RequestError: a name is unknown on either side, a class of the teacher is not mapped, or no class of the
+            teacher is mapped to one of the student; every mistake at once.
     """
     if given is None and set(teacher) != set(student):
-        raise RequestError(_do_not_fit(teacher, student, where))
-    wrong = _mistakes(teacher, student, given or {}, where)
-    if wrong:
-        raise RequestError(*wrong)
-    said = dict(given or {})
-    rest = said.pop(REST, None)
-    target = {name: said.get(name, name if name in student else rest) for name in teacher}
-    lost = [name for name, goal in target.items() if goal is None]
-    if lost:
+        raise RequestError(_different_classes(teacher, student, where))
+    errors = _unknown_names(teacher, student, given or {}, where)
+    if errors:
+        raise RequestError(*errors)
+    targets = dict(given or {})
+    rest = targets.pop(REST, None)
+    target = {name: targets.get(name, name if name in student else rest) for name in teacher}
+    unmapped = [name for name in teacher if target[name] is None]
+    if unmapped:
         raise RequestError(
-            f"{where}: the teacher's {quote_some(lost)} {'is' if len(lost) == 1 else 'are'} neither a class of the "
-            f"data nor mapped; add e.g. {_example(lost, student)}"
+            f"{where}: the teacher's {quote_some(unmapped)} {'is' if len(unmapped) == 1 else 'are'} neither a class "
+            f"of the data nor mapped; add e.g. {_example(unmapped, student)}"
         )
-    sources = tuple(tuple(i for i, name in enumerate(teacher) if target[name] == goal) for goal in student)
+    sources = tuple(tuple(i for i, name in enumerate(teacher) if target[name] == label) for label in student)
     if not any(sources):
         raise RequestError(f"{where}: no class of the teacher is mapped to one of the data's ({quote_some(student)})")
     ignored = frozenset(i for i, name in enumerate(teacher) if target[name] == IGNORE)
     return LabelMap(teacher, student, sources, ignored)
 
 
-def _do_not_fit(teacher: tuple[str, ...], student: tuple[str, ...], where: str) -> str:
-    lacks = [name for name in student if name not in teacher]
+def _different_classes(teacher: tuple[str, ...], student: tuple[str, ...], where: str) -> str:
+    missing = [name for name in student if name not in teacher]
     extra = [name for name in teacher if name not in student]
-    said = f"it lacks {quote_some(lacks)}" if lacks else ""
-    said += (" and has " if said else "it has ") + f"{quote_some(extra)} beside" if extra else ""
+    parts = [f"it has no {quote_some(missing)}"] * bool(missing) + [f"it also has {quote_some(extra)}"] * bool(extra)
     return (
-        f"{where}: the teacher's classes are not the data's: {said}; say what stands for what, e.g. "
-        f"{_example(extra, lacks)}"
+        f"{where}: the teacher's classes are not the data's: {', and '.join(parts)}; map them with labels, e.g. "
+        f"{_example(extra, missing)}"
     )
 
 
-def _mistakes(teacher: tuple[str, ...], student: tuple[str, ...], given: Mapping[str, str], where: str) -> list[str]:
-    goals = (*student, DROP, IGNORE)
-    found = [f"{where}: the data's class '{name}' has the name of an instruction; rename it in the data"
-             for name in (DROP, IGNORE) if name in student]  # fmt: skip
-    for name, goal in given.items():
+def _unknown_names(
+    teacher: tuple[str, ...], student: tuple[str, ...], given: Mapping[str, str], where: str
+) -> list[str]:
+    targets = (*student, DROP, IGNORE)
+    errors = [f"{where}: the data's class '{name}' has the name of an instruction; rename it in the data"
+              for name in (DROP, IGNORE) if name in student]  # fmt: skip
+    for name, target in given.items():
         if name == REST:
-            if goal not in (DROP, IGNORE):
-                found.append(f"{where}.'*': must be {DROP} or {IGNORE}, given '{goal}'")
+            if target not in (DROP, IGNORE):
+                errors.append(f"{where}.'*': must be {DROP} or {IGNORE}, given '{target}'")
             continue
         if name not in teacher:
-            found.append(f"{where}.{name}: the teacher has no such class{suggest(name, teacher)}")
-        if goal not in goals:
-            found.append(f"{where}.{name}: '{goal}' is no class of the data{suggest(goal, goals)}")
-    return found
+            errors.append(f"{where}.{name}: the teacher has no such class{suggest(name, teacher)}")
+        if target not in targets:
+            errors.append(f"{where}.{name}: '{target}' is no class of the data{suggest(target, targets)}")
+    return errors
 
 
 def _example(teacher_names: list[str], student_names: tuple[str, ...] | list[str]) -> str:
@@ -174,6 +176,5 @@ def _near(name: str, among: list[str]) -> str | None:
     import difflib
 
     contained = [other for other in among if name.lower() in other.lower() or other.lower() in name.lower()]
-    close = difflib.get_close_matches(name, among, n=1, cutoff=0.6)
-    near = contained or close
+    near = contained or difflib.get_close_matches(name, among, n=1, cutoff=0.6)
     return near[0] if near else None

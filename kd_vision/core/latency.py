@@ -1,4 +1,4 @@
-"""The latency of an exported model, as measured and as reported."""
+"""Latency of an exported model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables are data: what an entry names is imported when it is asked for."""
+"""Tables are data: the module that an entry names is imported on first use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kd_vision.core.errors import RequestError
 
 
 def load_attribute(path: str) -> Any:
-    """Import and return what ``module:attribute`` names."""
+    """Import a module and return its attribute, both given as ``module:attribute``."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def missing_packages(packages: Iterable[str]) -> list[str]:
-    """Return those of the (import) names that are not installed."""
+    """Return the (import) names of the packages that are not installed."""
     return [name for name in packages if find_spec(name) is None]
 
 

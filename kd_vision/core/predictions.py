@@ -1,7 +1,7 @@
-"""What a detector says: final detections, and the channels a loss can learn from.
+"""Outputs of a detector: final detections, and the signals that distillation losses use.
 
 Shapes: B images, A rows of a head (grid points, anchors, regions, queries), K classes, R bins per box side,
-M boxes, N boxes handed in, C channels.
+M boxes, N given boxes, C channels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Detections:
     """Final boxes of one image, best score first.
 
     Attributes:
-        boxes_xyxy: (M, 4) float32; the frame (original or input pixels) is the producer's promise.
+        boxes_xyxy: (M, 4) float32; each producer documents the frame (original or input pixels).
         scores: (M,) float32 in [0, 1].
         labels: (M,) int64, 0-based contiguous class.
         class_probs: (M, K) float32 where the detector has them.
@@ -118,7 +118,7 @@ class BatchDetections:
     def of(cls, detections: Sequence[Detections]) -> BatchDetections:
         """Gather the detections of images into one value on the CPU; one box list per image.
 
-        Where some images have class probabilities, boxes of the others have their score at their label.
+        Where some images have class probabilities, boxes of the others get their score at their label.
         """
         import torch
 
@@ -160,33 +160,33 @@ class BatchDetections:
         )
 
     def per_image(self) -> list[Detections]:
-        """Move the boxes to the CPU at once and part them by image."""
+        """Return the boxes of each image on the CPU, moved there all at once."""
         ends = np.bincount(self.image_index.cpu().numpy(), minlength=self.images).cumsum()
 
-        def parted(values: Tensor) -> list[npt.NDArray[Any]]:
+        def split(values: Tensor) -> list[npt.NDArray[Any]]:
             return np.split(values.cpu().numpy(), ends)[: self.images]
 
         none = [None] * self.images
-        boxes, scores = parted(self.boxes_xyxy.float()), parted(self.scores.float())
-        probs = none if self.class_probs is None else parted(self.class_probs.float())
-        marks = none if self.ignore is None else parted(self.ignore)
-        rows = zip(boxes, scores, parted(self.labels.long()), probs, marks, strict=True)
+        boxes, scores = split(self.boxes_xyxy.float()), split(self.scores.float())
+        probs = none if self.class_probs is None else split(self.class_probs.float())
+        marks = none if self.ignore is None else split(self.ignore)
+        rows = zip(boxes, scores, split(self.labels.long()), probs, marks, strict=True)
         return [Detections(*parts) for parts in rows]
 
     def probabilities(self, classes: int) -> Tensor:
-        """Return (M, K) probabilities: the detector's own, else its score at its label."""
+        """Return (M, K) class probabilities; of a detector without them, the score at the label."""
         if self.class_probs is not None:
             return self.class_probs
         dense = self.scores.new_zeros((len(self.scores), classes))
         return dense.scatter_(1, self.labels[:, None], self.scores[:, None])
 
 
-def class_probabilities(found: Detections, classes: int) -> npt.NDArray[np.float32]:
-    """Return (M, K) probabilities: the detector's own, else its score at its label."""
-    if found.class_probs is not None:
-        return found.class_probs.astype(np.float32, copy=False)
-    probs = np.zeros((len(found), classes), np.float32)
-    probs[np.arange(len(found)), found.labels] = found.scores
+def class_probabilities(detections: Detections, classes: int) -> npt.NDArray[np.float32]:
+    """Return (M, K) class probabilities; of a detector without them, the score at the label."""
+    if detections.class_probs is not None:
+        return detections.class_probs.astype(np.float32, copy=False)
+    probs = np.zeros((len(detections), classes), np.float32)
+    probs[np.arange(len(detections)), detections.labels] = detections.scores
     return probs
 
 
@@ -213,7 +213,7 @@ class GridPredictions:
 
 @dataclass(frozen=True, slots=True)
 class RawPredictions:
-    """A head's own predictions before any selection, whatever a row stands for.
+    """Predictions of a head before any selection; a row is a grid point, anchor, region or query.
 
     Attributes:
         logits: (B, A, K) of the classes, before activation.
@@ -222,9 +222,9 @@ class RawPredictions:
             predicted box), in input pixels, without gradient.
         background: (B, A) logit of "no object" for softmax heads; None: sigmoid heads.
         box_bins: see `GridPredictions`; None where there are none.
-        strides: (A,), with `box_bins` alone.
-        decode: gives the boxes of some rows with gradient, where decoding all of them with it would cost more;
-            None: `boxes_xyxy` carry the gradient.
+        strides: (A,), only with `box_bins`.
+        decode: decodes the boxes of some rows with gradient, where decoding all rows would cost more; None:
+            `boxes_xyxy` carry the gradient.
     """
 
     logits: Tensor
@@ -242,17 +242,17 @@ class RawPredictions:
 
 @dataclass(frozen=True, slots=True)
 class AssignResult:
-    """Rows paired with boxes handed in, by the head's own rule of training.
+    """Assignment of given boxes to the rows of a head, by the assigner of the head's own training.
 
     Attributes:
         raw_predictions: the predictions.
-        matched_idx: (B, A) int64: position of the row's box among those handed in; `UNMATCHED`: none is its
-            own; `IGNORED`: the rule leaves the row out (not sampled, or between the thresholds).
-        quality: (B, A) float in [0, 1], how well row and box fit; scales the row's class target. 1 where
-            the head's rule knows no such thing.
+        matched_idx: (B, A) int64: index of the row's box among the given ones; `UNMATCHED`: background;
+            `IGNORED`: the assigner leaves the row out (not sampled, or between the thresholds).
+        quality: (B, A) float in [0, 1], how well row and box fit; scales the row's class target. 1 where the
+            assigner has no such measure.
         stage: of the head: `one_to_many`, `proposals`, `layer 5`, ...
         weight: share of this stage in the head's own loss; those of all stages sum to 1.
-        class_agnostic: the stage tells objects from background only; its K is 1.
+        class_agnostic: the stage only separates objects from background; its K is 1.
     """
 
     raw_predictions: RawPredictions
@@ -265,11 +265,11 @@ class AssignResult:
 
 @dataclass(frozen=True, slots=True)
 class RoIPredictions:
-    """What a detector makes of boxes that were handed to it.
+    """Predictions of the second stage of a detector for given boxes.
 
     Attributes:
         class_probs: (B, N, K) probability of each class, without background.
-        boxes_xyxy: (B, N, 4) the boxes as the detector would mend them, in input pixels.
+        boxes_xyxy: (B, N, 4) the refined boxes, in input pixels.
     """
 
     class_probs: Tensor
@@ -284,15 +284,16 @@ GetRawPredictions = Callable[[], RawPredictions]
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What one side of a distillation loss sees.
+    """Input of a distillation loss from the student or from the teacher.
 
     Attributes:
         features: pyramid maps by level, ``{"P3": (B, C, H, W)}``.
         grid: dense predictions of one branch of the head.
         pseudo_labels: the teacher's final boxes (signal `detections`).
-        assign: pairs the student's rows with boxes handed in (signal `detections`).
-        raw_predictions: gives the student's own predictions (signal `regions`).
-        refine_regions: the teacher's view of boxes (B, N, 4) handed in (signal `regions`).
+        assign: assigns given boxes to the student's rows (signal `detections`).
+        raw_predictions: returns the student's predictions (signal `regions`).
+        refine_regions: the teacher's class probabilities and refined boxes of given boxes (B, N, 4) (signal
+            `regions`).
     """
 
     features: Mapping[str, Tensor] = field(default_factory=dict)
@@ -305,15 +306,15 @@ class Signals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorOutput(Signals):
-    """One forward pass: the task's own losses, and the signals that were asked for.
+    """One forward pass: the losses of the task, and the requested signals.
 
-    Everything that costs more than a view of the pass is a function.
+    A signal that needs further computation is a function.
 
     Attributes:
         task_losses: scalars by name (mean per image), empty without targets.
         grids: dense predictions by branch; `one_to_many` always, `one_to_one` for end-to-end heads.
-        branch_weights: how much each branch counts in the detector's own loss at this moment.
-        postprocess: gives final boxes per image, in input pixels, best first (signal `detections`).
+        branch_weights: current weight of each branch in the detector's own loss.
+        postprocess: returns final boxes per image, in input pixels, best first (signal `detections`).
     """
 
     task_losses: Mapping[str, Tensor] = field(default_factory=dict)

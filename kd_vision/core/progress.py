@@ -1,4 +1,4 @@
-"""Progress of long work. The library logs it; a program that embeds the library may show it as it likes."""
+"""Progress of long work. The library logs it; a program that embeds the library can display it otherwise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Told how far work is."""
+    """Receives the progress of one piece of work."""
 
     def step(self, done: int, total: int, text: str = "") -> None:
-        """Called after every step: `done` of `total` steps are done."""
+        """Receive that `done` of `total` steps are done; called after every step."""
         ...
 
 
 class ProgressFactory(Protocol):
-    """Begins the progress of one piece of work."""
+    """Starts the progress of one piece of work."""
 
     def __call__(self, title: str) -> AbstractContextManager[Progress]:
-        """Return what is told of the work called `title`."""
+        """Return the progress of the work called `title`."""
         ...
 
 
@@ -51,11 +51,11 @@ class _NoProgress:
 
 @contextmanager
 def log_progress(title: str) -> Iterator[Progress]:
-    """Log progress at level INFO; the default of every function of the library that works long."""
+    """Log progress at level INFO; the default of every long-running function of the library."""
     yield LoggedProgress(title)
 
 
 @contextmanager
 def no_progress(title: str) -> Iterator[Progress]:
-    """Keep quiet, for work within other work and for all but the first process."""
+    """Log nothing: for work within other work, and for all processes but the first."""
     yield _NoProgress()

@@ -1,4 +1,4 @@
-"""The files of a run. Every file is written whole or not at all, except the log, which grows by lines."""
+"""The files of a run. Every file is written whole or not at all, except the log, to which lines are appended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_vision.core.files import read_text, write_text
 
 
 class RunDirectory:
-    """Paths of the files of one run; scripts of users rely on these names.
+    """Paths of the files of one run; the names are part of the public interface.
 
     Args:
         root: the folder; created by the first write.
@@ -52,13 +52,13 @@ class RunDirectory:
         write_text(self.root / "metrics.csv", text.getvalue())
 
     def truncate_log(self, last_step: int) -> None:
-        """Drop the lines after `last_step`, which a resumed run writes again."""
+        """Remove the lines after `last_step`; a resumed run writes them again."""
         rows = [row for row in self.read_log() if row.get("step", 0) <= last_step]
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one per line. A last line that a kill cut off is left out.
+    """Read a file of JSON objects, one per line. An incomplete last line (of a killed run) is left out.
 
     Raises:
         RequestError: the file cannot be read, or a finished line is not a JSON object.
@@ -70,7 +70,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            if line.endswith("\n"):  # else the writer was killed within the line
+            if line.endswith("\n"):  # else the writer was killed while writing it
                 errors.append(f"{path}:{number}: is not valid JSON: {error.msg}")
             continue
         if isinstance(row, dict):

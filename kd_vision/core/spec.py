@@ -1,4 +1,4 @@
-"""What a detector is, said without building it again."""
+"""Facts about a detector, available without the model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class DetectorSpec:
         classes: names in label order.
         level_channels: width of each pyramid map, fine to coarse, ``{"P3": 64, "P4": 128}``.
         level_strides: stride of each pyramid map in input pixels.
-        provides: channels this detector can give.
+        provides: signals this detector can give.
         input_channels: 1 grayscale, 3 RGB, 4 RGB and one more.
         size_multiple: input height and width must be multiples of this.
         box_bins: bins per box side, None for heads that regress directly.
         end_to_end: True where the head needs no NMS (a one-to-one branch).
         parameters: number of parameters.
         lowest_opset: first ONNX operator set that has all of its operators.
-        level_anchors: rows of the channel `grid` at each point, by level; a level not named has one.
-        ignored: classes in the teacher's own words whose boxes, by its label map, teach nothing.
-        missing_classes: those of `classes` that a teacher never learned: that it does not see them says nothing.
+        level_anchors: rows of the signal `grid` at each point, by level; a level without an entry has one.
+        ignored: of a teacher: its own classes whose boxes the label map ignores.
+        missing_classes: of a teacher: those of `classes` that it never learned; it has no boxes of them.
     """
 
     family: str
@@ -48,7 +48,7 @@ class DetectorSpec:
     missing_classes: frozenset[str] = frozenset()
 
     def wrong_size(self, size: int, key: str) -> str | None:
-        """Return what is wrong with `size` pixels as input height and width, as a line about `key`; None: it fits."""
+        """Return the error, a line about `key`, where `size` pixels cannot be input height and width; else None."""
         multiple = self.size_multiple
         if size > 0 and size % multiple == 0:
             return None
@@ -56,11 +56,10 @@ class DetectorSpec:
         return f"{key}: {size} is not a multiple of {multiple}, which {self.name} needs; use {near}"
 
     def refuse_wrong_size(self, size: int, key: str) -> None:
-        """Raise what `wrong_size` says, if anything.
+        """Refuse a size that does not fit, see `wrong_size`.
 
         Raises:
             RequestError: the size does not fit.
         """
-        wrong = self.wrong_size(size, key)
-        if wrong:
-            raise RequestError(wrong)
+        if error := self.wrong_size(size, key):
+            raise RequestError(error)

@@ -1,13 +1,13 @@
-"""YAML as a person means it: `1e-3` is a number, a key given twice is an error, paths are relative to the file.
+"""Reads and writes YAML: `1e-3` is a number, a duplicate key is an error, paths are relative to the file.
 
-Used by data descriptors and configs alike, which is why it stands at the ground.
+Data descriptors and configs both use it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class _StrictLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *other`; keys beside it go before those it brings
+                continue  # `<<: *other`; keys of the mapping itself override merged ones
             key = self.construct_object(key_node, deep=True)
             mark = key_node.start_mark
             if not isinstance(key, Hashable):
@@ -53,6 +53,12 @@ def parse_scalar(text: str) -> Any:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise RequestError(f"{text}: not a YAML value ({problem})") from None
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """Return plain values as YAML text, keys in their order."""
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def load_mapping(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Keeps the memory of one step for the next, on a CPU."""
+"""Reuse of freed memory between training steps on a CPU."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to hand freed memory back to the system after every step.
+    """Make glibc keep freed memory instead of returning it to the system after every step.
 
-    A training step on a CPU frees and takes again hundreds of megabytes of activations; by default each
-    large block goes back to the kernel and comes again as fresh zeroed pages. With a teacher beside the
-    student that costs a tenth of the step. Numbers do not change; the process keeps its peak.
+    A training step on a CPU frees and allocates hundreds of megabytes of activations; by default each large
+    block is returned to the kernel and allocated again as fresh zeroed pages. With a teacher this costs a
+    tenth of the step. Numbers do not change; the process keeps its peak memory.
 
     Returns:
-        Whether it was done; False where the C library is not glibc.
+        True where it was set; False where the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""The state of a run on disk: all that an exact resume needs, nothing that runs code when read."""
+"""The state of a run on disk: all that an exact resume needs; reading it runs no code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _FORMAT = 1
 
 @dataclass
 class TrainingState:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step: batches done.
         best_ap: best validation AP so far, as a fraction; -1 before the first.
-        best_step: where it was.
-        stale: validations since.
+        best_step: step of it.
+        stale: validations since then.
         stopped: patience has run out.
-        images: images the student has seen, labelled or not.
+        images: images the student was trained on, labelled or not; repetitions count.
         train_seconds: wall time of training without validation.
     """
 
@@ -55,8 +55,8 @@ def save_checkpoint(
         run: student and distiller.
         average: moving average of the student.
         optimizer: its state.
-        progress: how far the run is.
-        identity: what tells this run from another (config digest, model, classes).
+        progress: of the run.
+        identity: values that a resumed run must share (config digest, model, classes).
     """
     content = {
         "format": _FORMAT,
@@ -104,14 +104,14 @@ def restore(
     Raises:
         RequestError: the checkpoint belongs to another run.
     """
-    wrong = [
+    errors = [
         f"{path}: belongs to another run: {key} is {content['identity'].get(key)!r} there, {value!r} here; "
         f"use the same config, or another --out"
         for key, value in identity.items()
         if content["identity"].get(key) != value
     ]
-    if wrong:
-        raise RequestError(*wrong)
+    if errors:
+        raise RequestError(*errors)
     run.student.load_state_dict(content["student"])
     if run.distiller:
         run.distiller.load_state_dict(content["distiller"])

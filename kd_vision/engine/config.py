@@ -17,36 +17,35 @@ class TrainConfig(StrictModel):
     Attributes:
         epochs: passes over the labelled images.
         batch_size: labelled images per step and device.
-        label_fraction: so much of the training split is used with its labels, an even share whatever the
-            seed; the rest joins the unlabelled images. 0: no label is used, every batch is unlabelled.
+        label_fraction: share of the training images whose labels are used, the same images for every seed;
+            the others join the unlabelled images. 0: no label is used, every batch is unlabelled.
         unlabelled_ratio: unlabelled images per labelled one in every batch; 0: none.
         accumulate: batches whose gradients are summed before one optimiser step.
         optimizer: `auto`: AdamW up to 10000 steps, SGD above.
-        lr: peak learning rate; None: 0.002 * 5 / (4 + classes) for AdamW, 0.01 for SGD, the
-            fit that ultralytics uses.
+        lr: peak learning rate; None: 0.002 * 5 / (4 + classes) for AdamW, 0.01 for SGD, as in ultralytics.
         momentum: SGD momentum, AdamW's beta1.
         weight_decay: on convolution and linear weights only.
         warmup_epochs: learning rate rises from 0 over these.
         lr_schedule: shape of the decay to `final_lr`.
         final_lr: share of `lr` at the end.
         clip_norm: gradients above this L2 norm are scaled to it.
-        ema_decay: of the weights' moving average, the weights that are saved.
+        ema_decay: decay of the moving average of the weights, which is what is saved.
         ema_ramp: steps over which the decay rises to its value.
-        precision: of the forward and backward pass. Half floats (fp16) need a loss scale that an exact
-            resume would have to carry; bf16 needs none.
+        precision: of the forward and backward pass. fp16 is not offered: its loss scale would have to be
+            part of an exact resume; bf16 needs none.
         accelerator, devices, num_nodes: as in Lightning Fabric.
         seed: of weights, data order and augmentation.
-        workers: loader processes; `auto`: cores less one, at most 8.
-        cache: keep decoded images in memory; `auto`: when a quarter of the free memory holds them.
+        workers: loader processes; `auto`: number of cores minus one, at most 8.
+        cache: keep decoded images in memory; `auto`: where they fit into a quarter of the free memory.
         validate_every: epochs between validations (the last epoch is always one); 0: none.
         patience: validations without a better AP before training stops; 0: never.
-        keep: which weights `student.pt` holds, the best on validation or the last.
+        keep: weights in `student.pt`: the best on validation, or the last.
         log_every: steps between log lines.
         probe_every: steps between measurements of each term's gradient share.
         calibrate_at: step at which ``weight: auto`` is set.
         checkpoint_every: steps between checkpoints; 0: at the end of every epoch.
-        loggers: where numbers go beside ``metrics.jsonl``: `auto` (TensorBoard where it is installed),
-            `tensorboard`, `csv`, `wandb`, `mlflow`; one name or a list, empty: nowhere.
+        loggers: training loggers in addition to ``metrics.jsonl``: `auto` (TensorBoard where it is installed),
+            `tensorboard`, `csv`, `wandb`, `mlflow`; one name or a list, empty: none.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"labelled_share": "label_fraction"}
@@ -95,7 +94,7 @@ class TrainConfig(StrictModel):
         return names
 
     @model_validator(mode="after")
-    def _waits_for_validation(self) -> TrainConfig:
+    def _validation_is_on_where_needed(self) -> TrainConfig:
         if self.keep == "best" and self.validate_every == 0:
             raise ValueError("keep: best needs validation; set validate_every to 1 or more, or keep to last")
         if self.patience and self.validate_every == 0:

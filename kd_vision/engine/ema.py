@@ -1,4 +1,4 @@
-"""Moving average of the student's weights: what is validated, saved and shipped."""
+"""Moving average of the student's weights; the average is validated, saved and exported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class WeightAverage:
 
     Args:
         detector: the student; copied.
-        decay: weight of the past once ramped up.
-        ramp: the decay at update n is ``decay * (1 - exp(-n / ramp))``, so that the first
-            updates, still near random, are soon forgotten.
+        decay: decay after the ramp.
+        ramp: the decay at update n is ``decay * (1 - exp(-n / ramp))``, so that the first weights, still
+            nearly random, soon lose their influence.
     """
 
     def __init__(self, detector: Detector, decay: float, ramp: float) -> None:
@@ -29,12 +29,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, detector: Detector) -> None:
-        """Take one optimiser step into the average."""
+        """Update the average with the weights after an optimiser step."""
         self.updates += 1
         decay = self.decay * (1.0 - math.exp(-self.updates / self.ramp))
-        own, new = self.detector.state_dict(), detector.state_dict()
-        floating = [name for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_([own[n] for n in floating], [new[n] for n in floating], 1.0 - decay)
-        for name, value in own.items():
+        average, new = self.detector.state_dict(), detector.state_dict()
+        floating = [name for name, value in average.items() if value.is_floating_point()]
+        torch._foreach_lerp_([average[n] for n in floating], [new[n] for n in floating], 1.0 - decay)
+        for name, value in average.items():
             if not value.is_floating_point():
                 value.copy_(new[name])

@@ -1,6 +1,6 @@
-"""Training loggers: where numbers go beside ``metrics.jsonl``, which every run writes.
+"""Training loggers, in addition to ``metrics.jsonl``, which every run writes.
 
-The table is data: nothing is imported until a logger is asked for.
+The table is data: nothing is imported until a logger is built.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ LOGGERS: Mapping[str, LoggerEntry] = {
         "kd_vision.engine.loggers:mlflow_logger",
         ("mlflow",),
         "mlflow",
-        "MLflow at MLFLOW_TRACKING_URI, else in mlflow.db beside the run directory",
+        "MLflow at MLFLOW_TRACKING_URI, else in mlflow.db next to the run directory",
     ),
 }
 

@@ -20,7 +20,7 @@ def build_optimizer(modules: Iterable[nn.Module], config: TrainConfig, steps: in
     Biases and normalisation weights get no decay.
 
     Args:
-        modules: student and the losses' own layers.
+        modules: the student, and the adaptation layers of the losses.
         config: settings.
         steps: optimiser steps of the whole run, for ``auto``.
         classes: number of classes, for the fitted learning rate.
@@ -47,7 +47,7 @@ def build_optimizer(modules: Iterable[nn.Module], config: TrainConfig, steps: in
 
 
 class LearningRate:
-    """Warm-up, then decay; a pure function of the step, so that a resumed run needs no state.
+    """Learning rate with warm-up and decay; a function of the step alone, so that a resume needs no state.
 
     Args:
         config: settings.
@@ -62,7 +62,7 @@ class LearningRate:
         self.warmup = round(warm * steps_per_epoch)
 
     def factor(self, step: int) -> float:
-        """Multiplier of the peak rate at `step` (0-based)."""
+        """Return the multiplier of the peak rate at `step` (0-based)."""
         epoch = min(step // self.steps_per_epoch, self.epochs - 1)
         done = epoch / self.epochs
         low = self.config.final_lr

@@ -1,4 +1,4 @@
-"""One training step: student, teacher and losses meet here and nowhere else.
+"""One training step: forward passes of student and teachers, and the losses.
 
 Shapes: B images, C channels, H W input pixels.
 """
@@ -24,12 +24,12 @@ _RUN_OF_ZEROS = 50
 
 @dataclass(frozen=True, slots=True)
 class StepTerms:
-    """Everything a step is made of, each by name, unweighted.
+    """The loss terms of a step by name, unweighted.
 
     Attributes:
         task: the detector's own losses, mean per image.
         distillation: the terms of the distiller.
-        features: the student's pyramid maps, where gradients are measured; empty unless asked for.
+        features: the student's pyramid maps, at which gradients are measured; empty unless requested.
     """
 
     task: Mapping[str, Tensor]
@@ -37,10 +37,10 @@ class StepTerms:
     features: Mapping[str, Tensor]
 
     def total(self, weights: Mapping[str, float]) -> Tensor:
-        """Weighted sum. A term of weight zero stays out of the graph."""
+        """Return the weighted sum; a term of weight 0 is left out of the graph."""
         parts = list(self.task.values())
         parts += [value * weights[name] for name, value in self.distillation.items() if weights[name]]
-        if not parts:  # a warm-up that starts from 0 on unlabelled images alone
+        if not parts:  # unlabelled images at the start of a warm-up from weight 0
             parts = [value * 0.0 for value in self.distillation.values()]
         if not parts:
             raise TrainingError(
@@ -50,10 +50,10 @@ class StepTerms:
 
 
 class OpaqueBatch:
-    """Carries a batch into a wrapped module unchanged.
+    """Passes a batch to a module wrapped by Fabric without a cast.
 
-    Fabric casts every float tensor it finds among the arguments; in bfloat16 a box at 601.3 pixels would
-    become 600. It does not look into objects it does not know.
+    Fabric casts every float tensor in the arguments; in bfloat16 a box at 601.3 pixels would become 600. It does
+    not cast the fields of unknown classes.
     """
 
     def __init__(self, batch: ImageBatch, active: frozenset[str] | None) -> None:
@@ -64,9 +64,9 @@ class TrainingStep(nn.Module):
     """Student and distiller as one module, so that Fabric and DDP wrap both.
 
     Args:
-        student: learns.
-        distiller: terms and their adapters; None: plain training.
-        teachers: by name; one alone need not have a name. None: plain training.
+        student: the model that is trained.
+        distiller: terms and their adaptation layers; None: plain training.
+        teachers: by name; a single one needs no name. None: plain training.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TrainingStep(nn.Module):
         self.distiller = distiller
         self.maps: dict[str, Tensor] = {}
         named = dict(teachers or {}) if teachers is None or isinstance(teachers, Mapping) else {ONLY_TEACHER: teachers}
-        self._teachers = (named,)  # in a tuple: never submodules, whatever they become
+        self._teachers = (named,)  # in a tuple, so that torch never registers them as submodules
 
     @property
     def teachers(self) -> dict[str, Teacher]:
@@ -92,24 +92,24 @@ class TrainingStep(nn.Module):
         wanted = self.distiller.required_signals(active) if self.distiller else {}
         return {name: self.teachers[name].signals(batch, signals) for name, signals in wanted.items()}
 
-    def forward(self, held: OpaqueBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, opaque: OpaqueBatch, with_features: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run student (and teachers) once; `terms` is the typed way to call this.
 
-        The result is plain containers because Fabric rebuilds what a wrapped module returns, which it
-        cannot do with frozen values.
+        Returns plain containers, because Fabric rebuilds the outputs of a wrapped module and cannot do so with
+        frozen dataclasses.
         """
-        batch = held.batch
-        signals: frozenset[Signal] = self.distiller.requires(held.active) if self.distiller else frozenset()
+        batch = opaque.batch
+        signals: frozenset[Signal] = self.distiller.requires(opaque.active) if self.distiller else frozenset()
         if with_features:
             signals = signals | {"features"}
-        own = to_channels(batch.images, self.student.spec.input_channels)
-        output = self.student(own, batch.targets, batch.labelled, signals)
+        images = to_channels(batch.images, self.student.spec.input_channels)
+        output = self.student(images, batch.targets, batch.labelled, signals)
         distillation: dict[str, Tensor] = {}
         if self.distiller is not None:
-            signals_by_teacher = self.teacher_signals(batch, held.active)
-            distillation = self.distiller(output, signals_by_teacher, batch.targets, held.active)
-        # Kept here and not returned: mixed precision would hand back converted copies, which lie
-        # beside the path from the maps to the losses.
+            signals_by_teacher = self.teacher_signals(batch, opaque.active)
+            distillation = self.distiller(output, signals_by_teacher, batch.targets, opaque.active)
+        # Kept here and not returned: mixed precision would return converted copies, which are not on the
+        # path from the maps to the losses.
         self.maps = dict(output.features) if with_features else {}
         return dict(output.task_losses), distillation
 
@@ -122,18 +122,18 @@ def terms(
     Args:
         model: the step.
         batch: images in [0, 1].
-        with_features: also return the maps where gradients are measured.
-        active: names of the distillation terms that take part; None: all.
+        with_features: also return the maps at which gradients are measured.
+        active: names of the active distillation terms; None: all.
     """
     task, distillation = model(OpaqueBatch(batch, active), with_features)
     return StepTerms(task, distillation, model.maps)
 
 
 class TermGuard:
-    """Stops the run when a term is not finite or silently inactive.
+    """Stops the run when a term is not finite or has no effect.
 
     Args:
-        distiller: whose terms are watched; None: only the task's losses are.
+        distiller: its terms are checked; None: only the task's losses are.
     """
 
     def __init__(self, distiller: Distiller | None) -> None:
@@ -143,14 +143,14 @@ class TermGuard:
         }
         self._zeros = dict.fromkeys(self._patience, 0)
 
-    def check(self, found: StepTerms, step: int) -> dict[str, float]:
-        """Return every term as a number, fetched from the device at once.
+    def check(self, step_terms: StepTerms, step: int) -> dict[str, float]:
+        """Return every term as a number, all copied from the device at once.
 
         Raises:
-            TrainingError: naming the term, the step and what to look at.
+            TrainingError: naming the term, the step and the remedy.
         """
-        named = {f"task/{k}": v for k, v in found.task.items()}
-        named |= {f"kd/{k}": v for k, v in found.distillation.items()}
+        named = {f"task/{k}": v for k, v in step_terms.task.items()}
+        named |= {f"kd/{k}": v for k, v in step_terms.distillation.items()}
         if not named:
             return {}
         values = dict(zip(named, torch.stack([v.detach().float() for v in named.values()]).tolist(), strict=True))
@@ -160,22 +160,22 @@ class TermGuard:
                     f"step {step}: the term '{name}' is {value}; lower train.lr, or train with "
                     f"precision 32-true; nothing was written over the last checkpoint"
                 )
-        for name in found.distillation:
+        for name in step_terms.distillation:
             self._zeros[name] = self._zeros[name] + 1 if values[f"kd/{name}"] == 0.0 else 0
             if self._zeros[name] >= self._patience[name]:
                 raise TrainingError(
-                    f"step {step}: the distillation term '{name}' is exactly zero; it teaches nothing. "
-                    f"Is the teacher the student itself, or silent on these images? Run `kd-vision check`"
+                    f"step {step}: the distillation term '{name}' is exactly zero, so it has no effect. "
+                    f"Is the teacher the student itself, or has it no boxes on these images? Run `kd-vision check`"
                 )
         return values
 
 
 def gradient_norms(step_terms: StepTerms, backward: Callable[..., Any] = torch.autograd.backward) -> dict[str, float]:
-    """L2 norm of each term's gradient at the student's pyramid maps.
+    """Measure the L2 norm of each term's gradient at the student's pyramid maps.
 
     Args:
         step_terms: of one step, with features.
-        backward: Fabric's own in a training run, which mixed precision insists on.
+        backward: Fabric's in a training run, as mixed precision requires.
 
     Returns:
         ``{"task": ..., "<term>": ...}``, unweighted.
@@ -192,11 +192,11 @@ def gradient_norms(step_terms: StepTerms, backward: Callable[..., Any] = torch.a
             m.grad = None
         return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
-    found: dict[str, float] = {}
+    norms: dict[str, float] = {}
     if step_terms.task:
-        found["task"] = norm(torch.stack(list(step_terms.task.values())).sum())
+        norms["task"] = norm(torch.stack(list(step_terms.task.values())).sum())
     for name, value in step_terms.distillation.items():
         if not value.requires_grad:
             raise TrainingError(f"the distillation term '{name}' has no gradient: it does not depend on the student")
-        found[name] = norm(value)
-    return found
+        norms[name] = norm(value)
+    return norms

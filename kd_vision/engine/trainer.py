@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom; there are no callbacks but the two it is given."""
+"""The training loop. Its only callbacks are the validation and the progress that it is given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from kd_vision.core.batch import ImageBatch
-from kd_vision.core.errors import RequestError, TrainingError
+from kd_vision.core.errors import RequestError, TrainingError, first_line
 from kd_vision.core.progress import Progress
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.detectors.base import Detector
@@ -30,7 +30,7 @@ from kd_vision.engine.step import StepTerms, TermGuard, TrainingStep, gradient_n
 
 
 class Batches(Protocol):
-    """Where batches come from: a pure function of the step, so that a run can start anywhere."""
+    """Training batches as a pure function of the step, so that a run can start at any step."""
 
     steps_per_epoch: int
 
@@ -41,12 +41,12 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What training ended with.
+    """Result of training.
 
     Attributes:
         steps: batches done.
         seconds: wall time of training without validation, over all resumes.
-        images_per_second: images the student saw per second of training, without validation.
+        images_per_second: images the student was trained on per second, without validation.
         best_ap: best validation AP as a fraction; None without validation.
         stopped_early: patience ran out.
     """
@@ -62,15 +62,15 @@ class Trainer:
     """Trains a student.
 
     Args:
-        fabric: launched; owns device, precision and processes.
-        run: student, distiller and teacher.
+        fabric: launched; sets device, precision and processes.
+        run: student, distiller and teachers.
         stream: batches.
         optimizer: over the parameters of `run`.
         config: settings.
-        directory: where log and checkpoints go.
-        identity: what tells this run from another, kept in checkpoints.
-        validate: gives the AP (fraction) of a detector on the validation split.
-        reporter: told after every step.
+        directory: of log and checkpoints.
+        identity: values that a resumed run must share, kept in checkpoints.
+        validate: returns the metrics of a detector on the validation split, AP as a fraction; None: no validation.
+        reporter: receives the progress after every step.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Trainer:
         self.average.detector.to(fabric.device)
         for teacher in run.teachers.values():
             teacher.to(fabric.device)
-        self._break_asked = False
+        self._interrupted = False
 
     def resume(self) -> None:
-        """Go on from the last checkpoint of the run directory.
+        """Continue from the last checkpoint of the run directory.
 
         Raises:
             RequestError: there is none, or it belongs to another run.
@@ -110,26 +110,26 @@ class Trainer:
         self.directory.truncate_log(self.progress.step)
 
     def fit(self) -> FitResult:
-        """Train to the end and return what came of it.
+        """Train to the end.
 
         Raises:
-            KeyboardInterrupt: a break (Ctrl-C) was asked for; it is taken between two steps, with a
-                checkpoint.
+            KeyboardInterrupt: Ctrl-C was pressed; training stops after the current step and a checkpoint.
         """
         self.model.train()
         if self.progress.step == 0:
             self.save()  # from here on the run can be resumed, whenever it is killed
-        with self._breaks_between_steps():
+        with self._interrupts_deferred():
             clock = time.perf_counter()
-            for batch in self._rest():
+            for batch in self._remaining_batches():
                 self._step(batch)
                 self.progress.train_seconds += time.perf_counter() - clock
                 if self._epoch_ended():
                     self.progress.stopped = self._validate()
-                breaks = self._break_asked and self._nothing_pending()  # gathered gradients are in no checkpoint
-                if self._checkpoint_due() or self.progress.stopped or breaks:
+                # Not with accumulated gradients pending: they are in no checkpoint.
+                interrupt = self._interrupted and self._update_due()
+                if self._checkpoint_due() or self.progress.stopped or interrupt:
                     self.save()
-                if breaks:
+                if interrupt:
                     raise KeyboardInterrupt
                 if self.progress.stopped:
                     break
@@ -137,28 +137,28 @@ class Trainer:
         best = self.progress.best_ap if self.progress.best_ap >= 0 else None
         return FitResult(self.progress.step, self.progress.train_seconds, self._rate(), best, self.progress.stopped)
 
-    def _rest(self) -> Iterator[ImageBatch]:
-        """Batches that are still to come; none where patience ran out before a kill."""
+    def _remaining_batches(self) -> Iterator[ImageBatch]:
+        """Return the batches from the current step on; none where patience had run out before a resume."""
         return iter(()) if self.progress.stopped else self.stream.batches(self.progress.step)
 
     @contextmanager
-    def _breaks_between_steps(self) -> Iterator[None]:
-        """Turn Ctrl-C into a wish: a break inside a step would leave half a step in the weights."""
+    def _interrupts_deferred(self) -> Iterator[None]:
+        """Only record Ctrl-C: an interrupt within a step would leave a partial update in the weights."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ask(number: int, frame: object) -> None:
-            self._break_asked = True
+        def record(number: int, frame: object) -> None:
+            self._interrupted = True
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = signal.signal(signal.SIGINT, record)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
     def _rate(self) -> float:
-        """Images per second of training, whatever was resumed."""
+        """Return the images per second of training, over all resumes."""
         return self.progress.images / self.progress.train_seconds if self.progress.train_seconds else 0.0
 
     def save(self) -> None:
@@ -174,7 +174,7 @@ class Trainer:
             )
 
     def _step(self, batch: ImageBatch) -> None:
-        """One batch: forward, guards, backward and, when due, the optimiser."""
+        """Run one batch: forward, guard, backward and, when due, the optimiser."""
         step = self.progress.step
         epoch = step // self.stream.steps_per_epoch
         self.run.student.set_progress(epoch / max(self.config.epochs - 1, 1))
@@ -183,22 +183,22 @@ class Trainer:
         done = step / max(self.steps - 1, 1)
         active = self.run.distiller.active(done) if self.run.distiller else None
         probe = self._probe_due(step, active)
-        found = terms(self.model, images, probe, active)
-        values = self.guard.check(found, step)
-        shares = self._probe(found, step) if probe else {}
+        step_terms = terms(self.model, images, probe, active)
+        values = self.guard.check(step_terms, step)
+        shares = self._probe(step_terms, step) if probe else {}
         weights = self.run.distiller.weights(done) if self.run.distiller else {}
-        loss = found.total(weights)
-        # Terms are means per image; the gradient is their sum over the batch, as detectors of this
-        # kind are tuned (the clip norm is meant for sums).
+        loss = step_terms.total(weights)
+        # Terms are means per image; the gradient is that of their sum over the batch, for which learning
+        # rate and clip norm of these detectors are tuned.
         self.fabric.backward(loss * self._scale(images))
         self.progress.step += 1
-        if self._nothing_pending():
+        if self._update_due():
             self._update(images, step)
         self.progress.images += len(batch) * self.fabric.world_size
         self._log(step, epoch, lr, float(loss.detach()), values, weights, shares)
 
     def _update(self, images: ImageBatch, step: int) -> None:
-        """One optimiser step on the gradients gathered so far."""
+        """Do one optimiser step with the accumulated gradients."""
         try:
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
         except RuntimeError as error:
@@ -208,7 +208,7 @@ class Trainer:
         self.average.update(self.run.student)
 
     def _explain(self, images: ImageBatch, step: int) -> str:
-        """Name the terms whose gradient is not finite, by taking the step's terms one by one."""
+        """Return the error that names the terms whose gradient is not finite, measured one by one."""
         norms = gradient_norms(terms(self.model, images, True), self.fabric.backward)
         names = [name for name, norm in norms.items() if not math.isfinite(norm)] or ["the sum of all terms"]
         return (
@@ -216,8 +216,8 @@ class Trainer:
             f"precision 32-true; the last checkpoint is untouched"
         )
 
-    def _nothing_pending(self) -> bool:
-        """Whether the gathered gradients are due: every `accumulate` batches of an epoch, and at its end."""
+    def _update_due(self) -> bool:
+        """Return whether the optimiser steps now: every `accumulate` batches of an epoch, and at its end."""
         done = (self.progress.step - 1) % self.stream.steps_per_epoch + 1
         return done % self.config.accumulate == 0 or self._epoch_ended()
 
@@ -231,16 +231,16 @@ class Trainer:
         waiting = step >= self.config.calibrate_at and not active.isdisjoint(self.run.distiller.awaits_calibration())
         return waiting or step % self.config.probe_every == 0
 
-    def _probe(self, found: StepTerms, step: int) -> dict[str, float]:
-        """Measure each term's gradient at the neck; set ``auto`` weights when their time has come."""
+    def _probe(self, step_terms: StepTerms, step: int) -> dict[str, float]:
+        """Return each term's share of the task's gradient at the neck; set ``auto`` weights when they are due."""
         distiller = self.run.distiller
         assert distiller is not None
-        norms = gradient_norms(found, self.fabric.backward)
+        norms = gradient_norms(step_terms, self.fabric.backward)
         for name, loss in distiller.terms().items():
             if norms.get(name) == 0.0 and not loss.can_be_zero:
                 raise TrainingError(
                     f"step {step}: the distillation term '{name}' has a gradient of exactly zero at the "
-                    f"student's neck; it teaches nothing. Run `kd-vision check`"
+                    f"student's neck, so it has no effect. Run `kd-vision check`"
                 )
         task = norms.get("task")
         if step >= self.config.calibrate_at and task:
@@ -248,10 +248,10 @@ class Trainer:
                 if norms.get(name, 0.0) > 0.0 and math.isfinite(norms[name]) and math.isfinite(task):
                     distiller.calibrate(name, norms[name], task)
         weights = distiller.weights(step / max(self.steps - 1, 1))
-        return {name: weights[name] * norms[name] / task for name in found.distillation} if task else {}
+        return {name: weights[name] * norms[name] / task for name in step_terms.distillation} if task else {}
 
     def _validate(self) -> bool:
-        """Validate when it is time; return whether patience has run out."""
+        """Validate when it is due; return whether patience has run out."""
         epoch = self.progress.step // self.stream.steps_per_epoch
         every = self.config.validate_every
         if self.validate is None or not every or (epoch % every and self.progress.step < self.steps):
@@ -312,12 +312,12 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         if self.config.checkpoint_every and self.progress.step < self.steps:
-            return self.progress.step % self.config.checkpoint_every == 0 and self._nothing_pending()
+            return self.progress.step % self.config.checkpoint_every == 0 and self._update_due()
         return self._epoch_ended()
 
 
 def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
-    """Make and launch Fabric for the settings; seeds are the caller's business."""
+    """Build and launch Fabric for the settings; the caller sets the seeds."""
     gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
     many = config.num_nodes > 1 or (gpus if config.devices == "auto" else config.devices) > 1
     try:
@@ -331,9 +331,9 @@ def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
         )
         fabric.launch()
     except (RuntimeError, ValueError, MisconfigurationException) as error:
-        reason = str(error).strip().splitlines()[0]
         raise RequestError(
-            f"train: accelerator {config.accelerator}, devices {config.devices} cannot be had here ({reason}); "
+            f"train: accelerator {config.accelerator} with devices {config.devices} is not available on this machine "
+            f"({first_line(error)}); "
             f"use accelerator auto and devices 1"
         ) from error
     if fabric.device.type == "cpu":
@@ -342,5 +342,5 @@ def build_fabric(config: TrainConfig, loggers: list[Any]) -> Fabric:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what builds weights; data seeds itself from the same number."""
+    """Seed the initialisation of weights; the data loader derives its seeds from the same number."""
     torch.manual_seed(seed)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import read_json, write_text
-from kd_vision.core.validation import StrictModel, problems
+from kd_vision.core.validation import StrictModel, validate
 
 FORMAT_VERSION = 1
 MANIFEST, NAMES = "manifest.json", "images.txt"
@@ -90,10 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RequestError(
             f"{path}: is of format version {version}, this kd_vision reads {FORMAT_VERSION}; label the images again"
         )
-    try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise RequestError(*problems(Manifest, error, str(path))) from None
+    return validate(Manifest, content, str(path))
 
 
 def shard_name(shard: int) -> str:

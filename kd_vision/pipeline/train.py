@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric import Fabric
 
 from kd_vision.config.load import load_config
@@ -19,6 +18,7 @@ from kd_vision.core.files import read_json, write_json, write_text
 from kd_vision.core.fingerprint import fingerprint
 from kd_vision.core.progress import ProgressFactory, log_progress, no_progress
 from kd_vision.core.run_directory import RunDirectory
+from kd_vision.core.strict_yaml import dump_yaml
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import read_checkpoint
@@ -216,7 +216,7 @@ def origin_of(config: RunConfig, sample_size: int | None) -> dict[str, Any]:
 
 def _describe(config: RunConfig, directory: RunDirectory, facts: dict[str, Any]) -> None:
     directory.log.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    write_text(directory.config, yaml.safe_dump(config.to_mapping(), sort_keys=False))
+    write_text(directory.config, dump_yaml(config.to_mapping()))
     environment: dict[str, Any] = describe_environment()
     hashes = {key: facts[key] for key in ("data", "teacher", "student", "view")}
     write_json(directory.environment, environment | {"seed": config.train.seed, "hashes": hashes})

@@ -6,14 +6,12 @@ The same at the top level of a config (`teacher:`) and within an ensemble (`memb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.label_map import build_label_map
 from kd_vision.core.lazy import load_attribute
-from kd_vision.core.validation import StrictModel, problems
+from kd_vision.core.validation import StrictModel, try_validate
 from kd_vision.detectors import DEFAULT_FAMILY
 from kd_vision.teachers import TeacherEntry, teacher_entry
 from kd_vision.teachers.options import TeacherOptions
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from kd_vision.teachers.frozen import FrozenTeacher
 
 ENSEMBLE = "ensemble"
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def kind_of(content: Any) -> str:
@@ -56,22 +52,14 @@ def parse_teacher(content: Any, where: str) -> tuple[StrictModel, TeacherOptions
     readable = {*model.model_fields, *model.renamed_keys}
     possible = (*model.model_fields, *TeacherOptions.model_fields)
     errors = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in particular if key not in readable]
-    config = _read(model, {key: value for key, value in particular.items() if key in readable}, where, errors)
-    options = _read(TeacherOptions, shared, where, errors)
+    readable_part = {key: value for key, value in particular.items() if key in readable}
+    config = try_validate(model, readable_part, where, errors, ".")
+    options = try_validate(TeacherOptions, shared, where, errors, ".")
     if kind == ENSEMBLE:
         errors += _member_errors(particular.get("members"), where)
     if errors or config is None or options is None:
         raise RequestError(*errors)
     return config, options
-
-
-def _read(model: type[Model], content: Mapping[str, Any], where: str, errors: list[str]) -> Model | None:
-    try:
-        return model.model_validate(dict(content))
-    except ValidationError as error:
-        lines = zip(error.errors(include_url=False), problems(model, error, ""), strict=True)
-        errors += [where + ("." if finding["loc"] else ": ") + line.removeprefix(": ") for finding, line in lines]
-        return None
 
 
 def _member_errors(members: Any, where: str) -> list[str]:

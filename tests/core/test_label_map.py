@@ -73,8 +73,8 @@ def test_the_same_classes_in_another_order_need_no_map_and_equal_ones_change_not
     ("teacher", "student", "given", "text"),
     [
         (("tvmonitor", "dog"), ("tv",), None,
-         "t: the teacher's classes are not the data's: it lacks 'tv' and has 'tvmonitor', 'dog' beside; say what "
-         'stands for what, e.g. labels: {tvmonitor: tv, "*": drop}'),
+         "t: the teacher's classes are not the data's: it has no 'tv', and it also has 'tvmonitor', 'dog'; map them "
+         'with labels, e.g. labels: {tvmonitor: tv, "*": drop}'),
         (("truck",), ("truck",), {"trukc": "drop"}, "t.trukc: the teacher has no such class; did you mean 'truck'?"),
         (("car", "bus"), ("car",), {"bus": "cer"}, "t.bus: 'cer' is no class of the data; did you mean 'car'?"),
         (("car", "bus"), ("car",), {}, "t: the teacher's 'bus' is neither a class of the data nor mapped; add e.g. "

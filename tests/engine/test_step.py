@@ -145,7 +145,7 @@ def test_a_student_taught_by_itself_is_found_out() -> None:
     student = detector().eval()
     run = step(student, copy.deepcopy(student), class_bce=1.0).eval()
     found = terms(run, batch())
-    with pytest.raises(TrainingError, match="'class_bce' is exactly zero; it teaches nothing"):
+    with pytest.raises(TrainingError, match="'class_bce' is exactly zero, so it has no effect"):
         TermGuard(run.distiller).check(found, 0)
 
 

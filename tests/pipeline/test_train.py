@@ -13,17 +13,17 @@ import torch
 
 import kd_vision
 from kd_vision.config.load import load_config
+from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.core.predictions import Signal
 from kd_vision.core.run_directory import RunDirectory
-from kd_vision.data.dataset import load_split
 from kd_vision.engine.trainer import Trainer
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import build_stream, descriptor_of, training_data
+from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.teacher_gate import TeacherScore, measure_teachers, refuse_weak_teacher
-from kd_vision.pipeline.teachers import build_teachers
+from kd_vision.pipeline.teachers import build_online_teachers
 from kd_vision.pipeline.train import train
 
 
@@ -156,10 +156,11 @@ def test_the_gate_compares_with_the_student_before_training(write_config: Callab
 
 def test_the_gate_moves_no_bit_of_the_student(write_config: Callable[..., Path]) -> None:
     config = load_config(write_config())
-    parts = build_parts(config, ("red", "blue"))
+    data = RunData(config.data)
+    parts = build_parts(config, data)
     student = parts.student.train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    (score,) = measure_teachers(config, parts, load_split(descriptor_of(config), "train"))
+    (score,) = measure_teachers(config, parts, data.split("train"), data.split("train"))
     assert score.teacher is not None
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert student.training
@@ -176,7 +177,7 @@ def test_classes_that_do_not_fit_are_named(write_config: Callable[..., Path], tm
     renamed.write_text(text)
     with pytest.raises(
         RequestError,
-        match=r"teacher\.labels: the teacher's classes are not the data's: it has 'blue' beside; say what stands",
+        match=r"teacher\.labels: the teacher's classes are not the data's: it also has 'blue'; map them with",
     ):
         train(write_config(), tmp_path / "run", overrides=[f"data={renamed}"])
 
@@ -185,11 +186,12 @@ def test_a_teacher_with_its_classes_in_another_order_answers_in_the_students(
     write_config: Callable[..., Path], squares: Path
 ) -> None:
     config = load_config(write_config())
-    images = torch.rand(1, 3, 64, 64)
-    straight, swapped = (build_teachers(config, order)["teacher"] for order in (("red", "blue"), ("blue", "red")))
-    channels: frozenset[Signal] = frozenset({"grid"})
-    one = straight(images, channels).grids["one_to_many"].logits
-    other = swapped(images, channels).grids["one_to_many"].logits
+    batch = ImageBatch.of_images(torch.rand(1, 3, 64, 64), [1], [])
+    orders = (("red", "blue"), ("blue", "red"))
+    straight, swapped = (build_online_teachers(config, order)["teacher"] for order in orders)
+    signals: frozenset[Signal] = frozenset({"grid"})
+    one = straight.signals(batch, signals).grids["one_to_many"].logits
+    other = swapped.signals(batch, signals).grids["one_to_many"].logits
     assert torch.equal(one[..., [1, 0]], other)
 
 
@@ -276,7 +278,7 @@ def test_mixed_precision_trains_with_every_term_alive(write_config: Callable[...
 def test_boxes_reach_the_losses_unrounded_in_mixed_precision(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd_vision.detectors.ultralytics import UltralyticsDetector
+    from kd_vision.detectors.ultralytics.dense import UltralyticsDetector
 
     seen: list[torch.Tensor] = []
     forward = UltralyticsDetector.forward
@@ -290,7 +292,7 @@ def test_boxes_reach_the_losses_unrounded_in_mixed_precision(
     path = write_config()
     train(path, tmp_path / "run", overrides=["train.precision=bf16-mixed", "train.epochs=1"])
     config = load_config(path)
-    labelled, _ = training_data(config)
+    labelled, _ = RunData(config.data).training(config)
     first = build_stream(config, labelled, None, 3).batch_at(0).targets.boxes_xyxy
     assert torch.equal(seen[0], first)
 
@@ -315,7 +317,7 @@ def test_a_teacher_of_other_classes_teaches_features_alone(
     renamed.write_text(squares.read_text().replace("classes: [red, blue]", "classes: [red]\nsubset: true"))
     features = write_config(distill="[{loss: feature_pkd}]")
     assert train(features, tmp_path / "a", overrides=[f"data={renamed}", "train.epochs=1"]).fit.steps == 3
-    with pytest.raises(RequestError, match="it has 'blue' beside; say what stands for what"):
+    with pytest.raises(RequestError, match="it also has 'blue'; map them with labels"):
         train(features, tmp_path / "b", overrides=[f"data={renamed}", "allow_weak_teacher=false"])
 
 
@@ -383,7 +385,7 @@ def test_a_break_waits_until_no_gathered_gradient_would_be_lost(
     step = Trainer._step
 
     def broken(self: Trainer, batch: object) -> None:
-        self._break_asked = self._break_asked or self.progress.step == 0
+        self._interrupted = self._interrupted or self.progress.step == 0
         step(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "_step", broken)
@@ -436,7 +438,7 @@ def test_a_student_knows_the_size_it_was_trained_at_wherever_it_lies(
 def test_a_share_of_unlabelled_images_that_rounds_to_none_is_refused(write_config: Callable[..., Path]) -> None:
     config = load_config(write_config(train="unlabelled_ratio: 0.1"))
     with pytest.raises(RequestError, match=r"train\.unlabelled_ratio: 0\.1 of a batch of 4 is no whole image"):
-        build_stream(config, *training_data(config), 3)
+        build_stream(config, *RunData(config.data).training(config), 3)
 
 
 def test_what_an_ensemble_never_says_cannot_be_asked_for(
@@ -448,7 +450,7 @@ def test_what_an_ensemble_never_says_cannot_be_asked_for(
     distill = [{"loss": "soft_boxes", "ignore_threshold": 0.1, "score_threshold": 0.5}]
     config.write_text(config.read_text() + f"teacher: {json.dumps(teacher)}\ndistill: {json.dumps(distill)}\n")
     with pytest.raises(
-        RequestError, match=r"distill.0.ignore_threshold: 0.1 is below 0.4, the least score that 'both' speaks of"
+        RequestError, match=r"distill.0.ignore_threshold: 0.1 is below 0.4, the score threshold of 'both'"
     ):
         train(config, tmp_path / "run")
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_vision.core.files import write_text
+from kd_vision.core.strict_yaml import dump_yaml
 from kd_vision.data.records import ImageRecord
 
 
@@ -25,4 +24,4 @@ def number_text(value: float) -> str:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a YAML file with the keys in the order given."""
-    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100))
+    write_text(path, dump_yaml(content))
