@@ -124,7 +124,7 @@ def head_kind(family: str, config: StrictModel) -> HeadKind:
 
 
 def family_of(path: Path) -> str:
-    """Return the family of a file of weights: as our note in it says; without one it is the default family."""
+    """Return the family that our note in a file of weights names; the default family for files without a note."""
     family = str(read_note(path).get("family", DEFAULT_FAMILY))
     return family if family in FAMILIES else DEFAULT_FAMILY
 

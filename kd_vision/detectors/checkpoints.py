@@ -36,7 +36,7 @@ class Checkpoint:
         source: the file, for messages.
         state: tensors by name; empty: there are none.
         model: the network itself, where the file holds it as a pickled object.
-        note: what our own files say of the model; empty in those of others.
+        note: description of the model that `Detector.save` wrote; empty in other files.
         trained_size: input side in pixels that the weights were trained at, where the file gives it.
     """
 
@@ -156,7 +156,7 @@ def recorded_input_size(value: object) -> int | None:
 
 
 def read_note(path: Path) -> Mapping[str, Any]:
-    """Return what our own file of weights says of its model; empty for those of others. No torch is loaded."""
+    """Return the note that `Detector.save` wrote; empty for other files. No torch is loaded."""
     return _note_in(peek(path))
 
 
@@ -174,7 +174,7 @@ def peek(path: Path) -> Mapping[str, Any]:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 content = _InertUnpickler(file).load()
-    except Exception:  # torn archives and pickles raise many kinds; whoever opens the file says what is wrong with it
+    except Exception:  # torn archives and pickles raise many kinds; `read_weights` reports what is wrong
         return {}
     return content if isinstance(content, Mapping) else {}
 
