@@ -11,6 +11,8 @@ import numpy.typing as npt
 Boxes = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
+_FEW = 300
+
 
 def nms(
     boxes_xyxy: Boxes,
@@ -39,6 +41,8 @@ def nms(
     corners = np.ascontiguousarray(boxes_xyxy[order].T, np.float32)
     areas = (corners[2] - corners[0]) * (corners[3] - corners[1])
     group_of = np.zeros(len(order), np.int64) if groups is None else np.unique(groups[order], return_inverse=True)[1]
+    if len(order) <= _FEW:
+        return order[_keep_of_few(corners, areas, group_of, iou_threshold)][:max_detections]
     candidates = _split_by_group(group_of)
     is_alive = np.ones(len(order), np.bool_)
     kept: list[int] = []
@@ -55,14 +59,30 @@ def nms(
     return order[kept]
 
 
+def _keep_of_few(
+    corners: Boxes, areas: npt.NDArray[np.float32], group_of: Indices, iou_threshold: float
+) -> npt.NDArray[np.bool_]:
+    """Return (M,) bool: the box is kept. All overlaps at once are quicker than one call for each kept box."""
+    every = np.arange(len(areas))
+    suppresses = _iou(corners, areas, every[:, None], every).astype(np.float64) > iou_threshold
+    suppresses &= group_of[:, None] == group_of
+    is_alive = np.ones(len(areas), np.bool_)
+    for best in every:
+        if is_alive[best]:
+            is_alive[best + 1 :] &= ~suppresses[best, best + 1 :]
+    return is_alive
+
+
 def _split_by_group(group_of: Indices) -> list[Indices]:
     """Return the positions of each group's boxes, in ascending order; groups are numbered from 0."""
     positions = np.argsort(group_of, kind="stable")
     return np.split(positions, np.cumsum(np.bincount(group_of))[:-1])
 
 
-def _iou(corners: Boxes, areas: npt.NDArray[np.float32], one: int, others: Indices) -> npt.NDArray[np.float32]:
-    """Return the IoU of a box with others; `corners` is (4, M). NaN where both have no area."""
+def _iou(
+    corners: Boxes, areas: npt.NDArray[np.float32], one: int | Indices, others: Indices
+) -> npt.NDArray[np.float32]:
+    """Return the IoU of a box, or of a column of them, with others; `corners` is (4, M). NaN: neither has an area."""
     left, top, right, bottom = corners[:, others]
     width = np.minimum(right, corners[2, one]) - np.maximum(left, corners[0, one])
     height = np.minimum(bottom, corners[3, one]) - np.maximum(top, corners[1, one])
