@@ -12,7 +12,7 @@ from kd_vision.config.load import load_config
 from kd_vision.engine.step import TrainingStep, terms
 from kd_vision.pipeline.adapter_init import fit_adapters
 from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import build_stream, training_data
+from kd_vision.pipeline.data import RunData, build_stream
 
 
 def test_ridge_start_lowers_the_term_and_leaves_student_and_teacher_alone(
@@ -20,8 +20,9 @@ def test_ridge_start_lowers_the_term_and_leaves_student_and_teacher_alone(
 ) -> None:
     wide = awake_file("yolov8s")
     config = load_config(write_config(distill="[{loss: feature_mse}]"), [f"teacher.weights={wide}"])
-    labelled, _ = training_data(config)
-    parts = build_parts(config, labelled.classes)
+    data = RunData(config.data)
+    labelled, _ = data.training(config)
+    parts = build_parts(config, data)
     student, distiller = parts.student, parts.distiller
     run = TrainingStep(student, distiller, parts.teachers).train()
     stream = build_stream(config, labelled, None, 3)

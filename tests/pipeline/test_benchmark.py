@@ -18,7 +18,7 @@ from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 from kd_vision.detectors.ultralytics.family import build
 from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
 from kd_vision.pipeline.build import build_student
-from kd_vision.pipeline.data import build_stream, training_data
+from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.train import train
 
 
@@ -44,6 +44,14 @@ def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
         benchmark(config, [0], out, overrides=["train.epochs=2"], with_latency=False)
 
 
+def test_all_arms_share_splits_that_are_parsed_once(
+    write_config: Callable[..., Path], tmp_path: Path, split_reads: list[str]
+) -> None:
+    overrides = ["train.epochs=1"]
+    benchmark(write_config(), [0], tmp_path / "bench", overrides=overrides, with_latency=False, control=True)
+    assert sorted(split_reads) == ["train", "val"]
+
+
 def test_twins_start_from_the_same_weights_and_see_the_same_labelled_images(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -59,7 +67,7 @@ def test_twins_start_from_the_same_weights_and_see_the_same_labelled_images(
 
 def test_unlabelled_images_come_beside_the_same_labelled_ones(write_config: Callable[..., Path]) -> None:
     config = load_config(write_config(train="unlabelled_ratio: 1"))
-    labelled, unlabelled = training_data(config)
+    labelled, unlabelled = RunData(config.data).training(config)
     assert unlabelled is not None
     with_both = build_stream(config, labelled, unlabelled, 3).batch_at(1)
     fewer = replace(config, train=config.train.model_copy(update={"unlabelled_ratio": 0}))
@@ -134,13 +142,13 @@ def test_the_control_is_a_twin_taught_by_its_own_labels(write_config: Callable[.
     for name in ("box", "cls", "dfl"):
         assert control[f"loss/task/{name}"] == plain[f"loss/task/{name}"]
     assert control["loss/kd/soft_boxes"] > 0
-    assert json.loads((out / "control" / "seed0" / "teacher.json").read_text())["knowledge"]["AP"] == pytest.approx(1)
+    assert json.loads((out / "control" / "seed0" / "teacher.json").read_text())["labels"]["AP"] == pytest.approx(1)
 
 
 def test_the_control_has_the_balance_or_the_settings_of_the_distilled_run(write_config: Callable[..., Path]) -> None:
     dense = load_config(write_config(distill="[{loss: class_qfl, balance: 0.25}, {loss: box_iou, balance: 0.75}]"))
     (term,) = control_config(dense).terms
-    assert (term.loss, term.teacher, term.config.weight) == ("soft_boxes", "knowledge", 1.0)
+    assert (term.loss, term.teacher, term.config.weight) == ("soft_boxes", "labels", 1.0)
     assert term.config.model_dump()["balance"] == 0.75
     boxes = load_config(write_config(distill="[{loss: soft_boxes, weight: 0.5, box_gain: 3}]"))
     assert control_config(boxes).terms[0].config == boxes.terms[0].config
@@ -157,7 +165,7 @@ def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., P
     with pytest.raises(RequestError) as caught:
         train(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{config}: knowledge: labels say nothing of images without any; set train.unlabelled_ratio to 0, and "
+        f"{config}: teacher: labels teach nothing on images without any; set train.unlabelled_ratio to 0, and "
         f"train.label_fraction above 0"
     )
     assert not (tmp_path / "run").exists()

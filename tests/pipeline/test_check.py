@@ -60,13 +60,26 @@ def test_defects_of_the_data_are_found(write_config: Callable[..., Path], square
     assert any(f.topic == "data" and "train.json" in f.text and f.state == "error" for f in findings)
 
 
-def test_a_student_that_is_its_own_teacher_teaches_nothing(
+def test_a_student_with_its_teachers_weights_has_living_terms(
+    write_config: Callable[..., Path], teacher_file: Path
+) -> None:
+    """The student's batch statistics differ from the teacher's running ones, so the term is not zero."""
+    path = write_config(distill="[{loss: feature_at}]")
+    findings = check(load_config(path, [f"student.weights={teacher_file}"]))
+    assert exit_code(findings) == 0
+    assert [f.text for f in findings if f.topic == "gradients" and f.text.startswith("feature_at: alive")]
+
+
+def test_a_student_with_its_teachers_weights_is_refused_by_the_gate(
     write_config: Callable[..., Path], teacher_file: Path
 ) -> None:
     path = write_config(distill="[{loss: feature_at}]")
-    config = load_config(path, [f"student.weights={teacher_file}"])
-    findings = check(config)
-    # Train and eval statistics differ, so the term lives; but the gate would have seen equal APs.
-    gated = check(load_config(path, [f"student.weights={teacher_file}", "allow_weak_teacher=false"]))
-    assert exit_code(findings) == 0
-    assert exit_code(gated) == 3
+    findings = check(load_config(path, [f"student.weights={teacher_file}", "allow_weak_teacher=false"]))
+    assert exit_code(findings) == 3
+    (gate,) = [finding for finding in findings if finding.state == "gate"]
+    assert "is not better than the untrained student's" in gate.text
+
+
+def test_every_split_is_parsed_once(write_config: Callable[..., Path], split_reads: list[str]) -> None:
+    check(load_config(write_config()))
+    assert sorted(split_reads) == ["train", "val"]

@@ -9,6 +9,7 @@ import pytest
 from kd_vision.cli.main import main
 from kd_vision.config.load import load_config
 from kd_vision.core.errors import GateError, RequestError
+from kd_vision.core.progress import no_progress
 from kd_vision.data.dataset import load_split, load_unlabelled
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.pipeline.demo import demo
@@ -22,13 +23,13 @@ def test_teacher_and_student_get_their_own_labels_and_the_same_judges(tmp_path: 
     told: list[str] = []
     # A teacher of one step knows nothing, and the gate says so: that is where the tiny story rightly ends.
     with pytest.raises(GateError, match="is not better than the untrained student's"):
-        demo(out, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, quiet=True, tell=told.append)
+        demo(out, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, progress=no_progress, log=told.append)
     assert [line[:3] for line in told] == ["1/4", "2/4", "3/4"]
-    quote_some, plenty = load_descriptor(out / "scenes" / "data.yaml"), load_descriptor(out / "scenes" / "plenty.yaml")
-    assert len(load_split(quote_some, "train")) == 2
+    few, plenty = load_descriptor(out / "scenes" / "data.yaml"), load_descriptor(out / "scenes" / "plenty.yaml")
+    assert len(load_split(few, "train")) == 2
     assert len(load_split(plenty, "train")) == 3
-    assert load_split(quote_some, "test").content_hash() == load_split(plenty, "test").content_hash()
-    assert len(load_unlabelled(quote_some)) == 2
+    assert load_split(few, "test").content_hash() == load_split(plenty, "test").content_hash()
+    assert len(load_unlabelled(few)) == 2
     pair = load_config(out / "pair.yaml")
     assert pair.recipe == "imitation"
     assert pair.train.unlabelled_ratio == 1
@@ -37,14 +38,14 @@ def test_teacher_and_student_get_their_own_labels_and_the_same_judges(tmp_path: 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RequestError, match="is not empty and holds no demo"):
-        demo(tmp_path, quiet=True)
+        demo(tmp_path, progress=no_progress)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_demo_killed_while_it_drew_its_first_scenes_goes_on(tmp_path: Path) -> None:
     (tmp_path / ".scenes.x1y2").mkdir()
     with pytest.raises(GateError, match="is not better than the untrained student's"):
-        demo(tmp_path, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, quiet=True)
+        demo(tmp_path, teacher_epochs=1, student_epochs=1, splits=TINY, unlabelled=2, progress=no_progress)
 
 
 @pytest.mark.stress

@@ -18,7 +18,7 @@ from PIL import Image
 from kd_vision.cli.main import main
 from kd_vision.core.batch import ImageBatch
 from kd_vision.core.errors import KDVisionError, RequestError
-from kd_vision.core.predictions import Detections, PredictOptions, keep_top_class
+from kd_vision.core.predictions import BatchDetections, Detections, PredictOptions
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled, records_of
 from kd_vision.data.descriptor import load_descriptor
@@ -28,7 +28,8 @@ from kd_vision.knowledge.store import read_store
 from kd_vision.knowledge.writer import StoreWriter
 from kd_vision.pipeline.label import DatasetRequest, LabelOptions, fill, label
 from kd_vision.runtime.images import list_images
-from kd_vision.teachers.frozen import DEFAULT_TEACHER_POSTPROCESS
+from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
+from kd_vision.teachers.pseudo_labels import to_pseudo_labels
 
 QUICK = LabelOptions(batch_size=3, shard_size=4, workers=0)
 SPEC = DetectorSpec("fake", "eye", ("red", "blue"), {}, {}, frozenset({"detections"}), size_multiple=1)
@@ -156,8 +157,9 @@ def test_a_store_becomes_a_data_set_that_trains(tmp_path: Path, write_config: Ca
     descriptor = load_descriptor(result.dataset.descriptor)
     train, val = load_split(descriptor, "train"), load_split(descriptor, "val")
     assert (len(train), len(val), train.classes) == (8, 6, ("red", "blue"))
-    said = [keep_top_class(result.store.detections(row)) for row in range(8)]  # a box is labelled once
-    sure = sum(int((one.scores >= 0.3).sum()) for one in said)
+    said = BatchDetections.of([result.store.detections(row) for row in range(8)])
+    once = to_pseudo_labels(said, None, 2, 0.6)  # a box is labelled once
+    sure = int((once.scores >= 0.3).sum())
     assert result.dataset.labels == sum(int((~image.crowd).sum()) for image in train.images) == sure > 0
 
 

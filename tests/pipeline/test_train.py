@@ -64,6 +64,13 @@ def test_a_distilled_run_writes_everything_it_promises(write_config: Callable[..
     assert "torch" in environment["versions"]
 
 
+def test_a_run_parses_every_split_once(
+    write_config: Callable[..., Path], tmp_path: Path, split_reads: list[str]
+) -> None:
+    train(write_config(train="validate_every: 1, epochs: 1"), tmp_path / "run")
+    assert sorted(split_reads) == ["train", "val"]
+
+
 def test_the_student_file_holds_the_student_and_nothing_else(write_config: Callable[..., Path], tmp_path: Path) -> None:
     from ultralytics import YOLO
 
