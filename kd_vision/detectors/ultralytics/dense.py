@@ -244,7 +244,7 @@ class UltralyticsDetector(FamilyDetector):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UltralyticsDetector:
         """Copy the network; the loss function and the grid cache are rebuilt on demand."""
-        twin = UltralyticsDetector(copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name)
+        twin = type(self)(copy.deepcopy(self.net, memo), self.spec.classes, self.spec.name)
         twin._progress = self._progress
         return twin
 
