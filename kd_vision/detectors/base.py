@@ -123,8 +123,8 @@ class Detector(nn.Module, ABC):
         Families without such layers ignore it.
         """
 
-    def resolve_input_size(self, given: int | None) -> int | None:
-        """Return the side that it needs where nobody names one; None: that of any image will do."""
+    def resolve_input_size(self, default_size: int | None) -> int | None:
+        """Return the side of its square input where the config has none; None: any size."""
         return self.fixed_size
 
     def set_progress(self, done: float) -> None:

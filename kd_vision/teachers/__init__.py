@@ -1,8 +1,9 @@
-"""Who may teach, and the table of them: torch detectors, ONNX files, ensembles, stored predictions, ground truth.
+"""The table of teachers: torch detectors, ONNX files, ensembles, stored predictions, ground truth.
 
-Online teachers look at the images of a batch. Offline teachers have predicted before training: their boxes are attached
-to the data set, travel through the augmentation and come with the batch. The table is data: nothing is imported until a
-teacher is asked for. A new kind of teacher is one file and one line here; every family of `FAMILIES` is one already.
+An online teacher is run on the images of each batch. The boxes of an offline teacher were predicted before training:
+they are attached to the data set, augmented with the images and part of the batch. The table is data: nothing is
+imported until a teacher is built. Every family of `FAMILIES` is a kind of teacher; another kind is one file and one
+line here.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ class TeacherEntry:
     """A kind of teacher.
 
     Attributes:
-        config: ``module:class`` of its typed settings; importing it loads no torch.
+        config: ``module:class`` of its typed settings; its import loads no torch.
         build: ``module:function``. Online: ``(config, classes, where)`` to a `Detector` or a `BlackBoxDetector`.
             Offline: ``(config, train, where)`` to `PrecomputedBoxes`, `train` being the training split.
         summary: one line for people.
-        offline: it predicts nothing during training; its boxes come with the batch.
-        follows_student: it is the moving average of the run's own student.
-        why_no_member: why it cannot be a member of an ensemble; empty: it can.
+        offline: it predicts nothing during training; its boxes are part of the batch.
+        follows_student: it is the moving average of the student's weights.
+        why_no_member: reason why it cannot be a member of an ensemble; empty: it can.
     """
 
     config: str
@@ -50,30 +51,30 @@ TEACHERS: Mapping[str, TeacherEntry] = {
     "self": TeacherEntry(
         "kd_vision.teachers.ema:EmaConfig",
         "kd_vision.teachers.ema:build",
-        "the moving average of the student's own weights",
+        "the moving average of the student's weights",
         follows_student=True,
-        why_no_member="it is the student of the run itself; give it as a second teacher",
+        why_no_member="it is the student of the run; give it as a second teacher",
     ),
     "store": TeacherEntry(
         "kd_vision.knowledge.config:StoreConfig",
         "kd_vision.knowledge.store:open_store",
         "a store that `kd-vision label` wrote",
         offline=True,
-        why_no_member="it holds boxes of images already and predicts nothing; give it as a teacher of its own",
+        why_no_member="it holds boxes of images already and predicts nothing; give it as another teacher",
     ),
     "predictions": TeacherEntry(
         "kd_vision.teachers.predictions_file:PredictionsConfig",
         "kd_vision.teachers.predictions_file:build",
-        "a COCO result file: boxes by image id, made by anything",
+        "a COCO result file of any model: boxes by image id",
         offline=True,
-        why_no_member="it holds boxes by image id and predicts nothing; give it as a teacher of its own",
+        why_no_member="it holds boxes by image id and predicts nothing; give it as another teacher",
     ),
     "labels": TeacherEntry(
         "kd_vision.teachers.ground_truth:GroundTruthConfig",
         "kd_vision.teachers.ground_truth:build",
-        "the training labels themselves: a control that knows nothing more",
+        "the training labels: a control without further knowledge",
         offline=True,
-        why_no_member="it is the ground truth of the data set; give it as a teacher of its own",
+        why_no_member="it is the ground truth of the data set; give it as another teacher",
     ),
 }
 
@@ -82,7 +83,7 @@ def teacher_entry(kind: str, where: str) -> TeacherEntry:
     """Return the entry of a kind of teacher, a family of detectors or a line of `TEACHERS`.
 
     Raises:
-        RequestError: there is none of this name.
+        RequestError: the table has no such entry.
     """
     if kind in FAMILIES:
         family = FAMILIES[kind]

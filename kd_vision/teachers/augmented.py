@@ -1,4 +1,4 @@
-"""More than one look at an image: tiles for small objects, mirrored and resized looks for sureness.
+"""Several passes over an image: tiles for small objects, and test-time augmentation by flips and scales.
 
 Shapes: B images, C channels, H W pixels, M boxes.
 """
@@ -19,17 +19,17 @@ from kd_vision.detectors.resize import resize_batch
 from kd_vision.teachers.base import BlackBoxDetector
 from kd_vision.teachers.fusion import fuse, top_k_detections
 from kd_vision.teachers.options import TilesConfig, TtaConfig
-from kd_vision.teachers.tiling import TileDetections, Window, cut_out, filled, merge_tiles, windows
+from kd_vision.teachers.tiling import TileDetections, Window, crop, merge_tiles, pad, windows
 
 
 class Tiled(BlackBoxDetector):
-    """Detects on overlapping square tiles and puts the boxes together.
+    """Detects on overlapping square tiles and merges the boxes.
 
     Args:
-        source: what looks at the tiles.
+        source: detector that is run on the tiles.
         tile: side of a tile in pixels.
-        overlap: share of a tile that its neighbour sees too.
-        whole: look at the whole image as well, resized to one tile.
+        overlap: share of a tile that is also in its neighbour.
+        whole: also run on the whole image, resized to one tile.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Tiled(BlackBoxDetector):
         """Build from a config.
 
         Raises:
-            RequestError: the source does not take tiles of that size, or no size is known.
+            RequestError: the source does not take tiles of that size, or no size is given.
         """
-        only = source.fixed_size
-        size = config.size or only
+        fixed = source.fixed_size
+        size = config.size or fixed
         if size is None:
             raise RequestError(f"{where}.size: is missing; give the side of a tile in pixels, e.g. 640")
-        if only is not None and size != only:
-            raise RequestError(f"{where}.size: the file takes images of {only}x{only} pixels alone, given {size}")
+        if fixed is not None and size != fixed:
+            raise RequestError(f"{where}.size: the file only takes images of {fixed}x{fixed} pixels, given {size}")
         source.spec.refuse_wrong_size(size, f"{where}.size")
         return cls(source, size, config.overlap, config.whole)
 
@@ -65,33 +65,34 @@ class Tiled(BlackBoxDetector):
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `BlackBoxDetector.detect`."""
         height, width = images.shape[-2:]
-        seen: list[list[TileDetections]] = [[] for _ in images]
+        tiles: list[list[TileDetections]] = [[] for _ in images]
         for window in windows(height, width, self.tile, self.overlap):
-            for image, found in enumerate(self.source.detect(cut_out(images, window, self.tile), options)):
-                seen[image].append(TileDetections.through(window, found, height, width))
-        several = len(seen[0]) > 1 if seen else False
+            for image, detections in enumerate(self.source.detect(crop(images, window, self.tile), options)):
+                tiles[image].append(TileDetections.of_tile(window, detections, height, width))
+        several = len(tiles[0]) > 1 if tiles else False
         if self.whole and several:
-            for image, found in enumerate(self._shrunk(images, options)):
-                seen[image].append(TileDetections(found, np.zeros(len(found), np.bool_), Window(0, 0, width, height)))
-        return [merge_tiles(each, options) for each in seen]
+            whole = Window(0, 0, width, height)
+            for image, detections in enumerate(self._detect_whole(images, options)):
+                tiles[image].append(TileDetections(detections, np.zeros(len(detections), np.bool_), whole))
+        return [merge_tiles(each, options) for each in tiles]
 
-    def _shrunk(self, images: Tensor, options: PredictOptions) -> list[Detections]:
+    def _detect_whole(self, images: Tensor, options: PredictOptions) -> list[Detections]:
         height, width = images.shape[-2:]
         longest = max(height, width)
-        square = filled(images, longest, longest)
+        square = pad(images, longest, longest)
         small = resize_batch(square, self.tile, self.tile)
         factor = longest / self.tile
-        return [_mapped(found, factor, factor, height, width) for found in self.source.detect(small, options)]
+        return [_scaled(one, factor, factor, height, width) for one in self.source.detect(small, options)]
 
 
 class Augmented(BlackBoxDetector):
-    """Looks at an image several times, mirrored and resized, and fuses what it found.
+    """Detects on several views of an image, mirrored and resized, and fuses the boxes.
 
     Args:
-        source: what looks.
-        flip: look at the mirror image too.
-        scales: sizes to look at, as factors.
-        iou: overlap from which boxes of two looks are the same object.
+        source: detector that is run on the views.
+        flip: also run on the mirrored image.
+        scales: sizes of the views, as factors.
+        iou: overlap from which boxes of two views are the same object.
     """
 
     def __init__(
@@ -113,18 +114,18 @@ class Augmented(BlackBoxDetector):
         """Build from a config.
 
         Raises:
-            RequestError: the source's file takes one size alone, and others are asked for.
+            RequestError: the source's file takes a single size, and other scales are given.
         """
-        only = source.fixed_size
-        if only is not None and config.scales != (1.0,):
+        fixed = source.fixed_size
+        if fixed is not None and config.scales != (1.0,):
             raise RequestError(
-                f"{where}.scales: the file takes images of {only}x{only} pixels alone; leave scales out, or add tiles"
+                f"{where}.scales: the file only takes images of {fixed}x{fixed} pixels; leave scales out, or add tiles"
             )
         return cls(source, config.flip, config.scales, config.iou)
 
-    def resolve_input_size(self, given: int | None) -> int | None:
+    def resolve_input_size(self, default_size: int | None) -> int | None:
         """See `BlackBoxDetector.resolve_input_size`."""
-        return self.source.resolve_input_size(given)
+        return self.source.resolve_input_size(default_size)
 
     def to(self, device: torch.device | str) -> Augmented:
         """Move the source."""
@@ -133,38 +134,37 @@ class Augmented(BlackBoxDetector):
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `BlackBoxDetector.detect`."""
-        looks = [self._look(images, scale, mirrored, options) for scale in self.scales for mirrored in self._mirrored]
-        return [top_k_detections(fuse(found, self.iou), options) for found in zip(*looks, strict=True)]
+        flips = (False, True) if self.flip else (False,)
+        views = [self._detect_view(images, scale, flip, options) for scale in self.scales for flip in flips]
+        return [top_k_detections(fuse(detections, self.iou), options) for detections in zip(*views, strict=True)]
 
-    @property
-    def _mirrored(self) -> tuple[bool, ...]:
-        return (False, True) if self.flip else (False,)
-
-    def _look(self, images: Tensor, scale: float, mirrored: bool, options: PredictOptions) -> list[Detections]:
+    def _detect_view(self, images: Tensor, scale: float, flip: bool, options: PredictOptions) -> list[Detections]:
+        """Detect on one view of the images; boxes are in pixels of `images`."""
         height, width = images.shape[-2:]
         multiple = self.spec.size_multiple
-        sides = [max(1, round(side * scale / multiple)) * multiple for side in (height, width)]
-        if scale == 1.0 or sides == [height, width]:
-            sides, shown = [height, width], images
+        size = [max(1, round(side * scale / multiple)) * multiple for side in (height, width)]
+        if scale == 1.0 or size == [height, width]:
+            size, view = [height, width], images
         else:
-            shown = resize_batch(images, *sides)
-        found = self.source.detect(shown.flip(-1) if mirrored else shown, options)
-        found = [_unmirrored(one, sides[1]) for one in found] if mirrored else found
-        return [_mapped(one, width / sides[1], height / sides[0], height, width) for one in found]
+            view = resize_batch(images, *size)
+        detections = self.source.detect(view.flip(-1) if flip else view, options)
+        detections = [_unflipped(one, size[1]) for one in detections] if flip else detections
+        return [_scaled(one, width / size[1], height / size[0], height, width) for one in detections]
 
 
 def _boxes_only(spec: DetectorSpec) -> DetectorSpec:
     return replace(spec, provides=frozenset({"detections"}), level_channels={}, level_strides={}, level_anchors={})
 
 
-def _unmirrored(found: Detections, width: int) -> Detections:
-    boxes = found.boxes_xyxy.copy()
+def _unflipped(detections: Detections, width: int) -> Detections:
+    boxes = detections.boxes_xyxy.copy()
     boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return replace(found, boxes_xyxy=boxes)
+    return replace(detections, boxes_xyxy=boxes)
 
 
-def _mapped(found: Detections, factor_x: float, factor_y: float, height: int, width: int) -> Detections:
+def _scaled(detections: Detections, factor_x: float, factor_y: float, height: int, width: int) -> Detections:
+    """Return the boxes in an image of another size, `height` x `width`, clipped to it."""
     if factor_x == factor_y == 1.0:
-        return found
+        return detections
     factor, limit = np.array([factor_x, factor_y] * 2), np.array([width, height] * 2)
-    return replace(found, boxes_xyxy=np.clip(found.boxes_xyxy * factor, 0, limit).astype(np.float32))
+    return replace(detections, boxes_xyxy=np.clip(detections.boxes_xyxy * factor, 0, limit).astype(np.float32))

@@ -1,4 +1,4 @@
-"""What a teacher is, and what every black box has in common.
+"""The protocol of teachers, and the base class of detectors that return final boxes only.
 
 Shapes: B images, C channels, H W pixels.
 """
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """What gives signals about a batch, in the student's classes and pixels."""
+    """Returns signals for a batch, in the student's classes and pixels."""
 
     @property
     def spec(self) -> DetectorSpec:
-        """Facts about the teacher, as the student meets it; `provides` are the signals it can give."""
+        """Facts about the teacher, in the student's classes; `provides` are its signals."""
         ...
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square it is run on; None: that of the images it is given, or none at all."""
+        """Side of its square input; None: that of the given images, or the teacher has no input."""
         ...
 
     @property
     def score_threshold(self) -> float:
-        """Least score of its boxes: where it has none above, it may well have seen something."""
+        """Score below which its boxes are dropped; there may be objects of lower scores."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """Move what can be moved."""
+        """Move the teacher to a device; a file run by another library stays where it is."""
         ...
 
     def signals(self, batch: ImageBatch, wanted: frozenset[Signal]) -> DetectorOutput:
-        """Return the signals that are wanted, in pixels of `batch.images`; nothing else is computed."""
+        """Return the wanted signals, in pixels of `batch.images`; no others are computed."""
         ...
 
 
 class BlackBoxDetector(ABC):
-    """A detector that gives final boxes and nothing else: an ONNX file, an ensemble, tiles around another.
+    """A detector that returns final boxes only: an ONNX file, an ensemble, or a detector run on tiles.
 
     Attributes:
         spec: facts about it.
         fixed_size: the only height and width it takes; None: any multiple of `spec.size_multiple`.
-        score_floor: no box below this score is ever given.
+        score_floor: boxes below this score are never returned, whatever the options.
     """
 
     spec: DetectorSpec
@@ -75,22 +75,22 @@ class BlackBoxDetector(ABC):
         return [replace(one, boxes_xyxy=letterbox.invert(one.boxes_xyxy)) for one, letterbox in pairs]
 
     def __call__(self, images: Tensor, signals: frozenset[Signal] = frozenset()) -> DetectorOutput:
-        """Return what a loss can learn from: final boxes; see `Detector.forward`."""
+        """Return the signal `detections`; see `Detector.forward`."""
 
         def postprocess(options: PredictOptions) -> BatchDetections:
             return BatchDetections.of(self.detect(images, options)).to(images.device)
 
         return DetectorOutput(postprocess=postprocess)
 
-    def resolve_input_size(self, given: int | None) -> int | None:
-        """Return the side of the square that it needs where nobody names one; None: that of any image will do.
+    def resolve_input_size(self, default_size: int | None) -> int | None:
+        """Return the side of its square input where the config has none; None: any size.
 
         Args:
-            given: side of the images that are there anyhow, for those of its parts that name no size, which are run
-                on that from now on; None: not known, they are run on the whole square.
+            default_size: input side, from now on, of those members of an ensemble that have no size; None: not
+                known, they run on the ensemble's input.
         """
         return self.fixed_size
 
     def to(self, device: torch.device | str) -> BlackBoxDetector:
-        """Move what can be moved; a file run by another library stays where it is."""
+        """Move the detector to a device; a file run by another library stays where it is."""
         return self

@@ -1,7 +1,4 @@
-"""Parses and builds a teacher as a config describes it.
-
-The same at the top level of a config (`teacher:`) and within an ensemble (`members:`).
-"""
+"""Parses and builds teachers of a config: at its top level (`teacher:`) and in an ensemble (`members:`)."""
 
 from __future__ import annotations
 
@@ -25,38 +22,37 @@ ENSEMBLE = "ensemble"
 
 
 def kind_of(content: Any) -> str:
-    """Return the key of the table of teachers that a mapping, or a typed config, belongs to."""
+    """Return the key in the table of teachers of a mapping or a typed config."""
     family = content.get("family") if isinstance(content, Mapping) else getattr(content, "family", None)
     return DEFAULT_FAMILY if family is None else str(family)
 
 
 def parse_teacher(content: Any, where: str) -> tuple[StrictModel, TeacherOptions]:
-    """Read one teacher. No torch is loaded.
+    """Read one teacher; torch is not loaded.
 
     Args:
-        content: keys of the family's config and of `TeacherOptions` side by side; paths are absolute.
+        content: keys of the family's config and of `TeacherOptions`; paths are absolute.
         where: file and key for messages, e.g. ``config.yaml: teacher``.
 
     Returns:
-        The typed config of its kind, and how it is run.
+        The typed config of its kind, and the options of every kind.
 
     Raises:
-        RequestError: one line for every mistake, those of an ensemble's members among them.
+        RequestError: one line for every mistake, also of the members of an ensemble.
     """
     if not isinstance(content, Mapping):
         raise RequestError(f"{where}: expected keys and values, e.g. {{family: ultralytics, weights: teacher.pt}}")
     kind = kind_of(content)
     model: type[StrictModel] = load_attribute(teacher_entry(kind, where).config)
-    shared = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
-    particular = {str(key): value for key, value in content.items() if key not in shared}
-    readable = {*model.model_fields, *model.renamed_keys}
+    general = {str(key): value for key, value in content.items() if key in TeacherOptions.model_fields}
+    specific = {str(key): value for key, value in content.items() if key not in general}
+    valid = {*model.model_fields, *model.renamed_keys}
     possible = (*model.model_fields, *TeacherOptions.model_fields)
-    errors = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in particular if key not in readable]
-    readable_part = {key: value for key, value in particular.items() if key in readable}
-    config = try_validate(model, readable_part, where, errors, ".")
-    options = try_validate(TeacherOptions, shared, where, errors, ".")
+    errors = [f"{where}.{key}: unknown key{suggest(key, possible)}" for key in specific if key not in valid]
+    config = try_validate(model, {key: specific[key] for key in specific if key in valid}, where, errors, ".")
+    options = try_validate(TeacherOptions, general, where, errors, ".")
     if kind == ENSEMBLE:
-        errors += _member_errors(particular.get("members"), where)
+        errors += _member_errors(specific.get("members"), where)
     if errors or config is None or options is None:
         raise RequestError(*errors)
     return config, options
@@ -76,7 +72,7 @@ def parse_member(content: Any, where: str) -> tuple[StrictModel, TeacherOptions]
     """Read one member of an ensemble; see `parse_teacher`.
 
     Raises:
-        RequestError: as there, or it cannot be run on an image beside others.
+        RequestError: see `parse_teacher`, or its kind cannot be a member.
     """
     kind = kind_of(content)
     reason = teacher_entry(kind, where).why_no_member if isinstance(content, Mapping) else ""
@@ -90,49 +86,45 @@ def build_teacher(
     options: TeacherOptions,
     student_classes: tuple[str, ...] | None,
     where: str,
-    given: int | None = None,
+    default_size: int | None = None,
 ) -> FrozenTeacher:
     """Build one online teacher, frozen, with the student's classes.
 
     Args:
         config: typed config of its kind.
-        options: how it is run.
+        options: of every kind.
         student_classes: names in label order; None: the teacher keeps its own.
         where: key for messages, e.g. ``teacher``.
-        given: side of the images that are there anyhow, e.g. the student's; None: not known yet, see
-            `refuse_idle_tiles`.
+        default_size: side of the images, e.g. the student's; None: not known yet, see `refuse_idle_tiles`.
 
     Returns:
-        The teacher. Its `image_size` is that of `options`, else the only one its file takes, else the largest that a
-        member of an ensemble names (the others are then run on `given`), else `given`.
+        The teacher. Its `image_size` is that of `options`, else the fixed size of its file, else the largest of an
+        ensemble's members (those without a size then run on `default_size`), else `default_size`.
 
     Raises:
-        RequestError: the teacher cannot be built, its classes do not fit, or a size does not.
+        RequestError: the teacher cannot be built, or its classes or a size do not fit.
     """
     from kd_vision.teachers.frozen import FrozenTeacher
 
     kind = kind_of(config)
-    errors = _contradictions(kind, options, student_classes, where)
-    if errors:
-        raise RequestError(*errors)
+    _refuse_useless_labels(kind, options, student_classes, where)
     source = _build_source(teacher_entry(kind, where), config, student_classes if kind == ENSEMBLE else None, where)
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
-    shown = _with_views(source, options, where)
-    cut = options.image_size or given
-    if cut is not None:
-        refuse_idle_tiles(options, cut, where, source.fixed_size)
-    view = options.image_size or _input_size(shown, given, where)
-    if view is not None:
-        shown.spec.refuse_wrong_size(view, f"{where}.image_size")
-    return FrozenTeacher(shown, labels, view, options.postprocess.options)
+    detector = _with_tiles_and_tta(source, options, where)
+    if known_size := options.image_size or default_size:
+        refuse_idle_tiles(options, known_size, where, source.fixed_size)
+    image_size = options.image_size or _input_size(detector, default_size, where)
+    if image_size is not None:
+        detector.spec.refuse_wrong_size(image_size, f"{where}.image_size")
+    return FrozenTeacher(detector, labels, image_size, options.postprocess.options)
 
 
 def _build_source(
     entry: TeacherEntry, config: StrictModel, classes: tuple[str, ...] | None, where: str
 ) -> Detector | BlackBoxDetector:
-    """Build what is run; the members of an ensemble are given `classes`, a model would get a new head for them."""
+    """Build the detector; only an ensemble is given `classes`, a model would get a new head for them."""
     from kd_vision.detectors.base import Detector, freeze
 
     source: Detector | BlackBoxDetector = load_attribute(entry.build)(config, classes, where)
@@ -142,67 +134,64 @@ def _build_source(
     return source
 
 
-def _input_size(source: Detector | BlackBoxDetector, given: int | None, where: str) -> int | None:
+def _input_size(source: Detector | BlackBoxDetector, default_size: int | None, where: str) -> int | None:
     try:
-        return source.resolve_input_size(given) or given
+        return source.resolve_input_size(default_size) or default_size
     except RequestError as error:
         raise RequestError(*(f"{where}: {line}" for line in error.problems)) from None
 
 
-def refuse_idle_tiles(options: TeacherOptions, view: int, where: str, only: int | None = None) -> None:
-    """Refuse tiles that would not cut what the teacher is run on.
+def refuse_idle_tiles(options: TeacherOptions, image_size: int, where: str, fixed_size: int | None = None) -> None:
+    """Refuse tiles that are not smaller than the image.
 
     Args:
-        options: how the teacher is run.
-        view: side of the square that it is run on.
+        options: of the teacher.
+        image_size: side of the teacher's square input.
         where: key for messages, e.g. ``teacher``.
-        only: side that its file insists on, which is the tile's where `options` name none.
+        fixed_size: input side of its file, if fixed; the default size of a tile.
 
     Raises:
-        RequestError: the tile is as large as the view.
+        RequestError: a tile is as large as the image.
     """
-    tile = None if options.tiles is None else options.tiles.size or only
-    largest = view * max(options.tta.scales if options.tta is not None else (1.0,))
+    tile = None if options.tiles is None else options.tiles.size or fixed_size
+    largest = image_size * max(options.tta.scales if options.tta is not None else (1.0,))
     if tile is not None and tile >= largest:
         raise RequestError(
-            f"{where}.tiles.size: a tile of {tile} pixels is not smaller than the {view}x{view} that it is cut from; "
-            f"give image_size: {2 * tile}, or leave tiles out"
+            f"{where}.tiles.size: a tile of {tile} pixels is not smaller than the image of {image_size}x{image_size} "
+            f"pixels; give image_size: {2 * tile}, or leave tiles out"
         )
 
 
-def _contradictions(
+def _refuse_useless_labels(
     kind: str, options: TeacherOptions, student_classes: tuple[str, ...] | None, where: str
-) -> list[str]:
-    if options.labels is None:
-        return []
-    if kind == ENSEMBLE:
-        return [f"{where}.labels: the members of an ensemble have a map each; put it there"]
-    if student_classes is None:
-        return [f"{where}.labels: there are no classes to map to; leave it out"]
-    return []
+) -> None:
+    if options.labels is not None and kind == ENSEMBLE:
+        raise RequestError(f"{where}.labels: each member of an ensemble has its own label map; give it there")
+    if options.labels is not None and student_classes is None:
+        raise RequestError(f"{where}.labels: there are no classes to map to; leave it out")
 
 
-def _with_views(
+def _with_tiles_and_tta(
     source: Detector | BlackBoxDetector, options: TeacherOptions, where: str
 ) -> Detector | BlackBoxDetector:
-    """Put tiles and test-time augmentation around a detector; a larger scale is cut into more tiles."""
+    """Wrap a detector in tiling and test-time augmentation; each scale is tiled by itself."""
     from kd_vision.teachers.augmented import Augmented, Tiled
 
-    shown: Detector | BlackBoxDetector = source
+    detector: Detector | BlackBoxDetector = source
     if options.tiles is not None:
-        shown = Tiled.of(shown, options.tiles, f"{where}.tiles")
+        detector = Tiled.of(detector, options.tiles, f"{where}.tiles")
     if options.tta is not None:
         has_sizes = source.resolve_input_size(None) is not None and source.fixed_size is None
         if has_sizes and set(options.tta.scales) != {1.0}:
             raise RequestError(
-                f"{where}.tta.scales: members of the ensemble have image sizes of their own, to which every scale "
-                f"would be brought again; give 'tta' to the members"
+                f"{where}.tta.scales: members of the ensemble have their own image_size, to which every scale would "
+                f"be resized again; give 'tta' to the members"
             )
-        shown = Augmented.of(shown, options.tta, f"{where}.tta")
-    size, only = options.image_size, shown.fixed_size
-    if size is not None and only is not None and size != only:
+        detector = Augmented.of(detector, options.tta, f"{where}.tta")
+    size, fixed = options.image_size, detector.fixed_size
+    if size is not None and fixed is not None and size != fixed:
         raise RequestError(
-            f"{where}.image_size: the file takes images of {only}x{only} pixels alone, given {size}; leave it out, or "
-            f"add tiles: {{size: {only}}}"
+            f"{where}.image_size: the file only takes images of {fixed}x{fixed} pixels, given {size}; leave it out, "
+            f"or add tiles: {{size: {fixed}}}"
         )
-    return shown
+    return detector

@@ -1,4 +1,4 @@
-"""The student as its own teacher: the moving average of its weights at every step."""
+"""Self-distillation: the moving average of the student's weights as teacher."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from kd_vision.core.validation import StrictModel
 
 
 class EmaConfig(StrictModel):
-    """A teacher that is the student's own moving average; its finished self is an ordinary `weights:` file.
+    """The moving average of the student's weights as teacher; a finished run's average is a `weights:` file.
 
-    The average lags behind the student and sees the clean image where ``augment.student_noise`` is on; with
-    both views alike there is little to learn from it.
+    The average lags behind the student, and gets the clean image where ``augment.student_noise`` is on. Where both
+    get the same image, its signals differ little from the student's.
     """
 
     family: Literal["self"] = "self"
 
 
 def build(config: EmaConfig, classes: tuple[str, ...] | None, where: str) -> NoReturn:
-    """Refuse: a run makes it from its own student.
+    """Refuse: only a training run can build it, from its student.
 
     Raises:
         RequestError: always.
     """
-    raise RequestError(f"{where}: the student's moving average exists within a run alone; give a model's file")
+    raise RequestError(f"{where}: the student's moving average exists only during training; give a model's file")

@@ -1,4 +1,4 @@
-"""Several teachers that answer as one: their boxes, fused.
+"""An ensemble of teachers as one teacher: their fused boxes.
 
 Shapes: B images, C channels, H W pixels, K classes, P members.
 """
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class EnsembleConfig(StrictModel):
-    """Whose boxes are fused, and how.
+    """Members of an ensemble, and settings of the fusion.
 
     Attributes:
-        members: each as a teacher: its family's keys beside those of `TeacherOptions`.
-        weights: how much each member counts; None: all alike.
+        members: each like a teacher: the keys of its family and of `TeacherOptions`.
+        weights: of the members; None: all 1.
         class_weights: factors on a member's weight for single classes, by the member's name or its position
-            from 0: ``{big: {bird: 0.5}}``. A class that a member never learned has 0 by itself.
+            from 0: ``{big: {bird: 0.5}}``. Always 0 for a class that the member never learned.
         iou: overlap from which boxes of two members are the same object.
-        min_score: boxes of a member below take no part.
+        min_score: boxes of a member below are left out.
     """
 
     family: Literal["ensemble"] = "ensemble"
@@ -63,14 +63,14 @@ class EnsembleConfig(StrictModel):
 
 
 class Ensemble(BlackBoxDetector):
-    """Asks every member, at its own image size, and fuses what they say of each image.
+    """Runs every member at its own image size and fuses the boxes of each image.
 
     Args:
-        members: answering in the same classes, in the same order.
-        weights: (P,) how much each counts; None: all alike.
-        class_weights: (P, K) factors on `weights`; None: 1. Where a member never learned a class it has no say.
+        members: with the same classes in the same order.
+        weights: (P,) of the members; None: all 1.
+        class_weights: (P, K) factors on `weights`; None: all 1. Set to 0 where a member never learned a class.
         iou: overlap from which two boxes are the same object.
-        min_score: boxes of a member below take no part.
+        min_score: boxes of a member below are left out.
 
     Raises:
         RequestError: the members' classes differ.
@@ -88,7 +88,7 @@ class Ensemble(BlackBoxDetector):
         for position, member in enumerate(members):
             if member.spec.classes != classes:
                 raise RequestError(
-                    f"ensemble: member {position} answers in {quote_some(member.spec.classes)}, member 0 in "
+                    f"ensemble: member {position} has the classes {quote_some(member.spec.classes)}, member 0 "
                     f"{quote_some(classes)}; map them to the same classes with labels"
                 )
         self.members = tuple(members)
@@ -101,27 +101,27 @@ class Ensemble(BlackBoxDetector):
         self.class_weights = known_mask if class_weights is None else known_mask * np.asarray(class_weights, np.float64)
         self.spec = _spec(self.members)
 
-    def resolve_input_size(self, given: int | None) -> int | None:
-        """Return the side of the largest view that a member names; see `BlackBoxDetector.resolve_input_size`.
+    def resolve_input_size(self, default_size: int | None) -> int | None:
+        """Return the largest image size of the members; see `BlackBoxDetector.resolve_input_size`.
 
         Raises:
-            RequestError: the members that name no size cannot take `given`.
+            RequestError: the members without a size cannot take `default_size`.
         """
-        named = [member.image_size for member in self.members if member.image_size]
-        free = [member for member in self.members if not member.image_size]
-        if not named or not free or given is None:
-            return max(named, default=None)
+        sizes = [member.image_size for member in self.members if member.image_size]
+        without_size = [member for member in self.members if not member.image_size]
+        if not sizes or not without_size or default_size is None:
+            return max(sizes, default=None)
         multiple = self.spec.size_multiple
-        if given % multiple:
-            near = round(given / multiple) * multiple or multiple
+        if default_size % multiple:
+            near = round(default_size / multiple) * multiple or multiple
             raise RequestError(
-                f"images of {given}x{given} pixels are for the members without image_size, which take multiples of "
-                f"{multiple}; give them image_size: {near}"
+                f"members without image_size would get images of {default_size}x{default_size} pixels, but take "
+                f"multiples of {multiple}; give them image_size: {near}"
             )
-        for member in free:
-            member.image_size = given
+        for member in without_size:
+            member.image_size = default_size
         self.spec = _spec(self.members)
-        return max(given, *named)
+        return max(default_size, *sizes)
 
     def to(self, device: torch.device | str) -> Ensemble:
         """Move the members."""
@@ -131,24 +131,26 @@ class Ensemble(BlackBoxDetector):
 
     def detect(self, images: Tensor, options: PredictOptions = PredictOptions()) -> list[Detections]:
         """See `BlackBoxDetector.detect`."""
-        asked = replace(options, score_threshold=self.score_floor)
-        said = [member.detect(to_channels(images, member.spec.input_channels), asked) for member in self.members]
+        member_options = replace(options, score_threshold=self.score_floor)
+        by_member = [
+            member.detect(to_channels(images, member.spec.input_channels), member_options) for member in self.members
+        ]
         return [
-            top_k_detections(fuse(found, self.iou, self.weights, self.class_weights), options)
-            for found in zip(*said, strict=True)
+            top_k_detections(fuse(detections, self.iou, self.weights, self.class_weights), options)
+            for detections in zip(*by_member, strict=True)
         ]
 
 
 def build(config: EnsembleConfig, classes: tuple[str, ...] | None, where: str) -> Ensemble:
-    """Build the members and put them together.
+    """Build the members and the ensemble.
 
     Args:
-        config: who, and how.
-        classes: names that all must answer in, through their `labels`; None: those of the first member.
+        config: of the ensemble.
+        classes: names to which the `labels` of all members map; None: the classes of the first member.
         where: key for messages, e.g. ``teacher``.
 
     Raises:
-        RequestError: a member cannot be built, classes do not fit, or weights name nobody.
+        RequestError: a member cannot be built, classes do not fit, or a weight is for an unknown member or class.
     """
     from kd_vision.teachers.build import build_teacher, parse_member
 
@@ -157,48 +159,49 @@ def build(config: EnsembleConfig, classes: tuple[str, ...] | None, where: str) -
     for position, content in enumerate(config.members):
         key = f"{where}.members.{position}"
         source, options = parse_member(content, key)
-        wanted = members[0].spec.classes if classes is None and members else classes
-        members.append(build_teacher(source, options, wanted, key))
+        member_classes = members[0].spec.classes if classes is None and members else classes
+        members.append(build_teacher(source, options, member_classes, key))
         names.append(options.name)
-    words = members[0].spec.classes
-    wrong = _wrong_names(config, names, words, where)
-    if wrong:
-        raise RequestError(*wrong)
+    classes = members[0].spec.classes
+    if errors := _weight_errors(config, names, classes, where):
+        raise RequestError(*errors)
     table = [
-        [_factor(config.class_weights, name, position, word) for word in words] for position, name in enumerate(names)
+        [_class_weight(config.class_weights, name, position, label) for label in classes]
+        for position, name in enumerate(names)
     ]
     return Ensemble(members, config.weights, table, config.iou, config.min_score)
 
 
-def _wrong_names(
+def _weight_errors(
     config: EnsembleConfig, names: Sequence[str | None], classes: tuple[str, ...], where: str
 ) -> list[str]:
-    found = []
+    errors = []
     if config.weights is not None and len(config.weights) != len(names):
-        found.append(f"{where}.weights: {len(config.weights)} numbers for {len(names)} members; give one each")
+        errors.append(f"{where}.weights: {len(config.weights)} numbers for {len(names)} members; give one each")
     given = [name for name in names if name is not None]
     possible = [*given, *map(str, range(len(names)))]
     if len(set(possible)) < len(possible):
-        found.append(f"{where}.members: two have the same name, or one has a number as its name; rename it")
+        errors.append(f"{where}.members: two have the same name, or one has a number as its name; rename it")
     for member, factors in config.class_weights.items():
         if member not in possible:
-            found.append(f"{where}.class_weights.{member}: there is no such member{suggest(member, possible)}")
+            errors.append(f"{where}.class_weights.{member}: there is no such member{suggest(member, possible)}")
         for name, factor in factors.items():
             if name not in classes:
-                found.append(f"{where}.class_weights.{member}.{name}: no such class{suggest(name, classes)}")
+                errors.append(f"{where}.class_weights.{member}.{name}: no such class{suggest(name, classes)}")
             if not 0 <= factor < math.inf:
-                found.append(f"{where}.class_weights.{member}.{name}: must be a number from 0 up; given {factor}")
-    return found
+                errors.append(f"{where}.class_weights.{member}.{name}: must be a number from 0 up; given {factor}")
+    return errors
 
 
-def _factor(given: Mapping[str, Mapping[str, float]], name: str | None, position: int, word: str) -> float:
-    by_position = given.get(str(position), {}).get(word, 1.0)
-    return by_position if name is None else by_position * given.get(name, {}).get(word, 1.0)
+def _class_weight(weights: Mapping[str, Mapping[str, float]], name: str | None, position: int, label: str) -> float:
+    by_position = weights.get(str(position), {}).get(label, 1.0)
+    return by_position if name is None else by_position * weights.get(name, {}).get(label, 1.0)
 
 
 def _spec(members: Sequence[FrozenTeacher]) -> DetectorSpec:
     specs = [member.spec for member in members]
-    shown_as_given = [spec.size_multiple for spec, member in zip(specs, members, strict=True) if not member.image_size]
+    # Members with a size resize their input, so that only the others restrict it.
+    multiples = [spec.size_multiple for spec, member in zip(specs, members, strict=True) if not member.image_size]
     return DetectorSpec(
         family="ensemble",
         name="+".join(spec.name for spec in specs),
@@ -207,7 +210,7 @@ def _spec(members: Sequence[FrozenTeacher]) -> DetectorSpec:
         level_strides={},
         provides=frozenset({"detections"}),
         input_channels=max(spec.input_channels for spec in specs),
-        size_multiple=math.lcm(*shown_as_given),
+        size_multiple=math.lcm(*multiples),
         end_to_end=True,
         parameters=sum(spec.parameters for spec in specs),
         missing_classes=frozenset.intersection(*(spec.missing_classes for spec in specs)),

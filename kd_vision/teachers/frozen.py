@@ -1,4 +1,4 @@
-"""An online teacher that cannot learn, whatever is done to the model around it.
+"""An online teacher whose weights cannot change.
 
 Shapes: B images, C channels, H W pixels, K classes, N boxes.
 """
@@ -32,16 +32,16 @@ from kd_vision.teachers.pseudo_labels import classwise_nms, drop_outside, to_pse
 
 
 class FrozenTeacher:
-    """A detector in eval mode without gradients, giving signals in the student's classes and pixels.
+    """A detector in eval mode without gradients; its signals are in the student's classes and pixels.
 
-    Deliberately no `nn.Module`: as an attribute of the training step it is in no optimiser, no
-    DDP wrapper, no EMA copy and no checkpoint, and a `train()` call cannot reach it.
+    Deliberately no `nn.Module`: as an attribute of the training step it is in no optimiser, DDP wrapper, EMA copy
+    or checkpoint, and `train()` does not reach it.
 
     Args:
         source: the detector.
         labels: from the source's classes to the student's; None: they are the same.
-        image_size: side of the square that the source is run on; None: the one of the images it is given.
-        options: what of its boxes counts as a pseudo label.
+        image_size: side of the source's square input; None: that of the given images.
+        options: which of its boxes become pseudo labels.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FrozenTeacher:
 
     @property
     def spec(self) -> DetectorSpec:
-        """Facts about the teacher, as the student meets it."""
+        """Facts about the teacher, in the student's classes."""
         spec, labels = self.source.spec, self.labels
         if labels is None:
             return spec
@@ -73,16 +73,16 @@ class FrozenTeacher:
         return max(self.options.score_threshold, self.source.score_floor)
 
     def follow(self, source: Detector) -> None:
-        """Use another detector of the same kind from now on (the student's moving average)."""
+        """Replace the detector by another of the same architecture (the moving average of the student)."""
         self.source = source
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
-        """Move the teacher; a file that another library runs stays where it is."""
+        """Move the teacher; a file run by another library stays where it is."""
         self.source.to(device)
         return self
 
     def predict(self, batch: ImageBatch, options: PredictOptions = PredictOptions()) -> list[Detections]:
-        """See `Predictor.predict`; without the boxes of ignored classes, which count as nothing."""
+        """See `Predictor.predict`; boxes of ignored classes are left out."""
         detections = self._in_student_classes(self.source.predict(batch, options), options)
         return [one if one.ignore is None else one.take(~one.ignore) for one in detections]
 
@@ -99,7 +99,7 @@ class FrozenTeacher:
 
         Args:
             batch: images in [0, 1], square.
-            wanted: nothing else is computed.
+            wanted: no other signals are computed.
 
         Returns:
             Signals in the student's classes, in pixels of `batch.images`.
@@ -119,7 +119,7 @@ class FrozenTeacher:
         )
 
     def _resized(self, images: Tensor) -> Tensor:
-        """Return the images at the side that the source is run on."""
+        """Return the images at the input size of the source."""
         side = self.image_size or int(images.shape[-1])
         return resize_batch(images, side, side)
 
@@ -132,7 +132,7 @@ class FrozenTeacher:
         return boxes.scaled(factor)
 
     def _in_student_classes(self, detections: list[Detections], options: PredictOptions) -> list[Detections]:
-        """Map the classes of boxes, each kept under every class it has, as a measurement needs them."""
+        """Map the classes of boxes; unlike in pseudo labels, a box may be there once for each of several classes."""
         if self.labels is None:
             return detections
         mapped = self.labels.detections(BatchDetections.of(detections))

@@ -1,4 +1,4 @@
-"""Weighted boxes fusion: what several detectors say of one image becomes one answer.
+"""Weighted boxes fusion: merges the boxes of several detectors on one image.
 
 Shapes: M boxes of one member, N boxes of all members, P members, K classes.
 """
@@ -16,53 +16,54 @@ from kd_vision.core.predictions import Detections, PredictOptions, class_probabi
 Floats = npt.NDArray[np.float64]
 
 _TINY = 1e-12
-_IGNORED = -1  # regions to be ignored are clustered among themselves, whatever their class
+_IGNORED = -1  # group of the ignored boxes of all classes, which are clustered among themselves
 
 
 def fuse(
-    found: Sequence[Detections],
+    detections: Sequence[Detections],
     iou: float = 0.55,
     weights: Sequence[float] | None = None,
     class_weights: npt.ArrayLike | None = None,
 ) -> Detections:
-    """Fuse the boxes that members found in one image.
+    """Fuse the boxes of all members on one image.
 
-    Boxes are taken by falling ``w * score``; each joins the cluster of its class whose fused box it overlaps
-    most, if by more than `iou`, else it founds one. With the sums over the boxes b of a cluster, ``w_b`` the
+    In the order of falling ``w * score`` each box joins the cluster of its class whose fused box it overlaps most,
+    if by more than `iou`, else it starts a new one. With the sums over the boxes b of a cluster, ``w_b`` the
     weight of b's member and W the weights of all members together::
 
         box   = sum_b w_b s_b box_b / sum_b w_b s_b
         score = sum_b w_b s_b / sum_b w_b * min(W, sum_b w_b) / W
 
-    and class probabilities as the score, each class with its own weights. A member that does not see the
-    object thus counts as a score of 0.
+    and class probabilities as the score, each class with its own weights. A member without a box of the object
+    thus counts as a score of 0.
 
     Source: Solovyev, Wang, Gabruseva, "Weighted boxes fusion", 2021, section 3. We differ with weights: theirs
-    divides by the number of boxes, so that a heavy member's twice-found object can score above 1.
+    divides by the number of boxes, so that an object with two boxes of a member of high weight can score above 1.
 
     Args:
-        found: one per member, all in the same frame.
+        detections: one per member, all in the same frame.
         iou: overlap from which two boxes are the same object.
         weights: (P,) of the members; None: all 1.
         class_weights: (P, K) factors on `weights` for each class, e.g. 0 where a member never learned one;
-            None: all 1. A class without any weight is never found.
+            None: all 1. A class whose weights are all 0 has no boxes.
 
     Returns:
         Fused boxes, best first, with class probabilities where a member has them.
     """
-    table = np.ones((len(found), _classes(found))) if class_weights is None else np.asarray(class_weights, np.float64)
-    table = table * (np.ones(len(found)) if weights is None else np.asarray(weights, np.float64))[:, None]
-    boxes = _gather(found, table)
+    members = len(detections)
+    table = np.ones((members, _classes(detections))) if class_weights is None else np.asarray(class_weights, np.float64)
+    table = table * (np.ones(members) if weights is None else np.asarray(weights, np.float64))[:, None]
+    boxes = _gather(detections, table)
     clusters = _cluster(boxes, iou)
     if not len(clusters):
         return Detections.empty()
     fused = _Sums.over(boxes, clusters, table)
-    return fused.detections(boxes, any(one.class_probs is not None for one in found))
+    return fused.detections(boxes, any(one.class_probs is not None for one in detections))
 
 
-def top_k_detections(found: Detections, options: PredictOptions) -> Detections:
-    """Keep what counts, best first."""
-    kept = found.take(found.scores > options.score_threshold)
+def top_k_detections(detections: Detections, options: PredictOptions) -> Detections:
+    """Keep the best boxes above the score threshold."""
+    kept = detections.take(detections.scores > options.score_threshold)
     return kept.take(np.arange(min(len(kept), options.max_detections)))
 
 
@@ -73,10 +74,10 @@ class _Boxes:
     Attributes:
         xyxy: (N, 4).
         scores: (N,).
-        labels: (N,), of ignored regions too.
+        labels: (N,), also of ignored boxes.
         group: (N,) label, or `_IGNORED`.
-        member: (N,) whose.
-        weight: (N,) of the member for the box's class.
+        member: (N,) index of the member.
+        weight: (N,) weight of the member for the box's class.
         probs: (N, K).
     """
 
@@ -89,29 +90,29 @@ class _Boxes:
     probs: Floats
 
 
-def _classes(found: Sequence[Detections]) -> int:
-    """K where nobody says it: enough columns for every label."""
-    widths = [int(one.class_probs.shape[1]) for one in found if one.class_probs is not None]
-    return max([1, *widths, *(int(one.labels.max()) + 1 for one in found if len(one))])
+def _classes(detections: Sequence[Detections]) -> int:
+    """Return K, large enough for every label, for a call without class weights."""
+    widths = [int(one.class_probs.shape[1]) for one in detections if one.class_probs is not None]
+    return max([1, *widths, *(int(one.labels.max()) + 1 for one in detections if len(one))])
 
 
-def _gather(found: Sequence[Detections], table: Floats) -> _Boxes:
-    ignored = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in found]
-    labels = np.concatenate([one.labels for one in found])
-    member = np.repeat(np.arange(len(found)), [len(one) for one in found])
-    scores = np.concatenate([one.scores for one in found]).astype(np.float64)
+def _gather(detections: Sequence[Detections], table: Floats) -> _Boxes:
+    ignored = [np.zeros(len(one), np.bool_) if one.ignore is None else one.ignore for one in detections]
+    labels = np.concatenate([one.labels for one in detections])
+    member = np.repeat(np.arange(len(detections)), [len(one) for one in detections])
+    scores = np.concatenate([one.scores for one in detections]).astype(np.float64)
     group = np.where(np.concatenate(ignored), _IGNORED, labels)
     weight = np.where(group == _IGNORED, table.max(axis=1)[member], table[member, labels])
     order = np.argsort(-weight * scores, kind="stable")
     order = order[weight[order] > 0]
     return _Boxes(
-        np.concatenate([one.boxes_xyxy for one in found]).astype(np.float64)[order],
+        np.concatenate([one.boxes_xyxy for one in detections]).astype(np.float64)[order],
         scores[order],
         labels[order],
         group[order],
         member[order],
         weight[order],
-        np.concatenate([class_probabilities(one, table.shape[1]) for one in found]).astype(np.float64)[order],
+        np.concatenate([class_probabilities(one, table.shape[1]) for one in detections]).astype(np.float64)[order],
     )
 
 
@@ -121,26 +122,28 @@ def _cluster(boxes: _Boxes, iou: float) -> npt.NDArray[np.int64]:
     count = 0
     for group in np.unique(boxes.group):
         rows = np.flatnonzero(boxes.group == group)
-        own = _cluster_class(boxes.xyxy[rows], (boxes.weight * boxes.scores)[rows], iou)
-        cluster[rows] = own + count
-        count += int(own.max()) + 1
+        within = _cluster_class(boxes.xyxy[rows], (boxes.weight * boxes.scores)[rows], iou)
+        cluster[rows] = within + count
+        count += int(within.max()) + 1
     return cluster
 
 
-def _cluster_class(xyxy: Floats, trust: Floats, iou: float) -> npt.NDArray[np.int64]:
-    """Cluster the boxes of one class, (N, 4), by falling trust, (N,)."""
+def _cluster_class(xyxy: Floats, confidence: Floats, iou: float) -> npt.NDArray[np.int64]:
+    """Cluster the boxes of one class, (N, 4), by falling weighted confidence, (N,)."""
     # With the low corner negated, both corners of an intersection are minima, and a side is the sum of two.
     signed = np.concatenate((-xyxy[:, :2], xyxy[:, 2:]), axis=1)
     areas = (signed[:, 0] + signed[:, 2]) * (signed[:, 1] + signed[:, 3])
     fused, fused_area = np.empty((4, len(xyxy))), np.empty(len(xyxy))
     mass: list[float] = []
     cluster = np.zeros(len(xyxy), np.int64)
-    for row, (box, area, weight) in enumerate(zip(signed[:, :, None], areas.tolist(), trust.tolist(), strict=True)):
+    for row, (box, area, weight) in enumerate(
+        zip(signed[:, :, None], areas.tolist(), confidence.tolist(), strict=True)
+    ):
         count = len(mass)
         sides = np.minimum(fused[:, :count], box)
         sides = np.maximum(sides[:2] + sides[2:], 0.0)
-        shared = sides[0] * sides[1]
-        overlap = shared / (fused_area[:count] + (area + _TINY) - shared)
+        intersection = sides[0] * sides[1]
+        overlap = intersection / (fused_area[:count] + (area + _TINY) - intersection)
         best = int(overlap.argmax()) if count else 0
         if not count or overlap[best] <= iou:
             best = count
@@ -159,10 +162,10 @@ def _cluster_class(xyxy: Floats, trust: Floats, iou: float) -> npt.NDArray[np.in
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """Clusters summed up, C of them.
+    """Fused boxes, one for each of C clusters.
 
     Attributes:
-        leader: (C,) the surest box of each.
+        leader: (C,) index of the box of the highest weighted score.
         xyxy: (C, 4).
         scores: (C,).
         probs: (C, K).
@@ -178,7 +181,7 @@ class _Sums:
         """Apply the equations of `fuse`."""
         count = int(cluster.max()) + 1
         leader = np.full(count, -1, np.int64)
-        leader[cluster[::-1]] = np.arange(len(cluster))[::-1]  # the first of each cluster is written last
+        leader[cluster[::-1]] = np.arange(len(cluster))[::-1]  # the last write, of the first box, remains
 
         by_cluster = np.argsort(cluster, kind="stable")
         starts = np.searchsorted(cluster[by_cluster], np.arange(count))
@@ -187,21 +190,21 @@ class _Sums:
             result: Floats = np.add.reduceat(values[by_cluster], starts, axis=0)
             return result
 
-        def voted(weight: Floats, values: Floats, everyone: Floats) -> Floats:
-            cast = summed(weight)
-            share = np.minimum(everyone, cast) / np.maximum(everyone, _TINY)
-            return summed(weight * values) / np.maximum(cast, _TINY) * share
+        def averaged(weight: Floats, values: Floats, all_members: Floats) -> Floats:
+            weights = summed(weight)
+            share = np.minimum(all_members, weights) / np.maximum(all_members, _TINY)
+            return summed(weight * values) / np.maximum(weights, _TINY) * share
 
-        everyone = np.where(
+        all_members = np.where(
             boxes.group[leader] == _IGNORED, table.max(axis=1).sum(), table.sum(axis=0)[boxes.labels[leader]]
         )
-        trust = boxes.weight * boxes.scores
-        trust = np.where(summed(trust)[cluster] > 0, trust, 1.0)  # scores of 0 leave nothing to weigh by
+        confidence = boxes.weight * boxes.scores
+        confidence = np.where(summed(confidence)[cluster] > 0, confidence, 1.0)  # all scores 0: a plain mean
         return _Sums(
             leader,
-            summed(trust[:, None] * boxes.xyxy) / summed(trust)[:, None],
-            voted(boxes.weight, boxes.scores, everyone),
-            voted(table[boxes.member], boxes.probs, table.sum(axis=0)[None]),
+            summed(confidence[:, None] * boxes.xyxy) / summed(confidence)[:, None],
+            averaged(boxes.weight, boxes.scores, all_members),
+            averaged(table[boxes.member], boxes.probs, table.sum(axis=0)[None]),
         )
 
     def detections(self, boxes: _Boxes, with_probs: bool) -> Detections:

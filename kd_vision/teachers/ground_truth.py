@@ -1,4 +1,4 @@
-"""The ground truth as a teacher: what a recipe brings where nobody knows more than the labels."""
+"""The ground truth as a teacher: a control that measures the effect of the losses alone."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kd_vision.data.records import DetectionData, ImageRecord
 
 
 class GroundTruthConfig(StrictModel):
-    """The student's own training labels, as if a teacher had predicted them with a score of 1.
+    """The training labels as pseudo labels with a score of 1.
 
-    A control, not a teacher: it cannot know what the labels do not, so what it brings over plain training is
-    what the losses do by themselves (their weight, `balance` of rare classes).
+    A control: it has no information beyond the labels, so that its gain over plain training is the effect of the
+    losses alone (their weight, `balance` of rare classes).
     """
 
     family: Literal["labels"] = "labels"
 
 
 class GroundTruth:
-    """The labels of the images, predicted with a score of 1; crowds are left out, as in training.
+    """The labels of the images with a score of 1; crowds are left out, as in training.
 
     Args:
         classes: of the data.
@@ -41,12 +41,12 @@ class GroundTruth:
         """See `PrecomputedBoxes.of`."""
         if not record.labelled:
             raise RequestError(
-                f"{self._where}: labels teach nothing on images without any; set train.unlabelled_ratio to 0, and "
+                f"{self._where}: 'labels' has no boxes of unlabelled images; set train.unlabelled_ratio to 0, and "
                 f"train.label_fraction above 0"
             )
-        alone = ~record.crowd
-        boxes = record.boxes_xyxy[alone]
-        return Detections(boxes, np.ones(len(boxes), np.float32), record.labels[alone])
+        single = ~record.crowd
+        boxes = record.boxes_xyxy[single]
+        return Detections(boxes, np.ones(len(boxes), np.float32), record.labels[single])
 
 
 def build(config: GroundTruthConfig, train: DetectionData, where: str) -> GroundTruth:

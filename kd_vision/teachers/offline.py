@@ -1,4 +1,4 @@
-"""A teacher that predicted before training: its boxes are attached to the images and come with the batch."""
+"""An offline teacher: its precomputed boxes are attached to the images and are part of the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AT_ONCE = 512
 
 
 class PrecomputedBoxes(Protocol):
-    """Boxes of images, predicted before training."""
+    """Precomputed boxes of images."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -33,19 +33,19 @@ class PrecomputedBoxes(Protocol):
 
     @property
     def missing_classes(self) -> tuple[str, ...]:
-        """Those of `classes` that the teacher never learned: that it has no box of them means nothing."""
+        """Those of `classes` that the teacher never learned; it has no boxes of them."""
         ...
 
     @property
     def score_threshold(self) -> float:
-        """Least score of the boxes."""
+        """Score below which boxes were dropped."""
         ...
 
     def of(self, record: ImageRecord) -> Detections:
         """Return the boxes of an image, in its pixels, in `classes`.
 
         Raises:
-            RequestError: there are no predictions of it.
+            RequestError: there are no predictions for the image.
         """
         ...
 
@@ -54,7 +54,7 @@ class OfflineTeacher:
     """Precomputed boxes in the student's classes.
 
     Args:
-        name: of the teacher in its run; pseudo labels are kept under it.
+        name: of the teacher in its run; key of its pseudo labels.
         source: the boxes.
         labels: from their classes to the data's; None: they are the same.
     """
@@ -81,18 +81,18 @@ class OfflineTeacher:
         return self.source.score_threshold
 
     def to(self, device: torch.device | str) -> OfflineTeacher:
-        """Return itself: its boxes are moved with the batch."""
+        """Return the teacher itself: its boxes are moved with the batch."""
         return self
 
     def signals(self, batch: ImageBatch, wanted: frozenset[Signal]) -> DetectorOutput:
-        """Return the boxes that came with the batch."""
+        """Return this teacher's pseudo labels of the batch."""
         return DetectorOutput(pseudo_labels=batch.pseudo_labels.get(self.name))
 
     def attach(self, data: DetectionData) -> DetectionData:
-        """Return the data with this teacher's boxes of each image, in the data's classes.
+        """Return the data with this teacher's pseudo labels of each image, in the data's classes.
 
         Raises:
-            RequestError: the classes differ, or there are no predictions of an image; up to 20 lines.
+            RequestError: the classes differ, or images have no predictions; up to 20 lines.
         """
         if self.spec.classes != data.classes:
             raise RequestError(
@@ -103,18 +103,18 @@ class OfflineTeacher:
         return replace(data, pseudo_labels={**data.pseudo_labels, self.name: table})
 
     def _detections(self, images: Sequence[ImageRecord]) -> Iterator[Detections]:
-        """Yield the boxes of each image as pseudo labels; images are read ahead in threads."""
+        """Yield the pseudo labels of each image; predictions are read in threads."""
         errors: list[str] = []
         with ThreadPoolExecutor() as threads:
             for first in range(0, len(images), _AT_ONCE):
-                answers = list(threads.map(self._of, images[first : first + _AT_ONCE]))
-                errors += [line for answer in answers if isinstance(answer, RequestError) for line in answer.problems]
+                results = list(threads.map(self._try_read, images[first : first + _AT_ONCE]))
+                errors += [line for result in results if isinstance(result, RequestError) for line in result.problems]
                 if not errors:
-                    yield from self._pseudo_labels([one for one in answers if isinstance(one, Detections)])
+                    yield from self._pseudo_labels([one for one in results if isinstance(one, Detections)])
         if errors:
             raise RequestError(*truncate(list(dict.fromkeys(errors))))
 
-    def _of(self, record: ImageRecord) -> Detections | RequestError:
+    def _try_read(self, record: ImageRecord) -> Detections | RequestError:
         try:
             return self.source.of(record)
         except RequestError as error:

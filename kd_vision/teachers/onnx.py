@@ -1,4 +1,4 @@
-"""An ONNX file as a teacher or as a model to evaluate: the torch side of `runtime.detector`.
+"""An ONNX file as a teacher or as a model to evaluate: `runtime.detector` for torch tensors.
 
 Shapes: B images, C channels, H W input pixels.
 """
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 class OnnxConfig(StrictModel):
-    """An ONNX file, and what its metadata does not record.
+    """An ONNX file, and the properties that its metadata does not record.
 
     Attributes:
         weights: the file.
         output_format: meaning of the outputs, a key of `OUTPUT_FORMATS`.
-        classes: names in label order, or a short word: `coco80`, or `coco91` for files whose labels are COCO's
+        classes: names in label order; `coco80` for COCO's 80 classes; `coco91` for files whose labels are COCO's
             category ids.
         channel_order: `rgb` or `bgr`; None: that of the output format's files.
         value_range: `unit` (0 to 1) or `byte` (0 to 255); None: that of the output format's files.
         mean: subtracted from each channel, in that order and range.
         std: each channel is divided by it afterwards.
-        threads: of onnxruntime within one operator; 0: its own choice.
+        threads: of onnxruntime within one operator; 0: chosen by onnxruntime.
     """
 
     family: Literal["onnx"] = "onnx"
@@ -84,9 +84,9 @@ class OnnxPredictor(BlackBoxDetector):
 
     Args:
         path: the file.
-        classes: names in label order (or a short word, see `OnnxConfig`), for a file that does not record them.
+        classes: see `OnnxConfig`; for a file that does not record them.
         output_format: for a file that does not record it.
-        threads: of onnxruntime within one operator; 0: its own choice.
+        threads: of onnxruntime within one operator; 0: chosen by onnxruntime.
         preprocessing: fields of `Preprocessing` that the file does not record.
 
     Raises:
@@ -150,12 +150,12 @@ def build(config: OnnxConfig, classes: tuple[str, ...] | None, where: str) -> On
     """Open a file.
 
     Args:
-        config: the file, and what its metadata does not record.
-        classes: names that it must predict; None: its own.
+        config: of the file.
+        classes: names that it must predict; None: any.
         where: key for messages, e.g. ``teacher``.
 
     Raises:
-        RequestError: see `OnnxPredictor`; or its classes are others.
+        RequestError: see `OnnxPredictor`; or it predicts other classes.
     """
     try:
         predictor = OnnxPredictor(

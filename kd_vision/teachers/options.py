@@ -1,4 +1,4 @@
-"""How a teacher is run, whatever it is: keys beside those of its own kind."""
+"""Settings of every kind of teacher: label map, input size, tiles, test-time augmentation, post-processing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kd_vision.core.validation import StrictModel
 
 
 class PostprocessConfig(StrictModel):
-    """What of an online teacher's predictions counts as a pseudo label.
+    """Which predictions of an online teacher become pseudo labels.
 
     Attributes:
-        score_threshold: boxes below are dropped: they are rather guesses, and cost the student time.
+        score_threshold: boxes below are dropped: most of them are wrong, and they cost time.
         nms_iou: overlap above which the weaker box of a class is dropped (heads that need NMS).
         max_detections: boxes kept per image, best first.
     """
@@ -26,7 +26,7 @@ class PostprocessConfig(StrictModel):
 
     @property
     def options(self) -> PredictOptions:
-        """The same as the value that detectors take."""
+        """The settings as the value that detectors take."""
         return PredictOptions(self.score_threshold, self.nms_iou, self.max_detections)
 
 
@@ -34,12 +34,12 @@ DEFAULT_TEACHER_POSTPROCESS = PostprocessConfig().options
 
 
 class TilesConfig(StrictModel):
-    """How an image is cut.
+    """Inference on tiles of an image.
 
     Attributes:
         size: side of a tile; None: the size that the teacher's file takes.
-        overlap: share of a tile that its neighbour sees too; objects smaller than this are whole in one of them.
-        whole: run on the whole image as well, shrunk to one tile, for objects larger than a tile.
+        overlap: share of a tile that is also in its neighbour; objects smaller than this are whole in one of them.
+        whole: also run on the whole image, resized to one tile, for objects larger than a tile.
     """
 
     size: int | None = Field(default=None, ge=32)
@@ -51,9 +51,9 @@ class TtaConfig(StrictModel):
     """Test-time augmentation.
 
     Attributes:
-        flip: run on the mirror image too.
-        scales: sizes to run at, as factors; 1.0 is the image as it is.
-        iou: overlap from which boxes of two passes are the same object.
+        flip: also run on the mirrored image.
+        scales: sizes as factors; 1.0 is the image itself.
+        iou: overlap from which boxes of two views are the same object.
     """
 
     flip: bool = True
@@ -69,16 +69,16 @@ class TtaConfig(StrictModel):
 
 
 class TeacherOptions(StrictModel):
-    """How a teacher is run.
+    """Settings of every kind of teacher.
 
     Attributes:
-        name: to refer to it; None: the caller's choice.
+        name: name in the config; None: `teacher`, or `teacherN` for one of several.
         labels: from its classes to the data's, see `core.label_map.build_label_map`.
-        image_size: side of the square it is run on; None: that of the images it is given, the only one that its
-            file takes, or the largest that a member of an ensemble names.
-        tiles: cut the square into tiles, for objects that are small in it.
-        tta: run on each image more than once.
-        postprocess: what of its predictions counts as a pseudo label.
+        image_size: side of its square input; None: the fixed size of its file, the largest size of an ensemble's
+            members, or the size of the given images.
+        tiles: cut the input into tiles, for small objects.
+        tta: test-time augmentation.
+        postprocess: which predictions become pseudo labels.
     """
 
     name: str | None = None
@@ -88,14 +88,14 @@ class TeacherOptions(StrictModel):
     tta: TtaConfig | None = None
     postprocess: PostprocessConfig = PostprocessConfig()
 
-    # A store is made with thresholds of its own.
+    # A store has its own thresholds, among its options.
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"postprocess"})
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _words(cls, labels: Any) -> Any:
+    def _string_keys(cls, labels: Any) -> Any:
         return stringify_keys(labels)
 
 
 ONLINE_OPTIONS = ("image_size", "tiles", "tta", "postprocess")
-"""Options without a meaning for a teacher that predicted before training."""
+"""Options that have no meaning for an offline teacher."""

@@ -1,4 +1,4 @@
-"""A COCO result file: boxes by image id, made by anything. It can be measured, and it can teach."""
+"""A COCO result file of any model, boxes by image id, as a model to evaluate and as an offline teacher."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from kd_vision.data.records import DetectionData, ImageRecord
 
 
 class PredictionsConfig(StrictModel):
-    """A COCO result file that anything made; entries may carry `class_probs`, see `read_coco_results`."""
+    """A COCO result file of any model; entries may have `class_probs`, see `read_coco_results`."""
 
     family: Literal["predictions"] = "predictions"
     weights: Path
 
 
 class PredictionsFile:
-    """Gives the boxes a file holds for an image, whatever its pixels.
+    """Returns the boxes that a file has for an image; pixels are not used.
 
-    `PredictOptions` turn dense predictions into final boxes; these are final already, so the file is given whole:
-    a figure measured from it equals COCOeval on the same file.
+    The boxes are final, so that `PredictOptions` are not applied: numbers measured from them equal those of COCOeval
+    on the same file.
 
     Args:
         detections: boxes by image id, in pixels of the original image; one for every image of `data`.
-        data: the split that the ids belong to; its classes are those of the labels.
-        path: of the file, for messages and the name.
+        data: the split of the image ids; labels are indices of its classes.
+        path: of the file, for messages and for the name of the spec.
     """
 
     missing_classes: tuple[str, ...] = ()
@@ -59,14 +59,15 @@ class PredictionsFile:
         """Return the boxes of each image of the batch, in pixels of the original image.
 
         Raises:
-            RequestError: the batch has no image ids, or the file was not made for one of its images.
+            RequestError: the batch has no image ids, or the file has no predictions for one of its images.
         """
         if len(batch.image_ids) != len(batch):
-            raise RequestError(f"{self.path}: holds boxes by image id, and these images have none; give a data set")
+            raise RequestError(f"{self.path}: holds boxes by image id, and these images have no ids; give a data set")
         missing = [str(image_id) for image_id in batch.image_ids if image_id not in self._by_id]
         if missing:
             raise RequestError(
-                f"{self.path}: was not read for image id {', '.join(missing)}; evaluate it on the split it was made for"
+                f"{self.path}: has no predictions for image id {', '.join(missing)}; evaluate it on the split that it "
+                f"was made for"
             )
         return [self._by_id[image_id] for image_id in batch.image_ids]
 
@@ -81,7 +82,7 @@ class PredictionsFile:
 
 
 def read_predictions(path: Path, data: DetectionData) -> PredictionsFile:
-    """Read a COCO result file made for a split; an image without an entry is one without boxes.
+    """Read a COCO result file of a split; an image without an entry has no boxes.
 
     Raises:
         RequestError: the file cannot be read, or an entry is wrong.
@@ -90,5 +91,5 @@ def read_predictions(path: Path, data: DetectionData) -> PredictionsFile:
 
 
 def build(config: PredictionsConfig, train: DetectionData, where: str) -> PredictionsFile:
-    """Read the file as predictions on the training split; see `read_predictions`."""
+    """Read the file as predictions of the training split; see `read_predictions`."""
     return read_predictions(config.weights, train)

@@ -1,4 +1,4 @@
-"""From a teacher's final boxes to the pseudo labels that a student learns, on the device the boxes are on.
+"""Turns a teacher's final boxes into pseudo labels, on the device of the boxes.
 
 Shapes: M boxes of a batch, K classes of the student, H W input pixels.
 """
@@ -16,16 +16,16 @@ from kd_vision.core.predictions import BatchDetections
 def to_pseudo_labels(
     detections: BatchDetections, labels: LabelMap | None, classes: int, merge_iou: float
 ) -> PseudoLabels:
-    """Return the boxes in the student's classes, every object once.
+    """Return pseudo labels in the student's classes, one for each object.
 
-    Dense heads give a box once for every class above the threshold. Pseudo labels carry all class probabilities, so
-    only the box under its likeliest class is kept.
+    Dense heads return a box once for every class above the threshold. Pseudo labels have all class probabilities,
+    so that only the box of the likeliest class is kept.
 
     Args:
         detections: in the teacher's classes.
         labels: from these to the student's; None: they are the same.
         classes: K.
-        merge_iou: overlap above which boxes are one object where several classes of the teacher become one.
+        merge_iou: threshold of NMS where the label map merges classes.
     """
     mapped = detections if labels is None or labels.is_identity else labels.detections(detections)
     probs = mapped.probabilities(classes)
@@ -40,9 +40,9 @@ def to_pseudo_labels(
 
 
 def classwise_nms(detections: BatchDetections, iou: float) -> BatchDetections:
-    """Keep the best of boxes of one class and image that overlap by more than `iou`.
+    """Non-maximum suppression within each class and image, at IoU above `iou`.
 
-    Boxes to be ignored neither hide an object nor are hidden by one: they are a class of their own.
+    Ignored boxes are a separate class: they neither suppress objects nor are suppressed by them.
     """
     labels, ignore, kept = detections.labels, detections.ignore, []
     groups = labels if ignore is None else labels.masked_fill(ignore, -1)
@@ -53,7 +53,7 @@ def classwise_nms(detections: BatchDetections, iou: float) -> BatchDetections:
 
 
 def drop_outside(detections: BatchDetections, height: int, width: int) -> BatchDetections:
-    """Keep the boxes of which some area lies on the image: a flat one overlaps nothing and would fit any anchor."""
+    """Drop boxes without area inside the image: they overlap nothing, and an assigner could match any anchor."""
     limits = detections.boxes_xyxy.new_tensor([width, height, width, height])
     inside = detections.boxes_xyxy.clamp(min=0).minimum(limits)
     return detections.take((inside[:, 2:] > inside[:, :2]).all(dim=1))

@@ -1,4 +1,4 @@
-"""Cuts an image into tiles, and makes one answer of what was found on each.
+"""Cuts images into tiles, and merges the detections of the tiles.
 
 Shapes: B images, C channels, H W pixels, M boxes.
 """
@@ -17,14 +17,14 @@ from kd_vision.core.predictions import Detections, PredictOptions
 from kd_vision.runtime.letterbox import PAD_VALUE
 from kd_vision.runtime.nms import nms
 
-_TOUCH = 0.01
-"""A box that ends closer to a tile's border than this share of the tile may go on beyond it."""
+_BORDER = 0.01
+"""A box that ends closer to a tile's border than this share of the tile may be truncated by it."""
 _COVERED = 0.7
-"""Share of a cut box that a whole one must cover to replace it."""
-_AS_SURE = 0.3
-"""How sure a box must be to speak for another one, as a share of the other's score."""
-_SAME_PIECE = 0.5
-"""IoU, within the band that two tiles share, from which two cut boxes are parts of one object."""
+"""Share of a truncated box that a whole one must cover to replace it."""
+_SCORE_RATIO = 0.3
+"""Least score of a box that replaces or joins another, as a share of the other's score."""
+_SAME_OBJECT_IOU = 0.5
+"""IoU, within the overlap of two tiles, from which two truncated boxes are parts of one object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ def windows(height: int, width: int, tile: int, overlap: float) -> Iterator[Wind
     Args:
         height: of the image, in pixels.
         width: of the image, in pixels.
-        tile: side of a tile; where the image is smaller, the tile goes on beyond it.
-        overlap: least share of a tile that its neighbour sees too.
+        tile: side of a tile; it extends beyond a smaller image.
+        overlap: least share of a tile that is also in its neighbour.
     """
     for top in _starts(height, tile, overlap):
         for left in _starts(width, tile, overlap):
@@ -57,145 +57,155 @@ def _starts(side: int, tile: int, overlap: float) -> list[int]:
     return [*range(0, last, step), last]
 
 
-def cut_out(images: Tensor, window: Window, tile: int) -> Tensor:
-    """Return the pixels of a window, (B, C, tile, tile), gray where it goes on beyond the image."""
-    return filled(images[..., window.top : window.bottom, window.left : window.right], tile, tile)
+def crop(images: Tensor, window: Window, tile: int) -> Tensor:
+    """Return the pixels of a window, (B, C, tile, tile), gray outside the image."""
+    return pad(images[..., window.top : window.bottom, window.left : window.right], tile, tile)
 
 
-def filled(images: Tensor, height: int, width: int) -> Tensor:
-    """Add gray below and to the right."""
-    below, beside = height - images.shape[-2], width - images.shape[-1]
-    return functional.pad(images, (0, beside, 0, below), value=PAD_VALUE / 255) if below or beside else images
+def pad(images: Tensor, height: int, width: int) -> Tensor:
+    """Pad images to a size with gray at the bottom and the right."""
+    bottom, right = height - images.shape[-2], width - images.shape[-1]
+    return functional.pad(images, (0, right, 0, bottom), value=PAD_VALUE / 255) if bottom or right else images
 
 
 @dataclass(frozen=True, slots=True)
 class TileDetections:
-    """What one look found, in pixels of the whole image.
+    """Detections on one tile, or on the whole image, in pixels of the whole image.
 
     Attributes:
-        found: the boxes.
-        cut: (M,) bool, the object may go on beyond the look.
-        window: what the look saw.
+        detections: the boxes.
+        truncated: (M,) bool, the object may extend beyond the tile.
+        window: place of the tile.
     """
 
-    found: Detections
-    cut: npt.NDArray[np.bool_]
+    detections: Detections
+    truncated: npt.NDArray[np.bool_]
     window: Window
 
     @staticmethod
-    def through(window: Window, found: Detections, height: int, width: int) -> TileDetections:
-        """Put boxes in pixels of a tile back, and see which are cut by a border that is not the image's."""
+    def of_tile(window: Window, detections: Detections, height: int, width: int) -> TileDetections:
+        """Move boxes from pixels of a tile to those of the image; mark those that end at an inner border.
+
+        Args:
+            window: place of the tile.
+            detections: boxes in pixels of the tile.
+            height: of the image.
+            width: of the image.
+        """
         offset = np.array([window.left, window.top] * 2, np.float32)
-        boxes = found.boxes_xyxy + offset
-        near = _TOUCH * (window.right - window.left)
-        cut = (window.left > 0) & (boxes[:, 0] <= window.left + near)
-        cut |= (window.top > 0) & (boxes[:, 1] <= window.top + near)
-        cut |= (window.right < width) & (boxes[:, 2] >= window.right - near)
-        cut |= (window.bottom < height) & (boxes[:, 3] >= window.bottom - near)
+        boxes = detections.boxes_xyxy + offset
+        near = _BORDER * (window.right - window.left)
+        truncated = (window.left > 0) & (boxes[:, 0] <= window.left + near)
+        truncated |= (window.top > 0) & (boxes[:, 1] <= window.top + near)
+        truncated |= (window.right < width) & (boxes[:, 2] >= window.right - near)
+        truncated |= (window.bottom < height) & (boxes[:, 3] >= window.bottom - near)
         boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-        inside = _areas(boxes) > 0
-        return TileDetections(replace(found, boxes_xyxy=boxes).take(inside), cut[inside], window)
+        inside = _area(boxes[:, :2], boxes[:, 2:]) > 0
+        return TileDetections(replace(detections, boxes_xyxy=boxes).take(inside), truncated[inside], window)
 
 
-def merge_tiles(seen: Sequence[TileDetections], options: PredictOptions) -> Detections:
-    """Make one answer of what several looks at an image found.
+def merge_tiles(tiles: Sequence[TileDetections], options: PredictOptions) -> Detections:
+    """Merge the detections of the tiles of one image.
 
-    A cut box goes where another look saw the object whole; cut boxes that agree where their looks overlap become
-    one; what is left passes through NMS. All this among boxes of one class; those to be ignored are one of their own.
+    A truncated box is removed where another tile has the whole object; truncated boxes that agree in the overlap of
+    their tiles are joined; NMS removes the other duplicates. Each step compares boxes of one class only; ignored
+    boxes count as one class.
 
     Args:
-        seen: one per look.
-        options: of NMS, and how many boxes to keep.
+        tiles: detections of each tile.
+        options: threshold of NMS, and number of boxes to keep.
     """
-    found = _joined([each.found for each in seen])
-    if not len(found):
-        return found
-    cut = np.concatenate([each.cut for each in seen])
-    look = np.repeat(np.arange(len(seen)), [len(each.found) for each in seen])
-    keep = ~_truncated_duplicates(found, cut)
-    found, cut, look = found.take(keep), cut[keep], look[keep]
-    frames = np.array([[w.left, w.top, w.right, w.bottom] for w in (each.window for each in seen)], np.float32)
-    found = _join_truncated(found, np.flatnonzero(cut), frames, look)
-    groups = _nms_groups(found)
-    return found.take(nms(found.boxes_xyxy, found.scores, options.nms_iou, options.max_detections, groups))
+    detections = _concatenated([part.detections for part in tiles])
+    if not len(detections):
+        return detections
+    truncated = np.concatenate([part.truncated for part in tiles])
+    tile = np.repeat(np.arange(len(tiles)), [len(part.detections) for part in tiles])
+    keep = ~_truncated_duplicates(detections, truncated)
+    detections, truncated, tile = detections.take(keep), truncated[keep], tile[keep]
+    frames = np.array([[w.left, w.top, w.right, w.bottom] for w in (part.window for part in tiles)], np.float32)
+    detections = _join_truncated(detections, np.flatnonzero(truncated), frames, tile)
+    groups = _nms_groups(detections)
+    boxes, scores = detections.boxes_xyxy, detections.scores
+    return detections.take(nms(boxes, scores, options.nms_iou, options.max_detections, groups))
 
 
-def _nms_groups(found: Detections) -> npt.NDArray[np.int64]:
-    """Return (M,) the class of each box, or -1: boxes to be ignored neither hide an object nor are hidden by one."""
-    return found.labels if found.ignore is None else np.where(found.ignore, -1, found.labels)
+def _nms_groups(detections: Detections) -> npt.NDArray[np.int64]:
+    """Return (M,) the class of each box, or -1 for ignored boxes, which neither suppress objects nor are suppressed."""
+    return detections.labels if detections.ignore is None else np.where(detections.ignore, -1, detections.labels)
 
 
-def _truncated_duplicates(found: Detections, cut: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return (M,) bool: a cut box that lies within a whole one of its class that is about as sure."""
-    result = np.zeros(len(found), np.bool_)
-    group = _nms_groups(found)
-    for label in np.unique(group[cut]):
+def _truncated_duplicates(detections: Detections, truncated: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return (M,) bool: truncated boxes within a whole box of the same class and of a similar score."""
+    result = np.zeros(len(detections), np.bool_)
+    group = _nms_groups(detections)
+    for label in np.unique(group[truncated]):
         of_class = group == label
-        parts, wholes = np.flatnonzero(of_class & cut), np.flatnonzero(of_class & ~cut)
-        inner, outer = found.boxes_xyxy[parts], found.boxes_xyxy[wholes]
-        shared = _sides(
+        parts, wholes = np.flatnonzero(of_class & truncated), np.flatnonzero(of_class & ~truncated)
+        inner, outer = detections.boxes_xyxy[parts], detections.boxes_xyxy[wholes]
+        intersection = _area(
             np.maximum(inner[:, None, :2], outer[None, :, :2]), np.minimum(inner[:, None, 2:], outer[None, :, 2:])
         )
-        covered = shared >= _COVERED * _areas(inner)[:, None]
-        covered &= found.scores[wholes][None] >= _AS_SURE * found.scores[parts][:, None]
+        covered = intersection >= _COVERED * _area(inner[:, :2], inner[:, 2:])[:, None]
+        covered &= detections.scores[wholes][None] >= _SCORE_RATIO * detections.scores[parts][:, None]
         result[parts] = covered.any(axis=1)
     return result
 
 
 def _join_truncated(
-    found: Detections,
+    detections: Detections,
     parts: npt.NDArray[np.int64],
     frames: npt.NDArray[np.float32],
-    look: npt.NDArray[np.int64],
+    tile: npt.NDArray[np.int64],
 ) -> Detections:
-    """Join the parts of one large object: cut boxes that agree where both their looks see.
+    """Join truncated boxes of one large object: those that agree in the overlap of their tiles.
 
     Args:
-        found: (M,) boxes.
-        parts: positions of the cut ones.
-        frames: (looks, 4) what each look saw.
-        look: (M,) whose box it is.
+        detections: (M,) boxes.
+        parts: indices of the truncated ones.
+        frames: (tiles, 4) place of each tile.
+        tile: (M,) tile of each box.
     """
-    boxes, labels, scores, look = found.boxes_xyxy[parts], _nms_groups(found)[parts], found.scores[parts], look[parts]
-    # For every two parts the band that both looks see, and the first part within it.
-    low = np.maximum(frames[look][:, None, :2], frames[look][None, :, :2])
-    high = np.minimum(frames[look][:, None, 2:], frames[look][None, :, 2:])
-    own = np.concatenate((np.maximum(boxes[:, None, :2], low), np.minimum(boxes[:, None, 2:], high)), axis=-1)
-    other = own.transpose(1, 0, 2)
-    shared = _sides(np.maximum(own[..., :2], other[..., :2]), np.minimum(own[..., 2:], other[..., 2:]))
-    same = shared >= _SAME_PIECE * np.maximum(_areas(own) + _areas(other) - shared, 1e-6)
-    same &= (labels[:, None] == labels[None]) & (look[:, None] != look[None])
-    same &= np.minimum(scores[:, None], scores[None]) >= _AS_SURE * np.maximum(scores[:, None], scores[None])
-    return _joined_parts(found, parts, same)
+    boxes, labels, scores = detections.boxes_xyxy[parts], _nms_groups(detections)[parts], detections.scores[parts]
+    tile = tile[parts]
+    # For every pair of parts: the overlap of their tiles, and the first part cropped to it.
+    low = np.maximum(frames[tile][:, None, :2], frames[tile][None, :, :2])
+    high = np.minimum(frames[tile][:, None, 2:], frames[tile][None, :, 2:])
+    low, high = np.maximum(boxes[:, None, :2], low), np.minimum(boxes[:, None, 2:], high)
+    area = _area(low, high)
+    intersection = _area(np.maximum(low, low.transpose(1, 0, 2)), np.minimum(high, high.transpose(1, 0, 2)))
+    same = intersection >= _SAME_OBJECT_IOU * np.maximum(area + area.T - intersection, 1e-6)
+    same &= (labels[:, None] == labels[None]) & (tile[:, None] != tile[None])
+    same &= np.minimum(scores[:, None], scores[None]) >= _SCORE_RATIO * np.maximum(scores[:, None], scores[None])
+    return _hulls(detections, parts, same)
 
 
-def _joined_parts(found: Detections, parts: npt.NDArray[np.int64], same: npt.NDArray[np.bool_]) -> Detections:
-    """Replace each connected set of parts by its hull, under the surest part's name."""
-    boxes, keep = found.boxes_xyxy.copy(), np.ones(len(found), np.bool_)
-    left = set(range(len(parts)))
-    while left:
-        group = _connected(left.pop(), same)
-        left -= group
+def _hulls(detections: Detections, parts: npt.NDArray[np.int64], same: npt.NDArray[np.bool_]) -> Detections:
+    """Replace each connected set of parts by its hull, with class and score of the part of the highest score."""
+    boxes, keep = detections.boxes_xyxy.copy(), np.ones(len(detections), np.bool_)
+    remaining = set(range(len(parts)))
+    while remaining:
+        group = _connected(remaining.pop(), same)
+        remaining -= group
         members = parts[sorted(group)]
-        leader = members[found.scores[members].argmax()]
-        boxes[leader, :2] = found.boxes_xyxy[members, :2].min(axis=0)
-        boxes[leader, 2:] = found.boxes_xyxy[members, 2:].max(axis=0)
+        leader = members[detections.scores[members].argmax()]
+        boxes[leader, :2] = detections.boxes_xyxy[members, :2].min(axis=0)
+        boxes[leader, 2:] = detections.boxes_xyxy[members, 2:].max(axis=0)
         keep[members] = False
         keep[leader] = True
-    return replace(found, boxes_xyxy=boxes).take(keep)
+    return replace(detections, boxes_xyxy=boxes).take(keep)
 
 
 def _connected(start: int, same: npt.NDArray[np.bool_]) -> set[int]:
     group, border = {start}, [start]
     while border:
-        near = set(np.flatnonzero(same[border.pop()]).tolist()) - group
-        group |= near
-        border += near
+        new = set(np.flatnonzero(same[border.pop()]).tolist()) - group
+        group |= new
+        border += new
     return group
 
 
-def _joined(parts: Sequence[Detections]) -> Detections:
-    """Put the boxes of several looks into one value; the looks are of one detector, so all alike."""
+def _concatenated(parts: Sequence[Detections]) -> Detections:
+    """Concatenate detections of one detector: all have class probabilities, or none has."""
     filled = [part for part in parts if len(part)]
     if not filled:
         return Detections.empty()
@@ -210,11 +220,8 @@ def _joined(parts: Sequence[Detections]) -> Detections:
     )
 
 
-def _areas(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    return _sides(boxes[..., :2], boxes[..., 2:])
-
-
-def _sides(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def _area(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Return the (...) areas of boxes between the (..., 2) corners `low` and `high`."""
     sides = np.maximum(high - low, 0)
     area: npt.NDArray[np.floating] = sides[..., 0] * sides[..., 1]
     return area

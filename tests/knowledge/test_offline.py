@@ -162,7 +162,7 @@ def test_labels_have_a_score_of_one_and_crowds_are_left_out(images: Make) -> Non
     with pytest.raises(RequestError) as caught:
         attached(replace(data, images=(replace(image, labelled=False),) * 30), truth)
     assert caught.value.problems == (
-        "c.yaml: teacher: labels teach nothing on images without any; set train.unlabelled_ratio to 0, and "
+        "c.yaml: teacher: 'labels' has no boxes of unlabelled images; set train.unlabelled_ratio to 0, and "
         "train.label_fraction above 0",
     )
 

@@ -165,7 +165,7 @@ def test_labels_cannot_teach_on_images_without_any(write_config: Callable[..., P
     with pytest.raises(RequestError) as caught:
         train(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{config}: teacher: labels teach nothing on images without any; set train.unlabelled_ratio to 0, and "
+        f"{config}: teacher: 'labels' has no boxes of unlabelled images; set train.unlabelled_ratio to 0, and "
         f"train.label_fraction above 0"
     )
     assert not (tmp_path / "run").exists()

@@ -128,21 +128,21 @@ def test_parts_of_an_object_larger_than_a_tile_become_one() -> None:
 def test_a_box_at_the_images_own_border_is_whole() -> None:
     boxes = detections([[0, 10, 9, 20], [55, 10, 64, 20], [20, 0, 30, 9], [20, 55, 30, 64]], [0.9] * 4, [0] * 4)
     tile = [
-        TileDetections.through(Window(*corner, corner[0] + 64, corner[1] + 64), boxes, 128, 128)
+        TileDetections.of_tile(Window(*corner, corner[0] + 64, corner[1] + 64), boxes, 128, 128)
         for corner in ((0, 0), (64, 64))
     ]
-    assert tile[0].cut.tolist() == [False, True, False, True]
-    assert tile[1].cut.tolist() == [True, False, True, False]
+    assert tile[0].truncated.tolist() == [False, True, False, True]
+    assert tile[1].truncated.tolist() == [True, False, True, False]
 
 
 def test_parts_of_different_objects_or_classes_stay_apart() -> None:
     """Left tile 0..64, right tile 48..112: two parts that end at the border, but at other heights."""
     left, right = Window(0, 0, 64, 64), Window(48, 0, 112, 64)
     seen = [
-        TileDetections.through(left, detections([[30, 0, 64, 20], [30, 40, 64, 60]], [0.9, 0.8], [0, 0]), 64, 112),
-        TileDetections.through(right, detections([[0, 20, 30, 40], [0, 40, 30, 60]], [0.7, 0.6], [0, 1]), 64, 112),
+        TileDetections.of_tile(left, detections([[30, 0, 64, 20], [30, 40, 64, 60]], [0.9, 0.8], [0, 0]), 64, 112),
+        TileDetections.of_tile(right, detections([[0, 20, 30, 40], [0, 40, 30, 60]], [0.7, 0.6], [0, 1]), 64, 112),
     ]
-    assert [one.cut.tolist() for one in seen] == [[True, True], [True, True]]
+    assert [one.truncated.tolist() for one in seen] == [[True, True], [True, True]]
     found = merge_tiles(seen, PredictOptions())
     assert len(found) == 4
     assert sorted(rows(found), reverse=True)[0] == [48, 40, 78, 60, 0.6]
@@ -154,7 +154,7 @@ def test_parts_that_agree_become_one_only_where_both_are_sure_and_each_tile_says
     bar, rest = [10, 10, 64, 30], [0, 10, 42, 30]
 
     def found(first: Any, second: Any) -> list[list[float]]:
-        seen = [TileDetections.through(left, first, 64, 112), TileDetections.through(right, second, 64, 112)]
+        seen = [TileDetections.of_tile(left, first, 64, 112), TileDetections.of_tile(right, second, 64, 112)]
         return rows(merge_tiles(seen, PredictOptions(nms_iou=0.9)))
 
     assert found(detections([bar], [0.9], [0]), detections([rest], [0.3], [0])) == [[10, 10, 90, 30, 0.9]]
@@ -176,8 +176,8 @@ def test_parts_are_joined_from_half_an_overlap_within_the_band_that_both_tiles_s
     rest: list[float], joined: list[float] | None
 ) -> None:
     """A bar of rows 10 to 30 in the left tile; the band is from 48 to 64, 16 wide."""
-    bar = TileDetections.through(Window(0, 0, 64, 64), detections([[10, 10, 64, 30]], [0.9], [0]), 64, 112)
-    other = TileDetections.through(Window(48, 0, 112, 64), detections([rest], [0.8], [0]), 64, 112)
+    bar = TileDetections.of_tile(Window(0, 0, 64, 64), detections([[10, 10, 64, 30]], [0.9], [0]), 64, 112)
+    other = TileDetections.of_tile(Window(48, 0, 112, 64), detections([rest], [0.8], [0]), 64, 112)
     for seen in ([bar, other], [other, bar]):
         found = merge_tiles(seen, PredictOptions(nms_iou=0.9))
         if joined is None:
@@ -212,8 +212,8 @@ def test_an_object_that_one_tile_sees_whole_is_found_once(
         part = corners - [window.left, window.top] * 2
         solid = part[2] > part[0] and part[3] > part[1]
         found = detections([part], [0.8], [0]) if solid else Detections.empty()
-        seen.append(TileDetections.through(window, found, height, width))
-    assume(any(len(one.found) and not one.cut[0] for one in seen))
+        seen.append(TileDetections.of_tile(window, found, height, width))
+    assume(any(len(one.detections) and not one.truncated[0] for one in seen))
     assert rows(merge_tiles(seen, PredictOptions())) == [[left, top, right, bottom, 0.8]]
 
 
@@ -222,7 +222,7 @@ def test_a_whole_that_is_hardly_sure_does_not_replace_a_part() -> None:
     part = detections([[40, 10, 64, 20]], [0.9], [0])
     for score, wanted in ((0.2, 2), (0.3, 1)):
         whole = detections([[8, 10, 40, 20]], [score], [0])
-        seen = [TileDetections.through(left, part, 64, 96), TileDetections.through(right, whole, 64, 96)]
+        seen = [TileDetections.of_tile(left, part, 64, 96), TileDetections.of_tile(right, whole, 64, 96)]
         assert len(merge_tiles(seen, PredictOptions(nms_iou=0.9))) == wanted
 
 
@@ -230,7 +230,7 @@ def test_class_probabilities_travel_with_the_boxes() -> None:
     probs = np.float32([[0.1, 0.9]])
     one = Detections(np.float32([[1, 1, 5, 5]]), np.float32([0.9]), np.array([1]), probs)
     window = Window(32, 0, 64, 32)
-    found = merge_tiles([TileDetections.through(window, one, 32, 64)], PredictOptions())
+    found = merge_tiles([TileDetections.of_tile(window, one, 32, 64)], PredictOptions())
     assert found.boxes_xyxy.tolist() == [[33, 1, 37, 5]]
     assert found.class_probs is not None
     assert found.class_probs.tolist() == probs.tolist()
@@ -338,14 +338,14 @@ def test_wrong_views_are_refused() -> None:
         "teacher.view.size: is missing; give the side of a tile in pixels, e.g. 640"
     )
     assert refused(Tiled, Eyes(416), TilesConfig(size=640)) == (
-        "teacher.view.size: the file takes images of 416x416 pixels alone, given 640"
+        "teacher.view.size: the file only takes images of 416x416 pixels, given 640"
     )
     assert (
         refused(Tiled, Eyes(), TilesConfig(size=100))
         == "teacher.view.size: 100 is not a multiple of 32, which eyes needs; use 96"
     )
     assert refused(Augmented, Eyes(416), TtaConfig(scales=(1.0, 1.5))) == (
-        "teacher.view.scales: the file takes images of 416x416 pixels alone; leave scales out, or add tiles"
+        "teacher.view.scales: the file only takes images of 416x416 pixels; leave scales out, or add tiles"
     )
     assert Tiled.of(Eyes(416), TilesConfig(), "teacher.view").tile == 416
     for scales in ((), (1.0, -1.0), (1.0, 1.0)):
@@ -370,7 +370,7 @@ def test_places_to_be_ignored_stay_marked_and_apart_from_objects() -> None:
         np.float32([place, [40, 40, 50, 50]]), np.float32([0.9, 0.8]), np.array([0, 0]), None, np.array([True, True])
     )
     plain = detections([place], [0.7], [0])
-    found = merge_tiles([TileDetections.through(window, one, 64, 64) for one in (marked, plain)], PredictOptions())
+    found = merge_tiles([TileDetections.of_tile(window, one, 64, 64) for one in (marked, plain)], PredictOptions())
     assert rows(found) == [[*place, 0.9], [40, 40, 50, 50, 0.8], [*place, 0.7]]
     assert found.ignore is not None
     assert found.ignore.tolist() == [True, True, False]
@@ -382,7 +382,7 @@ def test_a_place_to_be_ignored_neither_replaces_nor_completes_a_part() -> None:
     part = detections([[40, 10, 64, 20]], [0.9], [0])
     for box in ([8, 10, 40, 20], [8, 10, 64, 20]):  # whole in the right tile; up to its border
         marked = Detections(np.float32([box]), np.float32([0.9]), np.array([0]), None, np.array([True]))
-        seen = [TileDetections.through(left, part, 64, 96), TileDetections.through(right, marked, 64, 96)]
+        seen = [TileDetections.of_tile(left, part, 64, 96), TileDetections.of_tile(right, marked, 64, 96)]
         found = merge_tiles(seen, PredictOptions(nms_iou=0.9))
         assert sorted(found.boxes_xyxy[:, [0, 2]].tolist()) == [[40, 64], [40, box[2] + 32]]
 

@@ -137,7 +137,7 @@ def test_members_with_other_classes_are_refused() -> None:
     with pytest.raises(RequestError) as caught:
         Ensemble(members)
     assert str(caught.value) == (
-        "ensemble: member 1 answers in 'b', 'a', member 0 in 'a', 'b'; map them to the same classes with labels"
+        "ensemble: member 1 has the classes 'b', 'a', member 0 'a', 'b'; map them to the same classes with labels"
     )
 
 
@@ -245,6 +245,6 @@ def test_a_size_that_a_member_cannot_take_is_refused(teacher_file: Path) -> None
     with pytest.raises(RequestError) as caught:
         build_pair(teacher_file, (None, 128), 100)
     assert str(caught.value) == (
-        "teacher: images of 100x100 pixels are for the members without image_size, which take multiples of 32; give "
-        "them image_size: 96"
+        "teacher: members without image_size would get images of 100x100 pixels, but take multiples of 32; give them "
+        "image_size: 96"
     )

@@ -66,14 +66,14 @@ def test_an_image_it_does_not_know_is_an_error() -> None:
     with pytest.raises(RequestError) as caught:
         FILE.predict(batch(7, 8, 11))
     assert str(caught.value) == (
-        "teacher.json: was not read for image id 8, 11; evaluate it on the split it was made for"
+        "teacher.json: has no predictions for image id 8, 11; evaluate it on the split it was made for"
     )
 
 
 def test_images_without_ids_are_an_error() -> None:
     with pytest.raises(RequestError) as caught:
         FILE.predict(dataclasses.replace(batch(7), image_ids=()))
-    assert str(caught.value) == "teacher.json: holds boxes by image id, and these images have none; give a data set"
+    assert str(caught.value) == "teacher.json: holds boxes by image id, and these images have no ids; give a data set"
 
 
 def test_it_teaches_the_images_of_its_split_by_their_path() -> None:
@@ -100,6 +100,6 @@ def test_it_predicts_nothing_so_it_is_no_member_of_an_ensemble() -> None:
         parse_member({"family": "predictions", "weights": "teacher.json"}, "teacher.members.0")
     assert str(caught.value) == (
         "teacher.members.0.family: 'predictions' cannot be a member of an ensemble: it holds boxes by image id and "
-        "predicts nothing; give it as a teacher of its own"
+        "predicts nothing; give it as another teacher"
     )
     assert not isinstance(FILE, BlackBoxDetector)

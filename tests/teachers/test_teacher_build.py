@@ -98,7 +98,7 @@ def test_mistakes_of_members_name_the_member() -> None:
         "c.yaml: teacher.members.0.nam: unknown key; did you mean 'name'?",
         "c.yaml: teacher.members.1.weights: is missing",
         "c.yaml: teacher.members.2.family: 'predictions' cannot be a member of an ensemble: it holds boxes by image id "
-        "and predicts nothing; give it as a teacher of its own",
+        "and predicts nothing; give it as another teacher",
     )
 
 
@@ -181,7 +181,7 @@ def test_tiles_and_looks_are_put_around_the_source(onnx_file: Path) -> None:
 def test_sizes_that_do_not_fit_are_refused(onnx_file: Path, teacher_file: Path) -> None:
     content = {"family": "onnx", "weights": str(onnx_file), "image_size": 64}
     assert refused_build(content, None) == (
-        "teacher.image_size: the file takes images of 32x32 pixels alone, given 64; leave it out, or add "
+        "teacher.image_size: the file only takes images of 32x32 pixels, given 64; leave it out, or add "
         "tiles: {size: 32}"
     )
     torch_model = {"weights": str(teacher_file), "image_size": 100}
@@ -200,7 +200,7 @@ def test_labels_need_something_to_map_to(onnx_file: Path) -> None:
     assert refused_build(content, None) == "teacher.labels: there are no classes to map to; leave it out"
     ensemble = {"family": "ensemble", "members": [content], "labels": {"car": "drop"}}
     assert refused_build(ensemble, ("bird",)) == (
-        "teacher.labels: the members of an ensemble have a map each; put it there"
+        "teacher.labels: each member of an ensemble has its own label map; give it there"
     )
     assert "teacher.labels.cat: the teacher has no such class" in refused_build(
         {**content, "labels": {"cat": "drop"}}, ("bird", "car")
@@ -210,7 +210,7 @@ def test_labels_need_something_to_map_to(onnx_file: Path) -> None:
 def test_tiles_that_cut_nothing_are_refused(onnx_file: Path, teacher_file: Path) -> None:
     def text(tile: int, view: int) -> str:
         return (
-            f"teacher.tiles.size: a tile of {tile} pixels is not smaller than the {view}x{view} that it is cut from; "
+            f"teacher.tiles.size: a tile of {tile} pixels is not smaller than the image of {view}x{view} pixels; "
             f"give image_size: {2 * tile}, or leave tiles out"
         )
 
@@ -237,8 +237,8 @@ def test_looks_at_other_sizes_are_the_members_own_where_they_have_sizes(teacher_
     free = {"weights": str(teacher_file)}
     content = {"family": "ensemble", "members": [{**free, "image_size": 128}, free], "tta": {"scales": [0.5, 1.0]}}
     assert refused_build(content, None) == (
-        "teacher.tta.scales: members of the ensemble have image sizes of their own, to which every scale would be "
-        "brought again; give 'tta' to the members"
+        "teacher.tta.scales: members of the ensemble have their own image_size, to which every scale would be "
+        "resized again; give 'tta' to the members"
     )
     assert isinstance(built({**content, "members": [free, free]}).source, Augmented)
     assert isinstance(built({**content, "tta": {"flip": True}}).source, Augmented)
