@@ -66,7 +66,7 @@ class PredictionsFile:
         missing = [str(image_id) for image_id in batch.image_ids if image_id not in self._by_id]
         if missing:
             raise RequestError(
-                f"{self.path}: has no predictions for image id {', '.join(missing)}; evaluate it on the split that it "
+                f"{self.path}: has no predictions for image id {', '.join(missing)}; evaluate it on the split it "
                 f"was made for"
             )
         return [self._by_id[image_id] for image_id in batch.image_ids]
