@@ -379,3 +379,19 @@ def test_soft_boxes_teach_background_where_no_row_has_a_box(name: str) -> None:
         value = loss(output.signals(), Signals(pseudo_labels=said), nothing)
         (gradient,) = torch.autograd.grad(value, detector.head.cv3[0][-1].bias, retain_graph=True)
         assert float(gradient.min()) > 0.0  # every class goes down
+
+
+@pytest.mark.parametrize("key", ["activation", "layer"])
+def test_the_yaml_inside_a_file_runs_no_code(tmp_path: Path, key: str) -> None:
+    """A head for other classes is built anew from the YAML that the file carries."""
+    source = build(UltralyticsConfig(model="yolov8n"), ("a", "b"), "model")
+    marker = tmp_path / "ran"
+    code = f"open({str(marker)!r}, 'w')"
+    if key == "activation":
+        source.net.yaml["activation"] = code
+    else:
+        source.net.yaml["backbone"][0][2] = "torch_safe_load"
+    source.save(tmp_path / "model.pt", {})
+    with pytest.raises(RequestError, match=r"model YAML: .*only layers of ultralytics and torch are built"):
+        build(UltralyticsConfig(weights=tmp_path / "model.pt"), ("c", "d", "e"), "student")
+    assert not marker.exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from ultralytics.nn import tasks
 from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
 
-from kd_vision.core.errors import RequestError
+from kd_vision.core.errors import RequestError, first_line
 from kd_vision.detectors.checkpoints import Checkpoint, read_weights, transfer
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 
@@ -61,7 +63,25 @@ def construct(layout: str | dict[str, Any], channels: int, classes: int) -> task
     content = tasks.yaml_model_load(layout) if isinstance(layout, str) else layout
     is_detr = content["head"][-1][2] == RTDETRDecoder.__name__
     kind = tasks.RTDETRDetectionModel if is_detr else tasks.DetectionModel
-    return kind(content, ch=channels, nc=classes, verbose=False)
+    with _without_eval():
+        try:
+            return kind(content, ch=channels, nc=classes, verbose=False)
+        except TypeError as error:  # how ultralytics refuses what is no layer of its own or of torch
+            raise RequestError(
+                f"model YAML: {first_line(error)}; only layers of ultralytics and torch are built"
+            ) from None
+
+
+@contextmanager
+def _without_eval() -> Iterator[None]:
+    """Build as ultralytics does from untrusted files: a model YAML, which a ``.pt`` may carry, could run code else."""
+    state = tasks._SafeLoad._local
+    before = getattr(state, "active", False)
+    state.active = True
+    try:
+        yield
+    finally:
+        state.active = before
 
 
 def _from_yaml(model: str, classes: int, channels: int, where: str) -> tasks.DetectionModel:
