@@ -5,7 +5,7 @@ The public names are imported when first used, so that `import kd_vision` loads 
     import kd_vision
     result = kd_vision.train("configs/bccd_yolov8s_to_yolov8n.yaml", out="runs/distilled")
     kd_vision.evaluate(result.student, "datasets/bccd.yaml", split="test").metrics.ap
-    kd_vision.export(result.student, "student.onnx", data="datasets/bccd.yaml")
+    kd_vision.export_model(result.student, "student.onnx", data="datasets/bccd.yaml")
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from kd_vision.pipeline.benchmark import benchmark
     from kd_vision.pipeline.check import check
     from kd_vision.pipeline.evaluate import evaluate
-    from kd_vision.pipeline.export import run_export as export
+    from kd_vision.pipeline.export import run_export as export_model
     from kd_vision.pipeline.predict import run_predict as predict
     from kd_vision.pipeline.train import train
 
-__all__ = ["__version__", "benchmark", "check", "evaluate", "export", "load_config", "predict", "train"]
+__all__ = ["__version__", "benchmark", "check", "evaluate", "export_model", "load_config", "predict", "train"]
 
 _HOMES = {
     "benchmark": "kd_vision.pipeline.benchmark:benchmark",
     "check": "kd_vision.pipeline.check:check",
     "evaluate": "kd_vision.pipeline.evaluate:evaluate",
-    "export": "kd_vision.pipeline.export:run_export",
+    "export_model": "kd_vision.pipeline.export:run_export",
     "load_config": "kd_vision.config.load:load_config",
     "predict": "kd_vision.pipeline.predict:run_predict",
     "train": "kd_vision.pipeline.train:train",

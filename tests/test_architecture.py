@@ -607,7 +607,7 @@ def test_every_row_of_the_table_has_a_test() -> None:
 def test_the_table_names_what_is_there(row: list[str]) -> None:
     """Tables stand in the files that are named, and the folders of a new file and of a new test exist."""
     _, file, line, test = row
-    for name, place in re.findall(r"`([A-Z_]+)` in (`[^`]+`|the same file)", line):
+    for name, place in re.findall(r"`([A-Z_]+)` in (`[^`]+`|the same file)", f"{line} {test}"):
         path = place.strip("`") if place != "the same file" else file.split("`")[1]
         base = ROOT if path.startswith("tests/") else ROOT / "kd_vision"
         assert re.search(rf"^{name}\b", (base / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
