@@ -9,8 +9,8 @@ from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.label_map import build_label_map
 from kd_vision.core.lazy import load_attribute
 from kd_vision.core.validation import StrictModel, try_validate
-from kd_vision.detectors import DEFAULT_FAMILY
-from kd_vision.teachers import TeacherEntry, teacher_entry
+from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_module
+from kd_vision.teachers import teacher_entry
 from kd_vision.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def build_teacher(
 
     kind = kind_of(config)
     _refuse_useless_labels(kind, options, student_classes, where)
-    source = _build_source(teacher_entry(kind, where), config, student_classes if kind == ENSEMBLE else None, where)
+    source = _build_source(kind, config, student_classes if kind == ENSEMBLE else None, where)
     labels = None
     if student_classes is not None:
         labels = build_label_map(source.spec.classes, student_classes, options.labels, f"{where}.labels")
@@ -122,12 +122,16 @@ def build_teacher(
 
 
 def _build_source(
-    entry: TeacherEntry, config: StrictModel, classes: tuple[str, ...] | None, where: str
+    kind: str, config: StrictModel, classes: tuple[str, ...] | None, where: str
 ) -> Detector | BlackBoxDetector:
     """Build the detector; only an ensemble is given `classes`, a model would get a new head for them."""
     from kd_vision.detectors.base import Detector, freeze
 
-    source: Detector | BlackBoxDetector = load_attribute(entry.build)(config, classes, where)
+    if kind in FAMILIES:
+        build = family_module(kind, where).build  # names the package that is missing
+    else:
+        build = load_attribute(teacher_entry(kind, where).build)
+    source: Detector | BlackBoxDetector = build(config, classes, where)
     if isinstance(source, Detector):
         freeze(source)
         source.fuse()
