@@ -127,10 +127,8 @@ def _build_source(
     """Build the detector; only an ensemble is given `classes`, a model would get a new head for them."""
     from kd_vision.detectors.base import Detector, freeze
 
-    if kind in FAMILIES:
-        build = family_module(kind, where).build  # names the package that is missing
-    else:
-        build = load_attribute(teacher_entry(kind, where).build)
+    # A family's own way in names the package that is missing.
+    build = family_module(kind, where).build if kind in FAMILIES else load_attribute(teacher_entry(kind, where).build)
     source: Detector | BlackBoxDetector = build(config, classes, where)
     if isinstance(source, Detector):
         freeze(source)
