@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     console.print(f"labelled now: {result.made}{speed}; {result.bytes / count:.0f} bytes an image")
     console.print(f"store    {result.store.path}")
     if result.dataset is not None:
-        doubtful = f", {result.dataset.doubtful} doubtful" if result.dataset.doubtful else ""
+        doubtful = f", {result.dataset.ignored} doubtful" if result.dataset.ignored else ""
         console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{doubtful})")
     return 0
 

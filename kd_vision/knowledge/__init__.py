@@ -1,1 +1,1 @@
-"""What a teacher said of images, on disk: written once, verified, read by any number of students."""
+"""The store: a teacher's predictions on images, written once, verified, and read by any number of runs."""

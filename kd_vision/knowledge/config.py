@@ -1,4 +1,4 @@
-"""The part of a run config that names a store."""
+"""The settings of a store as a teacher."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Verify = Literal["content", "size"]
 
 
 class StoreConfig(StrictModel):
-    """Stored predictions as a teacher; ``knowledge: FOLDER`` at the top of a config is short for one.
+    """Stored predictions as a teacher; ``knowledge: FOLDER`` at the top level of a config is its short form.
 
     Attributes:
         store: folder that `kd-vision label` wrote.
-        verify: how an image is known to be the one that was labelled. `content`: the SHA-256 of its file. `size`:
-            name, bytes and pixels of the file, which is quick, and blind to a change that keeps them all.
-        same_teacher: refuse a store that was made by none of the config's online teachers, where it has some.
+        verify: how an image is identified with a labelled one. `content`: by the SHA-256 of its file. `size`: by
+            file name, number of bytes, width and height, which is fast and misses a change that keeps all of them.
+        same_teacher: where the config has online teachers, refuse a store of any other teacher.
     """
 
     family: Literal["store"] = "store"

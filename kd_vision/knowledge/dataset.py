@@ -1,4 +1,4 @@
-"""A store as an ordinary COCO data set, for any trainer: the surest boxes as labels."""
+"""Converts a store to a COCO data set, for any trainer: the boxes of high scores become labels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from kd_vision.teachers.offline import OfflineTeacher
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabelThresholds:
-    """What becomes of a box by its score.
+    """Thresholds on the scores of pseudo labels.
 
     Attributes:
-        positive: from here on it is a label.
-        ignore: from here on, below `positive`, it may be an object: nothing is learned there.
-        keep_ignored: False: places of doubt are left out, which makes them background.
+        positive: boxes of this score or more become labels.
+        ignore: boxes from this score up to `positive` become crowds, which are ignored in training.
+        keep_ignored: False: they are left out instead, which makes them background.
     """
 
     positive: float = 0.5
@@ -36,32 +36,33 @@ class PseudoLabelThresholds:
     keep_ignored: bool = False
 
     def problems(self, lowest: float) -> list[str]:
-        """Say what cannot be meant of a store that holds boxes from the score `lowest` on."""
-        found = []
+        """Return the mistakes, for a store of boxes whose scores are at least `lowest`."""
+        errors = []
         if not lowest <= self.positive <= 1.0:
-            found.append(f"--min-score: {self.positive:g} is out of reach; the store holds scores from {lowest:g} to 1")
+            errors.append(f"--min-score: {self.positive:g} does not fit the store, whose scores are {lowest:g} to 1")
         if self.keep_ignored and not lowest <= self.ignore < self.positive:
-            found.append(
-                f"--doubt: {self.ignore:g} must be at least {lowest:g} and less than --min-score {self.positive:g}"
+            errors.append(
+                f"--ignore-score: {self.ignore:g} must be at least {lowest:g}, the lowest score of the store, and less "
+                f"than --min-score {self.positive:g}"
             )
-        return found
+        return errors
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenDataset:
-    """What was written.
+    """A data set written from a store.
 
     Attributes:
         descriptor: YAML file that `kd-vision train` takes.
-        images: in the split `train`.
-        labels: boxes that became labels.
-        doubtful: boxes that became crowds: places of doubt, and sure boxes of ignored classes.
+        images: number of images in the split `train`.
+        labels: number of boxes that became labels.
+        ignored: number of boxes that became crowds: those between the thresholds, and those of ignored classes.
     """
 
     descriptor: Path
     images: int
     labels: int
-    doubtful: int
+    ignored: int
 
 
 def write_dataset(
@@ -72,22 +73,22 @@ def write_dataset(
     out: Path,
     thresholds: PseudoLabelThresholds = PseudoLabelThresholds(),
 ) -> WrittenDataset:
-    """Write images of a store with its surest boxes as the split `train`, and other splits as they are.
+    """Write images of a store, with its boxes as labels, as the split `train`, and other splits unchanged.
 
-    Images stay where they are. Places of doubt, and boxes of classes whose map says `ignore`, become crowds, which
-    no training looks at.
+    Images are not copied. Boxes between the thresholds and boxes of ignored classes become crowds, which are left
+    out of training.
 
     Args:
-        store: the teacher's word.
+        store: the teacher's predictions.
         data: images of the store; its classes and category ids are those of the new set.
         labels: from the store's classes to those.
-        others: splits with ground truth that go along, so that training can be measured.
+        others: splits with ground truth, added for evaluation.
         out: a folder that does not exist yet or is empty.
         thresholds: which boxes become labels.
 
     Raises:
-        RequestError: `out` is not empty, the scores cannot be meant, a split has no images, or an image is not in
-            the store.
+        RequestError: `out` is not empty, the thresholds do not fit the store, a split has no images, or an image is
+            not in the store.
     """
     refuse_dataset(out, thresholds, float(store.manifest.options.get("score_threshold") or 0.0))
     empty = [part.name for part in (data, *others) if not part.images]
@@ -109,25 +110,25 @@ def write_dataset(
 
 
 def refuse_dataset(out: Path, thresholds: PseudoLabelThresholds, lowest: float) -> None:
-    """Refuse what `write_dataset` could not do.
+    """Refuse arguments with which `write_dataset` would fail.
 
     Args:
-        out: where to.
+        out: folder of the data set.
         thresholds: which boxes become labels.
-        lowest: score from which the store holds boxes.
+        lowest: score threshold of the store.
 
     Raises:
-        RequestError: naming every mistake.
+        RequestError: one line for every mistake.
     """
-    problems = thresholds.problems(lowest)
+    errors = thresholds.problems(lowest)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        problems.append(f"{out}: exists and is not an empty folder; give another --as-dataset")
-    if problems:
-        raise RequestError(*problems)
+        errors.append(f"{out}: exists and is not an empty folder; give another --as-dataset")
+    if errors:
+        raise RequestError(*errors)
 
 
 def _labelled(image: ImageRecord, detections: Detections, thresholds: PseudoLabelThresholds) -> ImageRecord:
-    """Turn pseudo labels of an image into its ground truth."""
+    """Return the image with its pseudo labels as ground truth."""
     ignore = detections.ignore if detections.ignore is not None else np.zeros(len(detections), np.bool_)
     crowd = ignore | (detections.scores < thresholds.positive)
     keep = ~crowd | (ignore & (detections.scores >= thresholds.positive))

@@ -1,4 +1,4 @@
-"""The page that says what a store holds: ``manifest.json``."""
+"""The manifest of a store: ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kd_vision.core.validation import StrictModel, validate
 FORMAT_VERSION = 1
 MANIFEST, NAMES = "manifest.json", "images.txt"
 Option = float | int | str | bool | None
-"""Value of a setting that decides what is stored."""
+"""Value of a setting that the stored predictions depend on."""
 
 
 class TeacherNote(StrictModel):
-    """Who spoke: the fingerprint compares, the description is for people."""
+    """The teacher: its fingerprint, which is compared, and a description for people."""
 
     fingerprint: str
     description: str
@@ -35,18 +35,18 @@ class ShardNote(StrictModel):
 
 
 class Manifest(StrictModel):
-    """What a store holds.
+    """The content of a store.
 
     Attributes:
-        format_version: of the layout; another one is not read.
-        teacher: who spoke.
+        format_version: of the store; other versions are not read.
+        teacher: that made the predictions.
         classes: the teacher's, in its label order.
-        missing_classes: those of `classes` that the teacher never learned (an ensemble answers in the data's classes).
-        options: settings that decide what is stored.
-        images: how many will be in the finished store.
+        missing_classes: those of `classes` that the teacher never learned (an ensemble has the data's classes).
+        options: settings that the predictions depend on.
+        images: number of images in the finished store.
         names_sha256: of ``images.txt``, the names one a line in the order of the shards.
         shard_size: images per shard; the last may have fewer.
-        shards: the finished ones by number.
+        shards: the finished shards by number.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"silent": "missing_classes"}
@@ -63,15 +63,15 @@ class Manifest(StrictModel):
 
     @property
     def shard_count(self) -> int:
-        """Shards of the finished store."""
+        """Number of shards of the finished store."""
         return math.ceil(self.images / self.shard_size)
 
     def span(self, shard: int) -> range:
-        """Positions of a shard's images in ``images.txt``."""
+        """Return the positions of a shard's images in ``images.txt``."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.images))
 
     def write(self, folder: Path) -> None:
-        """Write it into the store, whole or not at all."""
+        """Write the manifest of the store in `folder`, whole or not at all."""
         write_text(folder / MANIFEST, self.model_dump_json(indent=1) + "\n")
 
 
@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a store, finished or not.
 
     Raises:
-        RequestError: there is none, or it is of another version or damaged.
+        RequestError: it is missing, damaged or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -94,5 +94,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def shard_name(shard: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{shard:05}.parquet"

@@ -1,14 +1,14 @@
-"""Which unlabelled images would teach most, by what a teacher (and a student) said of them.
+"""Acquisition scores: ranks unlabelled images by the predictions of a teacher, and of a student where there is one.
 
-score = mean of the parts that are known, each in [0, 1]:
+score = mean of the available parts, each in [0, 1]:
 
     disagreement  1 - 2 sum_pairs min(t, s) / (sum_T t + sum_S s), pairs matched at IoU >= 0.5 within a class;
                   t and s the scores of the teacher's and the student's boxes; needs a student
     uncertainty   mean over the teacher's boxes of -t log2 t - (1 - t) log2 (1 - t): most for scores near 0.5
     rarity        max over the teacher's boxes of t sqrt(f_min / f_c), f_c the sum of scores of class c in the
-                  store, f_min that of the rarest class seen
+                  store, f_min that of the rarest class with boxes
 
-An image without boxes has 0 for each part that speaks of boxes it does not have.
+An image without boxes of the teacher has uncertainty and rarity 0, without boxes of either disagreement 0.
 
 Shapes: N images, M boxes of one image, K classes.
 """
@@ -34,10 +34,10 @@ CHOSEN, BEYOND = "chosen", "beyond the budget"
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionScore:
-    """What an image would teach.
+    """Value of an image for training.
 
     Attributes:
-        disagreement: None where no student was asked.
+        disagreement: None without a student.
         uncertainty, rarity: see the module.
     """
 
@@ -47,48 +47,51 @@ class AcquisitionScore:
 
     @property
     def score(self) -> float:
-        """Mean of the parts that are known."""
+        """Mean of the available parts."""
         parts = [self.uncertainty, self.rarity, *([] if self.disagreement is None else [self.disagreement])]
         return sum(parts) / len(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """An image in the order of its worth.
+    """An image in the ranking.
 
     Attributes:
-        index: position among the images handed in.
-        worth: what it would teach.
-        reason: `CHOSEN`, or why it was left out.
-        like: index of the chosen image that it looks like; None: it looks like none, or was not compared.
+        index: position among the given images.
+        acquisition: its score, and the parts of it.
+        reason: `CHOSEN`, or the reason why it was left out.
+        like: index of the chosen image of which it is a near duplicate; None: of none, or it was not compared.
     """
 
     index: int
-    worth: AcquisitionScore
+    acquisition: AcquisitionScore
     reason: str
     like: int | None = None
 
 
 def acquisition_scores(
-    said: Sequence[Detections], classes: int, differs: Sequence[float] | None = None
+    detections: Sequence[Detections], classes: int, disagreements: Sequence[float | None] | None = None
 ) -> list[AcquisitionScore]:
-    """Measure images.
+    """Score images.
 
     Args:
-        said: what the teacher said of each of N images.
+        detections: the teacher's predictions on each of N images.
         classes: K of the teacher.
-        differs: `disagreement` about each; None: no student was asked.
+        disagreements: `disagreement` on each; None: there is no student.
     """
-    weights = class_rarity(said, classes)
-    found = []
-    for position, one in enumerate(said):
-        rare = float((one.scores * weights[one.labels]).max()) if len(one) else 0.0
-        found.append(AcquisitionScore(None if differs is None else differs[position], uncertainty(one.scores), rare))
-    return found
+    weights = class_rarity(detections, classes)
+    return [
+        AcquisitionScore(
+            disagreement,
+            uncertainty(one.scores),
+            float((one.scores * weights[one.labels]).max()) if len(one) else 0.0,
+        )
+        for one, disagreement in zip(detections, disagreements or [None] * len(detections), strict=True)
+    ]
 
 
 def disagreement(teacher: Detections, student: Detections) -> float:
-    """Return 1 less the overlap of two answers about an image, see the module; 0 where both are silent."""
+    """Return the disagreement of two predictions on an image, see the module; 0 where both have no boxes."""
     total = float(teacher.scores.sum() + student.scores.sum())
     if total == 0:
         return 0.0
@@ -105,19 +108,19 @@ def uncertainty(scores: npt.NDArray[np.float32]) -> float:
     """Return the mean binary entropy of (M,) scores in bits; 0 without boxes."""
     if not len(scores):
         return 0.0
-    sure = scores.astype(np.float64).clip(1e-9, 1 - 1e-9)
-    return float((-sure * np.log2(sure) - (1 - sure) * np.log2(1 - sure)).mean())
+    p = scores.astype(np.float64).clip(1e-9, 1 - 1e-9)
+    return float((-p * np.log2(p) - (1 - p) * np.log2(1 - p)).mean())
 
 
-def class_rarity(said: Sequence[Detections], classes: int) -> npt.NDArray[np.float64]:
-    """Return (K,) sqrt(f_min / f_c); 0 for a class that was never seen."""
-    seen = np.zeros(classes)
-    for one in said:
-        seen += np.bincount(one.labels, weights=one.scores, minlength=classes)
-    there = seen > 0
+def class_rarity(detections: Sequence[Detections], classes: int) -> npt.NDArray[np.float64]:
+    """Return (K,) sqrt(f_min / f_c); 0 for a class without boxes."""
+    sums = np.zeros(classes)
+    for one in detections:
+        sums += np.bincount(one.labels, weights=one.scores, minlength=classes)
+    present = sums > 0
     weights = np.zeros(classes)
-    if there.any():
-        weights[there] = np.sqrt(seen[there].min() / seen[there])
+    if present.any():
+        weights[present] = np.sqrt(sums[present].min() / sums[present])
     return weights
 
 
@@ -127,34 +130,34 @@ def picture_hash(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def choose(
-    found: Sequence[AcquisitionScore], names: Sequence[str], hashes: npt.NDArray[np.uint8], budget: int
+    scores: Sequence[AcquisitionScore], names: Sequence[str], hashes: npt.NDArray[np.uint8], budget: int
 ) -> list[Ranked]:
-    """Take the best images up to a budget, but none that looks like one already taken.
+    """Choose the best images up to a budget, without near duplicates of chosen ones.
 
     Args:
-        found: worth of each of N images.
-        names: of the images; decide between equals.
-        hashes: (N, 8) from `picture_hash`; two images are alike where they differ in `NEAR_BITS` bits or fewer.
-        budget: images to take.
+        scores: of each of N images.
+        names: of the images; the order of equal scores.
+        hashes: (N, 8) from `picture_hash`; images that differ in `NEAR_BITS` bits or fewer are near duplicates.
+        budget: number of images to choose.
 
     Returns:
         All images, best first.
     """
-    order = sorted(range(len(found)), key=lambda index: (-found[index].score, names[index]))
+    order = sorted(range(len(scores)), key=lambda index: (-scores[index].score, names[index]))
     bits = np.unpackbits(hashes, axis=1).astype(np.bool_)
-    taken_bits = np.zeros((min(budget, len(found)), bits.shape[1]), np.bool_)
-    taken: list[int] = []
+    chosen_bits = np.zeros((min(budget, len(scores)), bits.shape[1]), np.bool_)
+    chosen: list[int] = []
     ranked = []
     for index in order:
-        if len(taken) == budget:
-            ranked.append(Ranked(index, found[index], BEYOND))
+        if len(chosen) == budget:
+            ranked.append(Ranked(index, scores[index], BEYOND))
             continue
-        near = np.flatnonzero(hamming_distances(taken_bits[: len(taken)], bits[index : index + 1]) <= NEAR_BITS)
+        near = np.flatnonzero(hamming_distances(chosen_bits[: len(chosen)], bits[index : index + 1]) <= NEAR_BITS)
         if len(near):
-            like = taken[int(near[0])]
-            ranked.append(Ranked(index, found[index], f"looks like {names[like]}", like))
+            like = chosen[int(near[0])]
+            ranked.append(Ranked(index, scores[index], f"looks like {names[like]}", like))
             continue
-        taken_bits[len(taken)] = bits[index]
-        taken.append(index)
-        ranked.append(Ranked(index, found[index], CHOSEN))
+        chosen_bits[len(chosen)] = bits[index]
+        chosen.append(index)
+        ranked.append(Ranked(index, scores[index], CHOSEN))
     return ranked

@@ -1,9 +1,9 @@
-"""The layout of a shard: one Parquet row per image.
+"""The file format of a shard: one Parquet row per image.
 
 Boxes are 16-bit fixed point relative to the image (off by at most 1/131070 of its side, 0.008 px of 1000), scores
-and probabilities are half precision, of the classes only the likeliest are kept.
+and probabilities are half precision, only the likeliest classes of a box are stored.
 
-Shapes: N images, M boxes of one image, K classes, k classes kept.
+Shapes: N images, M boxes of one image, K classes, k stored classes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _SCHEMA = pa.schema(
         *((name, pa.list_(kind)) for name, kind in _LISTS.items()),
     ]
 )
-# Coordinates and probabilities do not repeat: a dictionary would only cost.
+# Not of coordinates and probabilities: they hardly repeat, a dictionary would only take space.
 _DICTIONARY = ["labels.list.element", "classes.list.element", "width", "height"]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """Which image a row is about.
+    """Identity of the image of a row.
 
     Attributes:
         name: relative to the folder that was labelled.
@@ -62,7 +62,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lists:
-    """A column of lists: all values, and where the list of each row begins."""
+    """A column of lists: all values, and the start of each row's list."""
 
     values: npt.NDArray[np.generic]
     starts: npt.NDArray[np.int32]
@@ -71,15 +71,15 @@ class _Lists:
         return self.values[self.starts[row] : self.starts[row + 1]]
 
 
-def encode(images: Sequence[StoredImage], found: Sequence[Detections], top_k: int) -> bytes:
-    """Return the file of a shard; the same content gives the same bytes.
+def encode(images: Sequence[StoredImage], detections: Sequence[Detections], top_k: int) -> bytes:
+    """Return the file of a shard; equal content gives equal bytes.
 
     Args:
         images: N.
-        found: what the teacher said of each, boxes in pixels of the image.
-        top_k: classes kept per box, likeliest first.
+        detections: the teacher's predictions on each, boxes in pixels of the image.
+        top_k: stored classes per box, likeliest first.
     """
-    lists = [_row(image, one, top_k) for image, one in zip(images, found, strict=True)]
+    lists = [_row(image, one, top_k) for image, one in zip(images, detections, strict=True)]
     columns = [
         pa.array([bytes.fromhex(image.sha256) for image in images], pa.binary(32)),
         pa.array([image.name for image in images], pa.string()),
@@ -100,19 +100,19 @@ def encode(images: Sequence[StoredImage], found: Sequence[Detections], top_k: in
     return bytes(sink.getvalue())
 
 
-def _row(image: StoredImage, found: Detections, top_k: int) -> dict[str, npt.NDArray[np.generic]]:
-    side = np.array([image.width, image.height] * 2, np.float64)
-    boxes = np.rint(found.boxes_xyxy.astype(np.float64) / side * _STEPS).clip(0, _STEPS)
-    own = found.class_probs if found.class_probs is not None else np.zeros((0, 0), np.float32)
-    classes = np.argsort(-own, axis=1, kind="stable")[:, :top_k]
-    probs = np.take_along_axis(own, classes, axis=1)
+def _row(image: StoredImage, detections: Detections, top_k: int) -> dict[str, npt.NDArray[np.generic]]:
+    size = np.array([image.width, image.height] * 2, np.float64)
+    boxes = np.rint(detections.boxes_xyxy.astype(np.float64) / size * _STEPS).clip(0, _STEPS)
+    dense = detections.class_probs if detections.class_probs is not None else np.zeros((0, 0), np.float32)
+    classes = np.argsort(-dense, axis=1, kind="stable")[:, :top_k]
+    probs = np.take_along_axis(dense, classes, axis=1)
     return {
         "boxes": boxes.astype(np.uint16),
-        "scores": found.scores.astype(np.float16),
-        "labels": found.labels.astype(np.uint16),
+        "scores": detections.scores.astype(np.float16),
+        "labels": detections.labels.astype(np.uint16),
         "classes": classes.astype(np.uint16),
         "probs": probs.astype(np.float16),
-        "ignore": np.zeros(0, np.bool_) if found.ignore is None else found.ignore,
+        "ignore": np.zeros(0, np.bool_) if detections.ignore is None else detections.ignore,
     }
 
 
@@ -140,17 +140,17 @@ class ShardRows:
         self._lists = {name: _read(table.column(name).chunk(0)) for name in _LISTS}
 
     def detections(self, row: int) -> Detections:
-        """Return what was said of an image, boxes in its pixels, in the teacher's classes."""
+        """Return the predictions on an image, boxes in its pixels, in the teacher's classes."""
         image = self.images[row]
         part = {name: column.of(row) for name, column in self._lists.items()}
-        side = np.array([image.width, image.height] * 2, np.float64)
+        size = np.array([image.width, image.height] * 2, np.float64)
         count = len(part["scores"])
-        boxes = part["boxes"].reshape(count, 4).astype(np.float64) / _STEPS * side
+        boxes = part["boxes"].reshape(count, 4).astype(np.float64) / _STEPS * size
         probs = None
         if len(part["probs"]):
             probs = np.zeros((count, self._classes), np.float32)
-            kept = part["classes"].reshape(count, -1).astype(np.int64)
-            np.put_along_axis(probs, kept, part["probs"].reshape(count, -1).astype(np.float32), axis=1)
+            classes = part["classes"].reshape(count, -1).astype(np.int64)
+            np.put_along_axis(probs, classes, part["probs"].reshape(count, -1).astype(np.float32), axis=1)
         return Detections(
             boxes.astype(np.float32),
             part["scores"].astype(np.float32),

@@ -1,4 +1,4 @@
-"""Reads a finished store, and finds in it the image that a record names."""
+"""Reads a finished store, and looks up the predictions of an image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Store:
 
     Args:
         path: folder of the store.
-        manifest: its page.
-        rows: its images.
-        verify: how an image is known to be the one that was labelled, see `StoreConfig`.
+        manifest: of the store.
+        rows: its images and predictions.
+        verify: how an image is identified with a labelled one, see `StoreConfig`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, rows: ShardRows, verify: Verify = "content") -> None:
@@ -49,7 +49,7 @@ class Store:
 
     @property
     def score_threshold(self) -> float:
-        """Least score that was stored."""
+        """Score below which boxes were not stored."""
         return float(str(self.manifest.options.get("score_threshold") or 0.0))
 
     @property
@@ -65,7 +65,7 @@ class Store:
         return self._rows.detections(row)
 
     def row_of(self, record: ImageRecord) -> int:
-        """Return the number of the image that a record means.
+        """Return the row of the image of a record.
 
         Raises:
             RequestError: the image is not in the store, or has changed since it was labelled.
@@ -76,7 +76,7 @@ class Store:
                 return row
         row = self._by_hash.get(file_sha256(record.path))
         if row is None:
-            raise RequestError(self._unknown(record))
+            raise RequestError(self._not_found(record))
         return row
 
     def of(self, record: ImageRecord) -> Detections:
@@ -88,16 +88,14 @@ class Store:
         return self.detections(self.row_of(record))
 
     def _row_by_size(self, record: ImageRecord) -> int | None:
-        """Return the one image of this name, size in bytes and size in pixels; None: none, or several."""
+        """Return the row of this file name, size in bytes and size in pixels; None where none or several match."""
         size = record.path.stat().st_size if record.path.is_file() else -1
-        wanted = (size, record.width, record.height)
-        rows = self._by_name.get(record.path.name, [])
-        fitting = [
-            row for row in rows if (found := self.images[row]) and wanted == (found.bytes, found.width, found.height)
-        ]
-        return fitting[0] if len(fitting) == 1 else None
+        key = (size, record.width, record.height)
+        stored = ((row, self.images[row]) for row in self._by_name.get(record.path.name, []))
+        rows = [row for row, image in stored if key == (image.bytes, image.width, image.height)]
+        return rows[0] if len(rows) == 1 else None
 
-    def _unknown(self, record: ImageRecord) -> str:
+    def _not_found(self, record: ImageRecord) -> str:
         path = record.path.resolve().as_posix()
         for row in self._by_name.get(record.path.name, []):
             name = self.images[row].name
@@ -121,39 +119,40 @@ def read_store(path: Path, verify: Verify = "content") -> Store:
     if len(manifest.shards) < manifest.shard_count:
         raise RequestError(f"{path}: holds {done} of {manifest.images} images; to finish it, {_AGAIN}")
     with ThreadPoolExecutor() as threads:
-        read = list(threads.map(lambda note: _verified(path, note), manifest.shards.values()))
-    torn = [part for part in read if isinstance(part, str)]
-    if torn:
-        raise RequestError(*truncate(torn))
-    return Store(path, manifest, ShardRows([p for p in read if isinstance(p, bytes)], len(manifest.classes)), verify)
+        results = list(threads.map(lambda note: _verified(path, note), manifest.shards.values()))
+    errors = [result for result in results if isinstance(result, str)]
+    if errors:
+        raise RequestError(*truncate(errors))
+    files = [result for result in results if isinstance(result, bytes)]
+    return Store(path, manifest, ShardRows(files, len(manifest.classes)), verify)
 
 
 def open_store(config: StoreConfig, train: DetectionData, where: str) -> Store:
-    """Open the store that a run config names; see `read_store`."""
+    """Open the store of a run config; see `read_store`."""
     return read_store(config.store, config.verify)
 
 
 def refuse_other_teacher(store: Store, fingerprint: str, where: str) -> None:
-    """Refuse knowledge that is not of the teacher a config names.
+    """Refuse a store of another teacher than the one in the config.
 
     Args:
-        store: the knowledge.
+        store: the predictions.
         fingerprint: of the config's teacher.
         where: file and key, for the message.
 
     Raises:
-        RequestError: it is another's.
+        RequestError: another teacher made the store.
     """
-    own = store.manifest.teacher
-    if own.fingerprint != fingerprint:
+    teacher = store.manifest.teacher
+    if teacher.fingerprint != fingerprint:
         raise RequestError(
-            f"{where}: {store.path} was labelled by another teacher ({own.description}, {own.fingerprint[:12]}; "
-            f"'teacher:' is {fingerprint[:12]}); label again, or leave 'teacher:' out"
+            f"{where}: {store.path} was labelled by another teacher ({teacher.description}, "
+            f"{teacher.fingerprint[:12]}; 'teacher:' is {fingerprint[:12]}); label again, or leave 'teacher:' out"
         )
 
 
 def _verified(path: Path, note: ShardNote) -> bytes | str:
-    """Return a shard's content, or what is wrong with it."""
+    """Return the content of a shard, or the error as a line."""
     try:
         content = (path / note.file).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Writes a store shard by shard, so that a kill costs no more than the shard in hand."""
+"""Writes a store shard by shard; a killed process loses at most the current shard."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from kd_vision.knowledge.shard import ShardRows, StoredImage, encode
 
 SHARD_SIZE = 256
 EXPECTED_BYTES = 600
-"""Of an image with 20 objects, with room to spare; see the test that measures it."""
+"""Upper estimate for an image with 20 objects; a test measures it."""
 
 
 class StoreWriter:
-    """A store in the making, or the rest of one that was begun.
+    """Writes a new store, or the missing shards of an unfinished one.
 
     Args:
-        folder: of the store; new, empty, or holding what an earlier call of the same kind wrote.
-        teacher: who speaks.
+        folder: of the store; new, empty, or with an unfinished store of the same arguments.
+        teacher: that makes the predictions.
         classes: the teacher's.
-        options: settings that decide what is stored; `top_k` must be one of them.
+        options: settings that the predictions depend on; `top_k` must be one of them.
         images: sorted by name; `file_name` is the name in the store.
         shard_size: images per shard.
         missing_classes: those of `classes` that the teacher never learned.
 
     Raises:
-        RequestError: the folder holds something else, was begun by another teacher, with other options or for
-            other images, or the disk is too small.
+        RequestError: the folder holds other files, or a store of another teacher, other options or other images;
+            or the disk is too small.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class StoreWriter:
             names_sha256=hashlib.sha256(names.encode()).hexdigest(),
             shard_size=shard_size,
         )
-        self.manifest = self._continued(wanted)
+        self.manifest = self._with_finished_shards(wanted)
         self.kept = len(self.manifest.shards)
         refuse_full_disk(folder, sum(len(self.manifest.span(shard)) for shard in self.missing))
         folder.mkdir(parents=True, exist_ok=True)
-        self.manifest.write(folder)  # first: a folder without it is no store, whatever else is in it
+        self.manifest.write(folder)  # first: a folder without a manifest is not recognised as a store
         write_text(folder / NAMES, names)
 
     @property
@@ -88,17 +88,17 @@ class StoreWriter:
         span = self.manifest.span(shard)
         return self._images[span.start : span.stop]
 
-    def write(self, shard: int, found: Sequence[Detections]) -> None:
+    def write(self, shard: int, detections: Sequence[Detections]) -> None:
         """Write a shard.
 
         Args:
             shard: its number.
-            found: what the teacher said of each of its images.
+            detections: the teacher's predictions on each of its images.
 
         Raises:
-            RequestError: an image has gone.
+            RequestError: an image file cannot be read.
         """
-        content = encode(_facts(self.images(shard)), found, int(self.manifest.options["top_k"] or 0))
+        content = encode(_identify(self.images(shard)), detections, int(self.manifest.options["top_k"] or 0))
         write_bytes(self.folder / shard_name(shard), content)
         note = ShardNote(
             file=shard_name(shard), sha256=hashlib.sha256(content).hexdigest(), images=len(self.manifest.span(shard))
@@ -107,53 +107,50 @@ class StoreWriter:
         self.manifest = self.manifest.model_copy(update={"shards": shards})
         self.manifest.write(self.folder)
 
-    def _continued(self, wanted: Manifest) -> Manifest:
-        """Return the manifest with what an earlier call finished, as far as it is still true."""
+    def _with_finished_shards(self, wanted: Manifest) -> Manifest:
+        """Return the manifest with the shards that an earlier call finished and that are still valid."""
         if not (self.folder / MANIFEST).exists():
-            if self.folder.exists() and not (self.folder.is_dir() and _hardly_begun(self.folder)):
+            if self.folder.exists() and not (self.folder.is_dir() and _holds_no_shard(self.folder)):
                 raise RequestError(f"{self.folder}: exists and is no knowledge store; give another --out")
             return wanted
-        there = read_manifest(self.folder)
-        self._refuse_other(there, wanted)
-        kept = {shard: note for shard, note in there.shards.items() if self._is_whole(wanted, shard, note)}
-        return wanted.model_copy(update={"shards": kept})
+        stored = read_manifest(self.folder)
+        self._refuse_other(stored, wanted)
+        valid = {shard: note for shard, note in stored.shards.items() if self._is_valid(wanted, shard, note)}
+        return wanted.model_copy(update={"shards": valid})
 
-    def _refuse_other(self, there: Manifest, wanted: Manifest) -> None:
+    def _refuse_other(self, stored: Manifest, wanted: Manifest) -> None:
         changed = []
-        if there.teacher.fingerprint != wanted.teacher.fingerprint:
-            was, now = there.teacher, wanted.teacher
+        if stored.teacher.fingerprint != wanted.teacher.fingerprint:
+            was, now = stored.teacher, wanted.teacher
             changed.append(
                 f"by another teacher ({was.description}, content {was.fingerprint[:12]}; now {now.description}, "
                 f"{now.fingerprint[:12]})"
             )
-        if there.classes != wanted.classes:
-            changed.append(f"with the classes {', '.join(there.classes)}")
-        old, new = (
-            {**there.options, "shard_size": there.shard_size},
-            {**wanted.options, "shard_size": wanted.shard_size},
-        )
+        if stored.classes != wanted.classes:
+            changed.append(f"with the classes {', '.join(stored.classes)}")
+        old, new = ({**manifest.options, "shard_size": manifest.shard_size} for manifest in (stored, wanted))
         changed += [
             f"with {key} {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
         ]
-        if there.names_sha256 != wanted.names_sha256:
+        if stored.names_sha256 != wanted.names_sha256:
             changed.append(f"for other images ({self._difference()})")
         if changed:
             raise RequestError(f"{self.folder}: was begun {'; '.join(changed)}; use another --out")
 
     def _difference(self) -> str:
-        """Say which images came and went."""
+        """Describe which images were added and removed."""
         path = self.folder / NAMES
         before = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
         now = {image.file_name for image in self._images}
-        said = [
+        changes = [
             f"{len(names)} {what}, e.g. {min(names)}"
-            for what, names in (("came", now - before), ("went", before - now))
+            for what, names in (("added", now - before), ("removed", before - now))
             if names
         ]
-        return "; ".join(said) or f"{len(before)} before, {len(now)} now"
+        return "; ".join(changes) or f"{len(before)} before, {len(now)} now"
 
-    def _is_whole(self, manifest: Manifest, shard: int, note: ShardNote) -> bool:
-        """Tell whether a shard is as it was written, and its images are as they were labelled."""
+    def _is_valid(self, manifest: Manifest, shard: int, note: ShardNote) -> bool:
+        """Return whether a shard and its images are unchanged since it was written."""
         path = self.folder / shard_name(shard)
         if shard >= manifest.shard_count or not path.is_file():
             return False
@@ -161,23 +158,23 @@ class StoreWriter:
         if hashlib.sha256(content).hexdigest() != note.sha256:
             return False
         span = manifest.span(shard)
-        return ShardRows([content], len(manifest.classes)).images == _facts(self._images[span.start : span.stop])
+        return ShardRows([content], len(manifest.classes)).images == _identify(self._images[span.start : span.stop])
 
 
-def _hardly_begun(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what a kill leaves before the first shard."""
+def _holds_no_shard(folder: Path) -> bool:
+    """Return whether a folder only has files that a writer killed before its first shard leaves."""
     return {path.name for path in folder.iterdir()} <= {NAMES, f"{NAMES}.part", f"{MANIFEST}.part"}
 
 
 def refuse_full_disk(folder: Path, images: int) -> int:
-    """Return the bytes that labelling so many images is expected to take.
+    """Return the expected bytes of a store of so many images.
 
     Raises:
         RequestError: the disk has less free.
     """
     needed = images * EXPECTED_BYTES
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise RequestError(
             f"{folder}: {images} images take about {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} MB free; "
@@ -186,8 +183,8 @@ def refuse_full_disk(folder: Path, images: int) -> int:
     return needed
 
 
-def _facts(images: Sequence[ImageRecord]) -> tuple[StoredImage, ...]:
-    """Identify images by the content of their files; threads serve, as hashing holds no lock."""
+def _identify(images: Sequence[ImageRecord]) -> tuple[StoredImage, ...]:
+    """Hash the files of images, in threads, as hashing releases the GIL."""
     with ThreadPoolExecutor() as threads:
         hashes = list(threads.map(file_sha256, (image.path for image in images)))
     return tuple(

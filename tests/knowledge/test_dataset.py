@@ -45,7 +45,7 @@ def written(
 
 def test_sure_boxes_become_labels_of_the_datas_classes(told: tuple[Store, DetectionData], tmp_path: Path) -> None:
     made = written(told, tmp_path / "set", PseudoLabelThresholds(0.5))
-    assert (made.images, made.labels, made.doubtful) == (2, 2, 1)
+    assert (made.images, made.labels, made.ignored) == (2, 2, 1)
     train = load_split(load_descriptor(made.descriptor), "train")
     assert (train.classes, train.category_ids) == (OURS, (7, 9))
     assert [image.path for image in train.images] == [image.path for image in told[1].images]
@@ -63,7 +63,7 @@ def test_doubtful_and_ignored_boxes_become_crowds_where_they_are_kept(
     told: tuple[Store, DetectionData], tmp_path: Path
 ) -> None:
     made = written(told, tmp_path / "set", PseudoLabelThresholds(0.5, 0.2, keep_ignored=True))
-    assert (made.labels, made.doubtful) == (2, 2)
+    assert (made.labels, made.ignored) == (2, 2)
     image = load_split(load_descriptor(made.descriptor), "train").images[0]
     found = sorted(zip(image.boxes_xyxy[:, 0].round().tolist(), image.crowd.tolist(), strict=True))
     assert found == [(0, False), (10, True), (20, False), (30, True)]
@@ -87,8 +87,8 @@ def test_wrong_requests_leave_nothing(told: tuple[Store, DetectionData], tmp_pat
     with pytest.raises(RequestError) as caught:
         written(told, tmp_path / "set", PseudoLabelThresholds(0.01, 0.5, keep_ignored=True))
     assert caught.value.problems == (
-        "--min-score: 0.01 is out of reach; the store holds scores from 0.05 to 1",
-        "--doubt: 0.5 must be at least 0.05 and less than --min-score 0.01",
+        "--min-score: 0.01 does not fit the store, whose scores are 0.05 to 1",
+        "--ignore-score: 0.5 must be at least 0.05, the lowest score of the store, and less than --min-score 0.01",
     )
     assert not (tmp_path / "set").exists()
     with pytest.raises(RequestError, match="store: exists and is not an empty folder; give another --as-dataset"):

@@ -132,7 +132,7 @@ def test_another_list_of_images_is_refused(kit: Any, tmp_path: Path, images: Mak
     data = images(3)
     kit.begin(tmp_path / "store", data)
     other = replace(data, images=(*data.images[1:], kit.record(data.images[0].path, 9, 40, 30, "b/new.png")))
-    message = "was begun for other images (1 came, e.g. b/new.png; 1 went, e.g. 000.png); use another --out"
+    message = "was begun for other images (1 added, e.g. b/new.png; 1 removed, e.g. 000.png); use another --out"
     with pytest.raises(RequestError, match=re.escape(message)):
         kit.begin(tmp_path / "store", other)
 
