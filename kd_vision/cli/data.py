@@ -145,7 +145,7 @@ def _run_check(args: argparse.Namespace) -> int:
     if defects:
         _print_defects(console, defects)
     warnings = len(defects) - errors
-    console.print(f"{args.data}: {errors} error{_s(errors)}, {warnings} warning{_s(warnings)}")
+    console.print(f"{args.data}: {errors} error{_s(errors)}, {warnings} warning{_s(warnings)}", soft_wrap=True)
     return 2 if errors else 0
 
 

@@ -7,7 +7,8 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from kd_vision.core.errors import KDVisionError
 from kd_vision.core.version import __version__
@@ -51,22 +52,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _log_to_stderr() -> None:
-    """Write what the library logs to standard error, a plain line each."""
-    handler = logging.StreamHandler()
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Write what the library logs to standard error, a plain line each, for as long as a command runs."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("kd_vision")
-    log.handlers[:] = [handler]
+    log, level = logging.getLogger("kd_vision"), logging.getLogger("kd_vision").level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; turn errors into a line and an exit status."""
     options = build_parser().parse_args(arguments)
-    _log_to_stderr()
     try:
-        return int(options.run(options))
+        with _log_to_stderr():
+            return int(options.run(options))
     except KDVisionError as error:
         if options.debug:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Linear adapters start where ridge regression puts them, not at random."""
+"""Initialises linear adapters by ridge regression."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def fit_adapters(run: TrainingStep, stream: TrainStream, device: torch.device) -
     """Fit every linear adapter of the distiller on the first batches of training.
 
     Args:
-        run: the step, on `device`.
-        stream: training batches; reading some of them here changes nothing there.
-        device: where student and teacher are.
+        run: the training step, on `device`.
+        stream: training batches; reading some of them does not change its state.
+        device: of student and teachers.
     """
     if run.distiller is None:
         return
@@ -35,11 +35,11 @@ def fit_adapters(run: TrainingStep, stream: TrainStream, device: torch.device) -
 def _pairs(
     run: TrainingStep, teacher: str, stream: TrainStream, device: torch.device
 ) -> Iterator[tuple[Signals, Signals]]:
-    # A copy in training mode: batch statistics, as the loss will see them, without moving the student's own.
+    # A copy in training mode: batch statistics as in training, without an update of the student's running ones.
     student: Detector = copy.deepcopy(run.student).train()
     for step in range(min(_BATCHES, stream.total_steps)):
         batch = stream.batch_at(step).to(device).as_float()
         with torch.no_grad():
-            own = to_channels(batch.images, student.spec.input_channels)
-            said = student(own, signals=frozenset({"features"}))
-            yield said.signals(), run.teacher_signals(batch)[teacher].signals()
+            images = to_channels(batch.images, student.spec.input_channels)
+            output = student(images, signals=frozenset({"features"}))
+            yield output.signals(), run.teacher_signals(batch)[teacher].signals()

@@ -1,4 +1,4 @@
-"""Teacher, plain twin and distilled student over several seeds: before and after, with proof."""
+"""Compares teacher, baseline and distilled student over several seeds."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from kd_vision.teachers.ground_truth import GroundTruthConfig
 from kd_vision.teachers.options import TeacherOptions
 
 _EXAMPLES = 6
-_TWINS = ("plain", "distilled")
-_CONTROL = "control"
-_OWN_ARMS = (*_TWINS, _CONTROL)
+_PLAIN, _DISTILLED, _CONTROL = "plain", "distilled", "control"
+_ARMS = (_PLAIN, _DISTILLED, _CONTROL)
+"""Folders of the runs: the baseline, the distilled student, and the control."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """What a benchmark gave.
+    """Result of a benchmark.
 
     Attributes:
-        directory: where its files are.
+        directory: of its files.
         data: every number, as in ``benchmark.json``.
-        report_html, report_md: for people.
+        report_html, report_md: the reports.
     """
 
     directory: Path
@@ -79,20 +79,20 @@ def benchmark(
     with_latency: bool = True,
     control: bool = False,
 ) -> BenchmarkResult:
-    """Train the plain twin and the distilled student for every seed; measure both and the teacher.
+    """Train the baseline and the distilled student for every seed; measure both and the teacher.
 
-    The twins of a seed share weights at the start, data order, augmentation and number of steps;
-    unlabelled images are the distilled student's alone, beside the same labelled batches. Runs
-    that are finished are not made again, so that a benchmark that was killed goes on where it was.
+    The runs of a seed share initial weights, data order, augmentation and number of steps; the distilled student gets
+    unlabelled images in addition to the same labelled batches. Finished runs are not repeated, so that a benchmark
+    that was stopped continues.
 
     Args:
         config: a config with a teacher, or the path of one.
         seeds: one pair of runs each.
         out: directory; None: ``runs/<config name>-benchmark``.
         overrides: ``key=value`` strings, where `config` is a path.
-        progress: how progress is shown.
-        with_latency: export each arm and time it.
-        control: train a third twin, which is taught by its own labels: see `control_config`.
+        progress: receives the progress.
+        with_latency: export each arm and measure its latency.
+        control: also train a control with the ground truth as teacher: see `control_config`.
 
     Raises:
         RequestError: the config has no teacher, or the directory holds other runs.
@@ -104,20 +104,20 @@ def benchmark(
     data = RunData(config.data)
     size = teacher_input_size(config, build_online_teachers(config, data.classes))
     for seed in seeds:
-        for name in _OWN_ARMS if control else _TWINS:
+        for name in _ARMS if control else (_PLAIN, _DISTILLED):
             _run_arm(_arm_config(config, name, seed), root / name / f"seed{seed}", name, data, size, progress)
     return assemble(config, seeds, root, data, progress, with_latency, control)
 
 
 def _refuse_wrong_request(config: RunConfig, seeds: Sequence[int]) -> None:
     if not config.is_distilled:
-        raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares with and without one")
+        raise RequestError(f"{config.source}: teacher: is missing; a benchmark compares training with and without it")
     if config.train.label_fraction == 0:
         raise RequestError(
-            f"{config.source}: train.label_fraction: without labels there is no plain twin to compare with; train with "
+            f"{config.source}: train.label_fraction: without labels there is no baseline to compare with; train with "
             f"`kd-vision train` and compare with the teacher: `kd-vision evaluate {config.source} --data {config.data}`"
         )
-    taken = [teacher.name for teacher in config.teachers if teacher.name in _OWN_ARMS]
+    taken = [teacher.name for teacher in config.teachers if teacher.name in _ARMS]
     if taken:
         raise RequestError(f"{config.source}: teacher.name: '{taken[0]}' is the name of a student here; give another")
     if config.train.devices != 1 or config.train.num_nodes != 1:
@@ -138,26 +138,26 @@ def assemble(
     with_latency: bool = True,
     control: bool = False,
 ) -> BenchmarkResult:
-    """Gather the finished runs of `seeds` below `root` and write ``benchmark.json`` and the reports.
+    """Gather the finished runs of `seeds` in `root` and write ``benchmark.json`` and the reports.
 
-    A control that was trained before is left out unless it is asked for, when it is checked like the other arms.
+    The runs of an earlier control are left out unless `control` is True.
     """
     truth = data.final_split(config)
     detections: dict[str, dict[int, Detections]] = {}
     arms: list[Arm] = []
     for name, teacher in build_online_teachers(config, truth.classes).items():
-        if teacher.spec.classes != truth.classes:  # it teaches features alone; its boxes mean nothing here
+        if teacher.spec.classes != truth.classes:  # a teacher of features only; its boxes are of other classes
             continue
         teacher.to(best_device())
-        side = teacher.image_size or config.image_size
-        detections[name] = predict_split(teacher, truth, side, config.evaluate, progress)
+        image_size = teacher.image_size or config.image_size
+        detections[name] = predict_split(teacher, truth, image_size, config.evaluate, progress)
         metrics = evaluate_detections(truth, detections[name], config.evaluate.backend)
-        arms.append(_teacher_arm(name, teacher.to("cpu"), side, metrics, _teacher_file(config, name)))
-    for name, own_seeds in _student_arms(root, seeds, control).items():
-        arms.append(_student_arm(config, name, own_seeds, root, with_latency))
-        if own_seeds[0] == seeds[0]:
+        arms.append(_teacher_arm(name, teacher.to("cpu"), image_size, metrics, _teacher_file(config, name)))
+    for name, arm_seeds in _student_arms(root, seeds, control).items():
+        arms.append(_student_arm(config, name, arm_seeds, root, with_latency))
+        if arm_seeds[0] == seeds[0]:
             detections[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, progress)
-    picks = pick_examples(truth, detections["plain"], detections["distilled"], _EXAMPLES)
+    picks = pick_examples(truth, detections[_PLAIN], detections[_DISTILLED], _EXAMPLES)
     result = BenchmarkData(
         title=_title(arms, _unmeasured(config)),
         data=DataFacts(
@@ -180,7 +180,7 @@ def assemble(
 
 
 def _data_name(descriptor: Path) -> str:
-    """Name of the descriptor; of its folder where the file is called just ``data.yaml``."""
+    """Return the name of the descriptor, or of its folder where the file is called ``data.yaml``."""
     return descriptor.parent.name if descriptor.stem == "data" else descriptor.stem
 
 
@@ -202,27 +202,27 @@ def _arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
     config = replace(config, train=config.train.model_copy(update={"seed": seed}))
     if name == _CONTROL:
         return control_config(config)
-    return config if name == "distilled" else _baseline(config)
+    return config if name == _DISTILLED else _baseline(config)
 
 
 def _baseline(config: RunConfig) -> RunConfig:
-    """Return the run without teacher, and without the images that only a teacher has boxes for."""
+    """Return the run without teacher and without unlabelled images."""
     settings = config.train.model_copy(update={"unlabelled_ratio": 0.0})
     return replace(config, teachers=(), terms=(), recipe=None, train=settings)
 
 
 def control_config(config: RunConfig) -> RunConfig:
-    """Return the run with its teacher exchanged for the student's own labels.
+    """Return the run with the ground truth as its only teacher.
 
-    They come through one `soft_boxes`: with the settings of the config's first one where it has any, the weights of
-    several added, and the largest `balance` of all its losses. What this twin gains over plain training needs nobody
-    who knows more than the labels.
+    Its single loss is `soft_boxes`: with the settings of the config's first one where it has any, the sum of the
+    weights of several, and the largest `balance` of all losses. Its gain over plain training is the effect of the
+    loss alone, without any knowledge beyond the labels.
     """
-    own = [term.config for term in config.terms if term.loss == "soft_boxes"]
-    settings = own[0] if own else load_loss("soft_boxes").Config()
-    weights = [part.weight for part in own if part.weight != "auto"]
+    soft_boxes = [term.config for term in config.terms if term.loss == "soft_boxes"]
+    settings = soft_boxes[0] if soft_boxes else load_loss("soft_boxes").Config()
+    weights = [loss.weight for loss in soft_boxes if loss.weight != "auto"]
     changes = {"balance": max((float(getattr(term.config, "balance", 0.0)) for term in config.terms), default=0.0)}
-    if own and len(weights) == len(own):
+    if soft_boxes and len(weights) == len(soft_boxes):
         changes["weight"] = sum(weights)
     settings = settings.model_copy(update=changes)
     return replace(
@@ -235,13 +235,17 @@ def control_config(config: RunConfig) -> RunConfig:
 def _measure_anew(directory: RunDirectory, config: RunConfig, data: RunData) -> None:
     """Measure a finished run again where the images or labels that it was measured on have changed."""
     truth = data.final_split(config)
-    known = read_json(directory.fit)
-    if (known.get("split"), known.get("measured_on")) != (truth.name, data.content_hash(truth.name)):
+    fit = read_json(directory.fit)
+    if (fit.get("split"), fit.get("measured_on")) != (truth.name, data.content_hash(truth.name)):
         measure_run(config, directory, truth, best_device())
 
 
 def _refuse_other_run(directory: RunDirectory, config: RunConfig, data: RunData, size: int | None) -> None:
-    """A run that is there counts only if it was made by this very config, from the same files."""
+    """Refuse an existing run of another config or of other files.
+
+    Raises:
+        RequestError: naming every difference.
+    """
     changed = changed_keys(load_config(directory.config, files_exist=False), config)
     made_with = read_json(directory.environment).get("hashes", {})
     if made_with.get("teacher") and made_with["teacher"] != teacher_hash(config):
@@ -252,30 +256,30 @@ def _refuse_other_run(directory: RunDirectory, config: RunConfig, data: RunData,
     if made_with.get("student", origin["student"]) != origin["student"]:
         changed.append("the weights that the student starts from have changed")
     if made_with.get("view", size) != size:
-        was, now = (side or config.image_size for side in (made_with["view"], size))
-        changed.append(f"its images were made at {was} px, are made at {now} px now")
+        was, now = (sample_size or config.image_size for sample_size in (made_with["view"], size))
+        changed.append(f"its samples were made at {was} px, now at {now} px")
     if changed:
         raise RequestError(f"{directory.root}: holds a run of another config: {'; '.join(changed)}; give another --out")
 
 
 def _student_arms(root: Path, seeds: Sequence[int], control: bool) -> dict[str, list[int]]:
-    """Plain, distilled, then whatever else was put beside them in the same form; each with its seeds among `seeds`."""
-    others = sorted(p.name for p in root.iterdir() if p.name not in _OWN_ARMS)
-    names = [*_TWINS, *([_CONTROL] if control else []), *others]
-    found = {name: [seed for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()] for name in names}
-    return {name: own for name, own in found.items() if own}
+    """Return the arms with finished runs and their seeds: baseline, distilled, control, then any other folder."""
+    others = sorted(p.name for p in root.iterdir() if p.name not in _ARMS)
+    names = [_PLAIN, _DISTILLED, *([_CONTROL] if control else []), *others]
+    arms = {name: [seed for seed in seeds if (root / name / f"seed{seed}/metrics.json").is_file()] for name in names}
+    return {name: finished for name, finished in arms.items() if finished}
 
 
 def _unmeasured(config: RunConfig) -> str:
-    """Name the teachers of which none has an arm."""
+    """Return a name for teachers without an arm, for the title."""
     if any(kind_of(teacher.config) == "store" for teacher in config.teachers):
         return "stored knowledge"
     return " and ".join("itself" if teacher.entry.follows_student else teacher.name for teacher in config.teachers)
 
 
-def _title(arms: Sequence[Arm], unseen: str) -> str:
-    """Say who teaches whom; `unseen` is whoever is no arm of its own."""
-    teachers = " and ".join(arm.model for arm in arms if arm.role == "teacher") or unseen
+def _title(arms: Sequence[Arm], unmeasured: str) -> str:
+    """Return the title; `unmeasured` names the teachers where none has an arm."""
+    teachers = " and ".join(arm.model for arm in arms if arm.role == "teacher") or unmeasured
     student = next(arm.model for arm in arms if arm.role == "plain")
     return f"{teachers} {'teach' if ' and ' in teachers else 'teaches'} {student}"
 
@@ -301,10 +305,10 @@ def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path,
     first = root / name / f"seed{seeds[0]}"
     loaded = load_model(first / "student.pt", config.image_size)
     assert loaded.detector is not None
-    roles: Mapping[str, Role] = {"plain": "plain", "distilled": "distilled", _CONTROL: "control"}
+    roles: Mapping[str, Role] = {_PLAIN: "plain", _DISTILLED: "distilled", _CONTROL: "control"}
     texts = {
-        "plain": "the same student, seed and steps without a teacher",
-        "distilled": f"learns by {_terms_of(config)}",
+        _PLAIN: "the same student, seed and steps without a teacher",
+        _DISTILLED: f"learns by {_terms_of(config)}",
         _CONTROL: f"no teacher: its own labels through {_terms_of(control_config(config))}",
     }
     described = first / "description.txt"
@@ -347,7 +351,7 @@ def _arm_run(root: Path, name: str, seed: int) -> ArmRun:
 
 
 def _steps(root: Path, arms: Sequence[Arm]) -> int | None:
-    """Batches of every student; None where arms differ (``patience`` ends some earlier)."""
+    """Return the number of batches of every run; None where runs differ (early stopping by ``patience``)."""
     runs = [run.directory for arm in arms if arm.role != "teacher" for run in arm.runs]
     counts = {int(read_json(RunDirectory(root / run).fit)["steps"]) for run in runs if run is not None}
     return counts.pop() if len(counts) == 1 else None
@@ -361,18 +365,18 @@ def _predictions(
 
 
 def _latency(student: Path, config: RunConfig) -> Latency | GateError:
-    """Export next to the student and time the file; the parity gate's refusal where it refuses."""
+    """Export the student and return the latency of the file, or the error of the parity gate."""
     out = student.with_suffix(".onnx")
     try:
         exported = run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
     except GateError as refusal:
-        return refusal  # an arm that finds nothing proves nothing; its AP says the rest
+        return refusal  # e.g. no boxes to compare, of a student without detections; its AP shows it
     assert exported.latency is not None  # one image at a time
     return exported.latency
 
 
 def gflops(detector: Detector, image_size: int) -> float:
-    """Billions of floating-point operations for one image (a multiply-add is two)."""
+    """Return billions of floating-point operations for one image (a multiply-add is two)."""
     module = detector.export_module()
     image = torch.zeros(1, detector.spec.input_channels, image_size, image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -33,7 +33,7 @@ def build_parts(config: RunConfig, data: RunData) -> RunParts:
     """Build student, teachers and losses.
 
     Raises:
-        RequestError: everything that does not fit.
+        RequestError: one line for every mistake.
     """
     student = build_student(config, data.classes)
     parts = RunParts(student, build_teachers(config, data, student), None)
@@ -52,7 +52,7 @@ def build_distiller(config: RunConfig, student: DetectorSpec, teachers: Mapping[
         teachers: facts about each, by name.
 
     Raises:
-        RequestError: every term that does not fit its pair, and the losses that would.
+        RequestError: every term that does not fit its teacher and student, and the losses that do.
     """
     errors: list[str] = []
     losses: dict[str, DistillationLoss[LossConfig]] = {}

@@ -1,4 +1,4 @@
-"""Everything wrong with a run, found before anything is spent."""
+"""Checks a run before training: data, models, losses, teachers, gradients, memory and disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kd_vision.pipeline.teachers import teacher_input_size
 
 State = Literal["ok", "warning", "error", "gate"]
 _PROBE_BATCHES = 2
-_MOST_DEFECTS = 20
+_MAX_DEFECTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Finding:
     """One line of a check.
 
     Attributes:
-        topic: what was looked at.
-        state: `error`: the request is wrong (exit 2); `gate`: a gate refused (exit 3).
-        text: what was found.
+        topic: what was checked.
+        state: `error`: the request is wrong (exit 2); `gate`: a gate failed (exit 3).
+        text: the result.
     """
 
     topic: str
@@ -47,11 +47,11 @@ class Finding:
 
 
 def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lambda topic: None) -> list[Finding]:
-    """Look at data, pair, losses and teacher; return everything found, good and bad.
+    """Check data, models, losses, teachers and gradients; return every result, good and bad.
 
     Args:
         config: a config, or the path of one.
-        progress: told what is looked at next.
+        progress: called with each topic when its check starts.
 
     Raises:
         RequestError: the config itself is wrong.
@@ -86,72 +86,69 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """0, 2 for a wrong request, 3 where only a gate refused."""
+    """Return 0, 2 for a wrong request, or 3 where only a gate failed."""
     states = {finding.state for finding in findings}
     return 2 if "error" in states else 3 if "gate" in states else 0
 
 
 def _light(config: RunConfig) -> RunConfig:
-    """The same run without worker processes and cache: two batches need neither."""
+    """Return the run without worker processes and cache, which two batches do not need."""
     return replace(config, train=config.train.model_copy(update={"workers": 0, "cache": "none"}))
 
 
 def _data(data: RunData) -> list[Finding]:
     defects = check_data(data.descriptor)
-    found = [Finding("data", _state(d.level), str(d)) for d in defects[:_MOST_DEFECTS]]
-    if len(defects) > _MOST_DEFECTS:
-        found.append(Finding("data", "warning", f"{len(defects) - _MOST_DEFECTS} more; see `kd-vision data check`"))
-    return found or [Finding("data", "ok", "no defect")]
-
-
-def _state(level: str) -> State:
-    return "error" if level == "error" else "warning"
+    findings = [Finding("data", defect.level, str(defect)) for defect in defects[:_MAX_DEFECTS]]
+    if len(defects) > _MAX_DEFECTS:
+        findings.append(Finding("data", "warning", f"{len(defects) - _MAX_DEFECTS} more; see `kd-vision data check`"))
+    return findings or [Finding("data", "ok", "no defect")]
 
 
 def _pair(parts: RunParts) -> list[Finding]:
     spec = parts.student.spec
-    found = [
+    findings = [
         Finding("student", "ok", f"{spec.name}, {spec.parameters / 1e6:.2f} M parameters, {len(spec.classes)} classes, "
                 f"strides {', '.join(str(s) for s in spec.level_strides.values())}")
     ]  # fmt: skip
     if parts.distiller is None:
-        return [*found, Finding("teacher", "ok", "none: plain training")]
-    for name, said in parts.specs.items():
-        known = f"{said.parameters / 1e6:.2f} M parameters" if said.parameters else "a black box"
-        same = "same classes" if said.classes == spec.classes else "other classes: features only"
-        found.append(Finding(name, "ok", f"{said.name}, {known}, {same}, gives {', '.join(sorted(said.provides))}"))
-        if said.missing_classes:
-            names = ", ".join(sorted(said.missing_classes))
-            found.append(Finding(name, "warning", f"never learned {names}: there its silence teaches nothing"))
-        if 0 < said.parameters < spec.parameters:
-            found.append(Finding(name, "warning", "is smaller than the student"))
-    return found
+        return [*findings, Finding("teacher", "ok", "none: plain training")]
+    for name, teacher in parts.specs.items():
+        size = f"{teacher.parameters / 1e6:.2f} M parameters" if teacher.parameters else "a black box"
+        classes = "same classes" if teacher.classes == spec.classes else "other classes: features only"
+        signals = ", ".join(sorted(teacher.provides))
+        findings.append(Finding(name, "ok", f"{teacher.name}, {size}, {classes}, provides {signals}"))
+        if teacher.missing_classes:
+            missing = ", ".join(sorted(teacher.missing_classes))
+            findings.append(Finding(name, "warning", f"never learned {missing}: its losses leave these classes out"))
+        if 0 < teacher.parameters < spec.parameters:
+            findings.append(Finding(name, "warning", "is smaller than the student"))
+    return findings
 
 
 def _pair_warnings(config: RunConfig, parts: RunParts) -> list[Finding]:
-    """What a user should know of a term on this pair although it fits: a resampled grid, a class nobody teaches."""
+    """Return the warnings of terms that fit the pair: a resampled grid, a class without a teacher."""
     specs, student = parts.specs, parts.student.spec
     return [
-        Finding("losses", "warning", f"{term.name}: {remark}")
+        Finding("losses", "warning", f"{term.name}: {warning}")
         for term in config.terms
-        for remark in load_loss(term.loss).pair_warnings(term.config, student, specs[term.teacher])
+        for warning in load_loss(term.loss).pair_warnings(term.config, student, specs[term.teacher])
     ]
 
 
 def _teachers(config: RunConfig, parts: RunParts, truth: DetectionData, labelled: DetectionData) -> list[Finding]:
-    found = []
+    findings = []
     for score in measure_teachers(config, parts, truth, labelled):
         topic = f"{score.name}'s mAP"
         try:
             refuse_weak_teacher(config, score)
         except GateError as error:
-            found.append(Finding(topic, "gate", str(error)))
+            findings.append(Finding(topic, "gate", str(error)))
             continue
         if score.teacher is None or score.student is None:
-            found.append(Finding(topic, "warning", f"cannot be measured on '{score.split}'"))
+            findings.append(Finding(topic, "warning", f"cannot be measured on '{score.split}'"))
         else:
-            found.append(Finding(topic, "ok", _compare(score.teacher, score.student, score.split)))
-    return found
+            findings.append(Finding(topic, "ok", _compare(score.teacher, score.student, score.split)))
+    return findings
 
 
 def _compare(teacher: Metrics, student: Metrics, split: str) -> str:
@@ -159,48 +156,47 @@ def _compare(teacher: Metrics, student: Metrics, split: str) -> str:
 
 
 def _liveness(config: RunConfig, parts: RunParts, stream: Any) -> list[Finding]:
-    """Run two batches, measure every term's gradient at the neck, and the memory a step holds."""
+    """Run two batches; measure every term's gradient at the neck, and the memory of a step."""
     distiller = parts.distiller
     run = TrainingStep(parts.student, distiller, parts.teachers).train()
     guard = TermGuard(distiller)
     norms: list[dict[str, float]] = []
-    held = 0
+    saved_bytes = 0
     try:
         for step, batch in zip(range(_PROBE_BATCHES), stream.batches(), strict=False):
             with _SavedBytes() as saved:
-                found = terms(run, batch.as_float(), with_features=True)
-                guard.check(found, step)
-            held = max(held, saved.total)
-            norms.append(gradient_norms(found))
+                step_terms = terms(run, batch.as_float(), with_features=True)
+                guard.check(step_terms, step)
+            saved_bytes = max(saved_bytes, saved.total)
+            norms.append(gradient_norms(step_terms))
             run.zero_grad()
     except (TrainingError, RequestError) as error:
         return [Finding("gradients", "error", str(error))]
-    return [*_shares(distiller, norms), *_costs(config, run, held)]
+    return [*_shares(distiller, norms), *_costs(config, run, saved_bytes)]
 
 
 def _shares(distiller: Distiller | None, norms: list[dict[str, float]]) -> list[Finding]:
-    found = []
+    findings = []
     weights = distiller.weights(0.5) if distiller else {}
     for name, loss in (distiller.terms() if distiller else {}).items():
-        live = [n[name] for n in norms]
-        if not all(live):
+        if not all(n[name] for n in norms):
             state: State = "warning" if loss.can_be_zero else "error"
-            found.append(Finding("gradients", state, f"{name}: zero at the student's neck on two batches"))
+            findings.append(Finding("gradients", state, f"{name}: zero at the student's neck on two batches"))
             continue
         shares = [weights[name] * n[name] / n["task"] for n in norms if n.get("task")]
-        text = f"{name}: alive"
+        text = f"{name}: has a gradient"
         if shares and loss.config.weight != "auto":
             text += f", {100 * sum(shares) / len(shares):.0f} % of the task's gradient at weight {weights[name]:g}"
-        found.append(Finding("gradients", "ok", text))
-    return found
+        findings.append(Finding("gradients", "ok", text))
+    return findings
 
 
-def _costs(config: RunConfig, run: TrainingStep, held: int) -> list[Finding]:
-    own = sum(p.numel() for p in run.parameters())
-    taught = sum(teacher.spec.parameters for teacher in run.teachers.values())
-    # weights, gradients, two moments, moving average of the student; weights of the teacher
-    memory = 4 * (5 * own + taught) + held
-    disk = 4 * (5 * own) * 2 + 4 * own
+def _costs(config: RunConfig, run: TrainingStep, saved_bytes: int) -> list[Finding]:
+    trained = sum(p.numel() for p in run.parameters())
+    frozen = sum(teacher.spec.parameters for teacher in run.teachers.values())
+    # weights, gradients, two moments, moving average of the student; weights of the teachers
+    memory = 4 * (5 * trained + frozen) + saved_bytes
+    disk = 4 * (5 * trained) * 2 + 4 * trained  # two checkpoints and the student
     return [
         Finding("memory", "ok", f"about {memory / 1e9:.2f} GB on the device at batch {config.train.batch_size}"),
         Finding("disk", "ok", f"about {disk / 1e6:.0f} MB in the run directory"),
@@ -208,7 +204,7 @@ def _costs(config: RunConfig, run: TrainingStep, held: int) -> list[Finding]:
 
 
 class _SavedBytes:
-    """Counts the bytes autograd keeps for the backward pass, each storage once."""
+    """Counts the bytes that autograd saves for the backward pass, each storage once."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -223,8 +219,8 @@ class _SavedBytes:
         self._hooks.__exit__(*error)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in self._seen:
-            self._seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        if address not in self._seen:
+            self._seen.add(address)
             self.total += tensor.untyped_storage().nbytes()
         return tensor

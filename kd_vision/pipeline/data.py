@@ -1,4 +1,4 @@
-"""The data of a run: descriptor, splits and hashes, each read once and handed down."""
+"""The data of a run: descriptor, splits and hashes, each read once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNLABELLED = "unlabelled"
 
 
 class RunData:
-    """A data set as its runs use it; every split is parsed when it is asked for, and once.
+    """A data set; each split is parsed once, on first use.
 
     Args:
         path: of the data descriptor.
@@ -51,7 +51,7 @@ class RunData:
         return self.split("train").classes
 
     def final_split(self, config: RunConfig) -> DetectionData:
-        """Return the split that is reported: the one asked for, else `test`, else the validation split."""
+        """Return the split of the final numbers: `final_split`, else `test`, else the validation split."""
         default = "test" if "test" in self.descriptor.splits else config.evaluate.split
         return self.split(config.evaluate.final_split or default)
 
@@ -65,7 +65,7 @@ class RunData:
         """Return the labelled training images, and the unlabelled ones where the config uses them.
 
         Raises:
-            RequestError: there is nothing to learn from.
+            RequestError: there are no images, no boxes, or only unlabelled images without a teacher.
         """
         labelled, rest = split_labelled(self.split("train"), config.train.label_fraction)
         if not len(labelled) and not len(rest):
@@ -73,13 +73,13 @@ class RunData:
         if len(labelled) and not any(len(image.labels) for image in labelled.images):
             raise RequestError(
                 f"{self.path}: split 'train' holds no box to learn from; see `kd-vision data check`, or set "
-                f"train.label_fraction: 0 to learn from a teacher alone"
+                f"train.label_fraction: 0 to learn only from a teacher"
             )
         if config.train.unlabelled_ratio == 0 and len(labelled):
             return labelled, None
         if not config.is_distilled:
             raise RequestError(
-                f"{config.source}: train.unlabelled_ratio: unlabelled images teach nothing without a teacher; "
+                f"{config.source}: train.unlabelled_ratio: unlabelled images have no effect without a teacher; "
                 f"add 'teacher:' or 'knowledge:', or set it to 0 (and train.label_fraction above 0)"
             )
         if self.descriptor.unlabelled is None and len(rest):
@@ -87,7 +87,7 @@ class RunData:
         return labelled, replace(self.unlabelled, images=rest.images + self.unlabelled.images)
 
     def training_hashes(self, config: RunConfig) -> list[str]:
-        """Return the hashes of what is trained on, pseudo labels apart."""
+        """Return the hashes of the training data, without pseudo labels."""
         return hashes_of(self.training(config))
 
 
@@ -120,13 +120,13 @@ def build_stream(
     return TrainStream(labelled, unlabelled, config.augment, loader, train.epochs, rank, world_size)
 
 
-def worker_count(asked: int | str) -> int:
-    """Loader processes: as asked, or cores less one, at most 8."""
-    if asked != "auto":
-        return int(asked)
+def worker_count(workers: int | str) -> int:
+    """Return the number of loader processes; for `auto` that of cores minus one, at most 8."""
+    if workers != "auto":
+        return int(workers)
     return max(1, min(8, (os.cpu_count() or 2) - 1))
 
 
-def output_directory(asked: Path | None, config: RunConfig) -> Path:
-    """Where a run goes: as asked, or ``runs/<config name>``."""
-    return asked if asked is not None else Path("runs") / config.source.stem
+def output_directory(out: Path | None, config: RunConfig) -> Path:
+    """Return the directory of a run: `out`, else ``runs/<config name>``."""
+    return out if out is not None else Path("runs") / config.source.stem

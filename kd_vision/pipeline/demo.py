@@ -1,4 +1,4 @@
-"""The whole story on synthetic aerial scenes: much footage, few labels, before and after, a file to ship."""
+"""The demo on synthetic aerial scenes: few labels, many unlabelled images, a benchmark and an ONNX file."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ augment: {{mosaic: 0.0, vertical_flip: 0.5}}
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo made.
+    """Result of the demo.
 
     Attributes:
-        benchmark: before and after.
-        student: the distilled student.
-        export: its ONNX file with the proof of parity.
+        benchmark: of baseline and distilled student.
+        student: file of the distilled student.
+        export: its ONNX file with the parity report.
     """
 
     benchmark: BenchmarkResult
@@ -72,20 +72,20 @@ def demo(
     progress: ProgressFactory = log_progress,
     log: Callable[[str], None] = _log.info,
 ) -> DemoResult:
-    """Run the story; what is finished below `out` is not made again.
+    """Run the demo; parts that are finished in `out` are not repeated.
 
     Args:
-        out: directory of everything.
+        out: directory of all files.
         teacher_epochs, student_epochs: length of training.
-        splits, unlabelled: how many scenes.
-        progress: how progress is shown.
-        log: called with each part of the story as it begins.
+        splits, unlabelled: numbers of scenes.
+        progress: receives the progress.
+        log: called with a line at the start of each part.
 
     Raises:
-        RequestError: `out` holds something else.
+        RequestError: `out` holds other files.
     """
-    begun = out / "scenes"
-    if out.exists() and not begun.is_dir() and any(not _left_by_a_kill(path) for path in out.iterdir()):
+    scenes = out / "scenes"
+    if out.exists() and not scenes.is_dir() and any(not _left_by_a_kill(path) for path in out.iterdir()):
         raise RequestError(f"{out}: is not empty and holds no demo; give another --out")
     log("1/4  scenes: roads, fields, buildings, weather; cars, trucks, buses, people, bicycles")
     _scenes(out, splits, unlabelled, progress)
@@ -105,7 +105,7 @@ def demo(
 
 
 def _left_by_a_kill(path: Path) -> bool:
-    """Whether `write_scenes` would have renamed it to `scenes`."""
+    """Return whether it is a temporary folder of `write_scenes`."""
     return path.name.startswith(".scenes.")
 
 
@@ -114,7 +114,7 @@ def _scenes(out: Path, splits: dict[str, int], unlabelled: int, progress: Progre
     if not (folder / "data.yaml").is_file():
         with progress("scenes") as bar:
             write_scenes(folder, splits, unlabelled, SEED, IMAGE_SIZE, DIFFICULTY, bar.step)
-    # The teacher trains on the split of plenty and is judged on the same scenes as the student.
+    # The teacher is trained on the split `plenty` and evaluated on the same scenes as the student.
     content = load_mapping(folder / "data.yaml")
     content["splits"]["train"] = content["splits"].pop("plenty")
     write_descriptor(folder / "plenty.yaml", content)

@@ -1,4 +1,4 @@
-"""What a run was made with, so that a number can be made again."""
+"""The environment of a run: versions, git state, hardware and command line, for reproduction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, git state, hardware and the command line."""
+    """Return versions, git state, hardware and the command line."""
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
@@ -29,18 +29,18 @@ def describe_environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of every package a number depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of every package that numbers depend on."""
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and accelerators."""
+    """Return processor, cores, memory and accelerators."""
     import psutil
     import torch
 
@@ -65,7 +65,7 @@ def _processor() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the checkout kd_vision runs from; None outside one."""
+    """Return the commit of the checkout that kd_vision is run from; None outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Measures any model on a split."""
+"""Evaluates any model on a split."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from kd_vision.pipeline.models import chosen_device, load_model
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """What a model scored.
+    """Result of an evaluation.
 
     Attributes:
         metrics: the COCO numbers.
         detections: boxes by image id, in pixels of the original image.
-        data: the split that was measured.
-        image_size: input side that was used.
+        data: the split.
+        image_size: input side.
     """
 
     metrics: Metrics
@@ -50,35 +50,35 @@ def evaluate(
     progress: ProgressFactory = log_progress,
     device: str | None = None,
 ) -> EvaluationResult:
-    """Measure a model with COCO's own tooling.
+    """Evaluate a model with the COCO metrics.
 
     Args:
         model: run directory, ``.ckpt``, ``.pt``, ``.onnx`` or predictions ``.json``.
         data: data descriptor.
-        split: which split of it.
+        split: name of the split.
         image_size: input side; None: as trained or exported.
-        json_out: where to write the numbers.
-        predictions_out: where to write the boxes, as a COCO results file.
+        json_out: file for the numbers.
+        predictions_out: file for the boxes, in COCO's result format.
         options: backend and batch size.
         trust: allow a pickle outside the allow-list.
-        progress: how progress is shown.
-        device: where a torch model runs; None: a GPU where there is one.
+        progress: receives the progress.
+        device: of a torch model; None: a GPU where there is one.
 
     Raises:
         RequestError: model, data and split do not fit.
     """
-    where = chosen_device(device)
+    device = chosen_device(device)
     load_backend(options.backend)
     truth = load_split(load_descriptor(Path(data)), split)
-    loaded = load_model(Path(model), image_size, trust, where, truth)
+    loaded = load_model(Path(model), image_size, trust, device, truth)
     check_classes(loaded.predictor, truth, str(model))
-    found = predict_split(loaded.predictor, truth, loaded.image_size, options, progress)
-    metrics = evaluate_detections(truth, found, options.backend)
+    detections = predict_split(loaded.predictor, truth, loaded.image_size, options, progress)
+    metrics = evaluate_detections(truth, detections, options.backend)
     if json_out is not None:
         write_json(json_out, metrics.to_json())
     if predictions_out is not None:
-        write_json(predictions_out, to_coco_results(truth, found))
-    return EvaluationResult(metrics, found, truth, loaded.image_size)
+        write_json(predictions_out, to_coco_results(truth, detections))
+    return EvaluationResult(metrics, detections, truth, loaded.image_size)
 
 
 def predict_split(
@@ -107,26 +107,26 @@ def measure(
     options: EvaluateConfig = EvaluateConfig(),
     progress: ProgressFactory = no_progress,
 ) -> Metrics:
-    """COCO numbers of a predictor on a split."""
+    """Return the COCO numbers of a predictor on a split."""
     return evaluate_detections(truth, predict_split(predictor, truth, image_size, options, progress), options.backend)
 
 
 def check_classes(predictor: Predictor, truth: DetectionData, model: str) -> None:
-    """Refuse to measure a model against labels that mean something else.
+    """Refuse a model whose classes are not those of the data.
 
     Raises:
         RequestError: naming the first difference.
     """
-    own, wanted = predictor.spec.classes, truth.classes
-    if own == wanted:
+    classes, wanted = predictor.spec.classes, truth.classes
+    if classes == wanted:
         return
-    if len(own) != len(wanted):
+    if len(classes) != len(wanted):
         raise RequestError(
-            f"{model}: knows {len(own)} classes, the data {truth.name} has {len(wanted)}; evaluate it on "
+            f"{model}: has {len(classes)} classes, the data {truth.name} has {len(wanted)}; evaluate it on "
             f"the data it was trained for, or give the descriptor 'classes:' in the model's order"
         )
-    index = next(i for i, (a, b) in enumerate(zip(own, wanted, strict=True)) if a != b)
+    index = next(i for i, (a, b) in enumerate(zip(classes, wanted, strict=True)) if a != b)
     raise RequestError(
-        f"{model}: class {index} is '{own[index]}', in the data {truth.name} it is '{wanted[index]}'; give "
-        f"the descriptor 'classes: [{', '.join(own)}]'"
+        f"{model}: class {index} is '{classes[index]}', in the data {truth.name} it is '{wanted[index]}'; give "
+        f"the descriptor 'classes: [{', '.join(classes)}]'"
     )

@@ -76,7 +76,7 @@ def run_export(
         options: of the format's config, without `image_size`, e.g. those of `OnnxExportConfig`.
         trust: allow a pickle outside the allow-list.
         with_latency: measure the time of one image.
-        progress: how progress is shown.
+        progress: receives the progress.
         export_format: key of `EXPORTERS`; None: the one whose suffix `out` has.
 
     Raises:

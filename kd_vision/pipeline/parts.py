@@ -1,4 +1,4 @@
-"""Everyone who takes part in a run."""
+"""The models and losses of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kd_vision.teachers.offline import OfflineTeacher
 
 @dataclass(frozen=True, slots=True)
 class RunParts:
-    """Everyone who takes part in a run.
+    """The models and losses of a run.
 
     Attributes:
-        student: learns.
+        student: the model that is trained.
         teachers: by name.
-        distiller: the terms; None: plain training.
+        distiller: the distillation terms; None: plain training.
     """
 
     student: Detector
@@ -29,12 +29,12 @@ class RunParts:
 
     @property
     def online(self) -> dict[str, FrozenTeacher]:
-        """The teachers that are run on images."""
+        """The online teachers, which are run on images."""
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, FrozenTeacher)}
 
     @property
     def offline(self) -> dict[str, OfflineTeacher]:
-        """The teachers that predicted before training."""
+        """The offline teachers, whose boxes are precomputed."""
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, OfflineTeacher)}
 
     @property
@@ -44,11 +44,11 @@ class RunParts:
 
     @property
     def channels(self) -> int:
-        """Channels that images are read with: enough for every side."""
+        """Number of channels of the images: the largest of student and online teachers."""
         return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.online.values()), 1)
 
     def with_pseudo_labels(self, data: DetectionData) -> DetectionData:
-        """Return the images with the boxes of every offline teacher."""
+        """Return the data with the pseudo labels of every offline teacher."""
         for teacher in self.offline.values():
             data = teacher.attach(data)
         return data

@@ -1,4 +1,4 @@
-"""Refuses what could not teach, before anything is spent."""
+"""Refuses settings with which terms would have no effect, before training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kd_vision.pipeline.parts import RunParts
 
 
 def refuse_low_thresholds(config: RunConfig, parts: RunParts) -> None:
-    """A term must not ask for boxes of a lower score than its teacher gives: their places would become background.
+    """Refuse a term whose thresholds are below its teacher's: boxes that the teacher drops would become background.
 
     Raises:
         RequestError: naming the term.
@@ -17,21 +17,21 @@ def refuse_low_thresholds(config: RunConfig, parts: RunParts) -> None:
         keys = [key for key in ("ignore_threshold", "score_threshold") if hasattr(term.config, key)]
         teacher = parts.teachers[term.teacher]
         floor = teacher.score_threshold
-        asked = min((float(getattr(term.config, key)) for key in keys), default=1.0)
-        if asked < floor:
+        lowest = min((float(getattr(term.config, key)) for key in keys), default=1.0)
+        if lowest < floor:
             cure = (
-                f"label again with --score {asked:g}"
+                f"label again with --score {lowest:g}"
                 if term.teacher in parts.offline
                 else "lower the teacher's postprocess.score_threshold"
             )
             raise RequestError(
-                f"{config.source}: distill.{position}.{keys[0]}: {asked:g} is below {floor:g}, the score threshold of "
+                f"{config.source}: distill.{position}.{keys[0]}: {lowest:g} is below {floor:g}, the score threshold of "
                 f"'{term.teacher}'; raise it, or {cure}"
             )
 
 
 def refuse_dead_steps(config: RunConfig, steps: int) -> None:
-    """Refuse a run that would end before its ``auto`` weights are set, or in parts of which nothing teaches.
+    """Refuse a run that ends before its ``auto`` weights are set, or has steps without any active loss.
 
     Raises:
         RequestError: naming the terms, or the part of training.
@@ -47,7 +47,7 @@ def refuse_dead_steps(config: RunConfig, steps: int) -> None:
 
 
 def _refuse_gaps(config: RunConfig) -> None:
-    """Without labels only the terms teach: none may wait for a task's gradient, and one must always be active."""
+    """Refuse, without labels, ``auto`` weights, which need a task gradient, and times without an active term."""
     waiting = [term.name for term in config.terms if term.config.weight == "auto"]
     if waiting:
         raise RequestError(

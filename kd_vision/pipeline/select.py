@@ -170,7 +170,12 @@ def _written(ranked: Sequence[Ranked], names: Sequence[str], out: Path) -> Selec
     writer.writerow(["rank", "file", "score", "disagreement", "uncertainty", "rarity", "verdict"])
     for rank, one in enumerate(ranked, start=1):
         differs = "" if one.acquisition.disagreement is None else f"{one.acquisition.disagreement:.6f}"
-        parts = (f"{one.acquisition.score:.6f}", differs, f"{one.acquisition.uncertainty:.6f}", f"{one.acquisition.rarity:.6f}")
+        parts = (
+            f"{one.acquisition.score:.6f}",
+            differs,
+            f"{one.acquisition.uncertainty:.6f}",
+            f"{one.acquisition.rarity:.6f}",
+        )
         writer.writerow([rank, names[one.index], *parts, one.reason])
     write_text(table, text.getvalue())
     alike = sum(one.like is not None for one in ranked)

@@ -482,5 +482,5 @@ def test_a_file_of_another_family_is_told_its_family(write_config: Callable[...,
     (tmp_path / "t.onnx").write_bytes(b"")
     config = write_config(teacher=False)
     config.write_text(config.read_text() + f"teacher: {{weights: {tmp_path / 't.onnx'}}}\n")
-    with pytest.raises(RequestError, match=r"t.onnx is no .pt file; as a teacher it is of another family: onnx"):
+    with pytest.raises(RequestError, match=r"t.onnx is not a .pt file; use it as a teacher with 'family: onnx'"):
         train(config, tmp_path / "run")
