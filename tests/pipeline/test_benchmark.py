@@ -78,7 +78,7 @@ def test_unlabelled_images_come_beside_the_same_labelled_ones(write_config: Call
 
 
 def test_a_benchmark_needs_a_teacher_and_different_seeds(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="teacher: is missing; a benchmark compares with and without one"):
+    with pytest.raises(RequestError, match="teacher: is missing; a benchmark compares training with and without it"):
         benchmark(write_config(teacher=False), [0], tmp_path)
     for seeds in ([0, 0], [-1]):
         with pytest.raises(RequestError, match="give different seeds from 0 up"):
@@ -196,7 +196,7 @@ def test_twins_of_other_pixels_or_another_start_do_not_count(write_config: Calla
     directory = RunDirectory(tmp_path / "bench" / "plain" / "seed0")
     benchmark(config, [0], tmp_path / "bench", with_latency=False)
     shutil.rmtree(tmp_path / "bench" / "distilled")
-    with pytest.raises(RequestError, match="its images were made at 64 px, are made at 128 px now"):
+    with pytest.raises(RequestError, match="its samples were made at 64 px, now at 128 px"):
         benchmark(write_config(train="epochs: 1"), [0], tmp_path / "bench", overrides=["teacher.image_size=128"])
     note = json.loads(directory.environment.read_text())
     note["hashes"]["student"] = "another"

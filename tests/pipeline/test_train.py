@@ -221,7 +221,7 @@ def test_an_image_size_off_the_stride_is_refused(write_config: Callable[..., Pat
 
 
 def test_unlabelled_images_without_a_teacher_are_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="unlabelled images teach nothing without a teacher"):
+    with pytest.raises(RequestError, match="unlabelled images have no effect without a teacher"):
         train(write_config(teacher=False, train="unlabelled_ratio: 1"), tmp_path / "run")
 
 
