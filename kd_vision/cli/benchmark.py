@@ -9,9 +9,9 @@ from kd_vision.cli.options import add_config
 
 _EPILOG = """\
 For every seed the plain twin and the distilled student start from the same weights and see the same batches; the
-table shows mean and spread. With --control a third one learns from its own labels as if a teacher had said them, rare
-classes lifted as in the distilled one: the gain over it is the teacher's. A benchmark that was stopped goes on where
-it was when started again.
+table shows mean and spread. With --control a third one learns from its own labels as if a teacher had predicted them,
+rare classes lifted as in the distilled one: the gain over it is the teacher's. A benchmark that was stopped goes on
+where it was when started again.
 
 examples:
   kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml --seeds 0 1 2

@@ -11,9 +11,9 @@ from kd_vision.cli.options import add_config, add_device
 if TYPE_CHECKING:
     from kd_vision.pipeline.label import DatasetRequest
 
-_MIN_SCORE, _DOUBT = 0.5, 0.2
+_MIN_SCORE, _IGNORE_SCORE = 0.5, 0.2
 _EPILOG = """\
-Asks the config's teacher once about every image and keeps its word: boxes, scores, class probabilities, in the
+Runs the config's teacher once on every image and stores its predictions: boxes, scores, class probabilities, in the
 teacher's own classes. About half a kilobyte an image. Training with
 
   knowledge: stores/footage          # in the config; labels: {van: car, "*": drop} maps classes as for a teacher
@@ -38,8 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "label",
-        help="store what a teacher says of images",
-        description="Store what a teacher says of images, to train from it without asking again.",
+        help="store a teacher's predictions on images",
+        description="Store a teacher's predictions on images, to train from them without running it again.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     which.add_argument("--images", type=Path, metavar="DIR", help="folder of images, searched with its subfolders")
     which.add_argument("--split", nargs="+", metavar="NAME", help="splits of the config's data; also: unlabelled")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the store: new, empty, or begun before")
-    parser.add_argument("--teacher", metavar="NAME", help="whom to ask, where the config has several teachers")
+    parser.add_argument("--teacher", metavar="NAME", help="which teacher, where the config has several")
     _add_options(parser)
     _add_dataset(parser)
     parser.set_defaults(run=run)
@@ -77,11 +77,14 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
         "--min-score", type=float, metavar="S", help=f"boxes from S on are labels (default: {_MIN_SCORE})"
     )
     group.add_argument(
+        "--keep-ignored",
         "--keep-doubtful",
         action="store_true",
-        help="boxes from --doubt to --min-score become crowds, where nothing is learned; else they are background",
+        help="boxes from --ignore-score to --min-score become crowds, where nothing is learned; else background",
     )
-    group.add_argument("--doubt", type=float, metavar="S", help=f"see there (default: {_DOUBT})")
+    group.add_argument(
+        "--ignore-score", "--doubt", type=float, metavar="S", help=f"see --keep-ignored (default: {_IGNORE_SCORE})"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -117,8 +120,8 @@ def run(options: argparse.Namespace) -> int:
     console.print(f"labelled now: {result.made}{speed}; {result.bytes / count:.0f} bytes an image")
     console.print(f"store    {result.store.path}")
     if result.dataset is not None:
-        doubtful = f", {result.dataset.ignored} doubtful" if result.dataset.ignored else ""
-        console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{doubtful})")
+        ignored = f", {result.dataset.ignored} ignored" if result.dataset.ignored else ""
+        console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{ignored})")
     return 0
 
 
@@ -127,17 +130,17 @@ def _dataset(options: argparse.Namespace) -> DatasetRequest | None:
     from kd_vision.knowledge.dataset import PseudoLabelThresholds
     from kd_vision.pipeline.label import DatasetRequest
 
-    names = ("min_score", "keep_doubtful", "doubt")
+    names = ("min_score", "keep_ignored", "ignore_score")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
     if options.as_dataset is None and given:
-        raise RequestError(f"{', '.join(given)}: speak of the data set; say where it goes with --as-dataset DIR")
-    if options.doubt is not None and not options.keep_doubtful:
-        raise RequestError("--doubt: says which boxes are doubtful; to keep these, add --keep-doubtful")
+        raise RequestError(f"{', '.join(given)}: settings of the data set; say where it goes with --as-dataset DIR")
+    if options.ignore_score is not None and not options.keep_ignored:
+        raise RequestError("--ignore-score: has a meaning with --keep-ignored alone; add it")
     if options.as_dataset is None:
         return None
     least = _MIN_SCORE if options.min_score is None else options.min_score
-    doubt = _DOUBT if options.doubt is None else options.doubt
-    return DatasetRequest(options.as_dataset, PseudoLabelThresholds(least, doubt, options.keep_doubtful))
+    ignore = _IGNORE_SCORE if options.ignore_score is None else options.ignore_score
+    return DatasetRequest(options.as_dataset, PseudoLabelThresholds(least, ignore, options.keep_ignored))
 
 
 def _workers(text: str) -> int | str:

@@ -39,7 +39,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """An image with its boxes: ground truth and what a teacher said alike.
+    """An image with its boxes: ground truth and pseudo labels alike.
 
     Attributes:
         image: (H, W, C) uint8.

@@ -202,7 +202,7 @@ def fill(
     """Ask a predictor about every image that a store lacks; return how many there were.
 
     Images are loaded ahead in other processes and shards written behind in a thread, so that the predictor
-    does not wait. Batches do not cross shards: what is said does not depend on where an earlier call stopped.
+    does not wait. Batches do not cross shards: predictions do not depend on where an earlier call stopped.
 
     Raises:
         RequestError: an image cannot be read; finished shards stay.

@@ -89,7 +89,7 @@ def load_model(
         image_size: input side in pixels; None: as trained or exported, else 640.
         trust: allow a pickle outside the allow-list.
         device: where a torch model goes.
-        data: the data set a predictions file or a teacher speaks of.
+        data: the data set of a predictions file, or of a teacher.
 
     Raises:
         RequestError: the file is missing, of an unknown kind, or cannot be read.

@@ -180,11 +180,11 @@ def test_the_command_says_what_it_stored(
     assert capsys.readouterr().err == "kd-vision: --workers: 'many' is neither a number nor auto\n"
     assert main([*command, "--as-dataset", str(tmp_path / "more"), "--doubt", "0.1"]) == 2
     assert capsys.readouterr().err == (
-        "kd-vision: --doubt: says which boxes are doubtful; to keep these, add --keep-doubtful\n"
+        "kd-vision: --ignore-score: has a meaning with --keep-ignored alone; add it\n"
     )
     assert main([*command, "--min-score", "0.4", "--keep-doubtful"]) == 2
     assert capsys.readouterr().err == (
-        "kd-vision: --min-score, --keep-doubtful: speak of the data set; say where it goes with --as-dataset DIR\n"
+        "kd-vision: --min-score, --keep-ignored: settings of the data set; say where it goes with --as-dataset DIR\n"
     )
     assert not (tmp_path / "more").exists()
 
