@@ -179,9 +179,7 @@ def test_the_command_says_what_it_stored(
     assert main([*command[:-1], "many"]) == 2
     assert capsys.readouterr().err == "kd-vision: --workers: 'many' is neither a number nor auto\n"
     assert main([*command, "--as-dataset", str(tmp_path / "more"), "--doubt", "0.1"]) == 2
-    assert capsys.readouterr().err == (
-        "kd-vision: --ignore-score: has a meaning with --keep-ignored alone; add it\n"
-    )
+    assert capsys.readouterr().err == ("kd-vision: --ignore-score: has a meaning with --keep-ignored alone; add it\n")
     assert main([*command, "--min-score", "0.4", "--keep-doubtful"]) == 2
     assert capsys.readouterr().err == (
         "kd-vision: --min-score, --keep-ignored: settings of the data set; say where it goes with --as-dataset DIR\n"
