@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from kd_vision.core.errors import RequestError, suggest, truncate
+from kd_vision.core.lazy import load_attribute
 from kd_vision.data.descriptor import DataDescriptor
 from kd_vision.data.file_lists import unlabelled_images
-from kd_vision.data.formats import FORMATS, load_reader
+from kd_vision.data.formats import FORMATS
 from kd_vision.data.records import (
     CategoryKey,
     DetectionData,
@@ -115,7 +116,8 @@ def read_raw_split(descriptor: DataDescriptor, split: str) -> RawSplit:
         near = suggest(split, descriptor.splits)
         hint = near if "did you mean" in near else ""
         raise RequestError(f"unknown split '{split}'{hint} (possible: {names})")
-    return load_reader(descriptor.format)(descriptor, split)
+    raw: RawSplit = load_attribute(FORMATS[descriptor.format].read)(descriptor, split)
+    return raw
 
 
 def class_order(

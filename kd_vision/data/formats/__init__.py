@@ -23,10 +23,8 @@ from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.lazy import load_attribute
 
 if TYPE_CHECKING:
-    from kd_vision.data.descriptor import DataDescriptor
-    from kd_vision.data.records import DetectionData, RawSplit
+    from kd_vision.data.records import DetectionData
 
-    Reader = Callable[[DataDescriptor, str], RawSplit]
     Writer = Callable[[Sequence[DetectionData], Path], dict[str, str]]
 
 Field = Literal["areas", "crowds", "ids"]
@@ -81,11 +79,6 @@ FORMATS: Mapping[str, FormatEntry] = {
 def writable_formats() -> list[str]:
     """Return the names of the formats that have a writer."""
     return [name for name, entry in FORMATS.items() if entry.write is not None]
-
-
-def load_reader(name: str) -> Reader:
-    """Import and return the reader of the format called `name` in the table."""
-    return cast("Reader", load_attribute(FORMATS[name].read))
 
 
 def load_writer(name: str) -> Writer:
