@@ -7,11 +7,11 @@ import argparse
 from kd_vision.cli.options import add_config
 
 _EPILOG = """\
-Looks at the data (every defect), the label sets, the channels each loss needs, the input size, the teacher's mAP on
+Checks the data (every defect), the classes, the signals that each loss needs, the input size, the teacher's mAP on
 the validation split, the gradient of every distillation term on two batches, memory and disk.
 
-exit status: 0 fine; 2 something is wrong; 3 the teacher is not better than the student (allow_weak_teacher: true
-lets it pass).
+exit status: 0 no mistake; 2 at least one mistake; 3 the teacher is not better than the untrained student
+(allow_weak_teacher: true permits it).
 
 example:
   kd-vision check configs/bccd_yolov8s_to_yolov8n.yaml
@@ -22,8 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "check",
-        help="everything wrong with a config, before anything is spent",
-        description="Find everything wrong with a run at once.",
+        help="check a config and its data before training",
+        description="Check a config, its data, models and losses before training; report every mistake at once.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     from kd_vision.config.load import load_config
 
-    config = load_config(options.config, options.overrides)  # a mistake is told before torch is loaded
+    config = load_config(options.config, options.overrides)  # reports mistakes before torch is loaded
     from kd_vision.pipeline.check import check, exit_code
 
     console = Console(highlight=False)

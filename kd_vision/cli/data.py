@@ -111,8 +111,10 @@ def _add_select(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = _subparser(commands, "select", "select the unlabelled images of most value for training", _SELECT)
     parser.add_argument("store", type=Path, metavar="STORE", help="folder that `kd-vision label` wrote")
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the images")
-    parser.add_argument("--budget", required=True, type=int, metavar="N", help="how many to choose")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.txt", help="the list; a .csv goes beside it")
+    parser.add_argument("--budget", required=True, type=int, metavar="N", help="number of images to choose")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE.txt", help="the list; a .csv is written next to it"
+    )
     parser.add_argument("--student", type=Path, metavar="MODEL", help="run directory, .pt or .onnx to compare with")
     parser.add_argument("--image-size", type=int, metavar="N", help="the student's input side (default: as trained)")
     add_trust(parser)
@@ -200,8 +202,8 @@ def _run_select(args: argparse.Namespace) -> int:
         progress=show_progress,
     )
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} look like one of them")
-    console.print(f"{done.table}: every image, its scores, and why it was left out")
+    console.print(f"{done.out}: {done.chosen} of {done.images} images; {done.alike} left out as near duplicates")
+    console.print(f"{done.table}: every image with its scores and the reason why it was left out")
     return 0
 
 

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 _EPILOG = """\
-Makes synthetic aerial scenes, trains a yolov8s teacher on plenty of labels, then a yolov8n student on few labels
-twice: plainly, and taught by the teacher with unlabelled footage beside. Prints before and after, and ships an ONNX
-file that passed the parity gate. About ten minutes on two CPU cores. Started again, it goes on where it was.
+Draws synthetic aerial scenes, trains a yolov8s teacher on many labels, then a yolov8n student on few labels twice:
+without teacher, and distilled with unlabelled images in addition. Prints the comparison, and writes an ONNX file that
+passed the parity gate. About ten minutes on two CPU cores. After an interruption the same command continues.
 """
 
 
@@ -16,8 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "demo",
-        help="the whole story on synthetic aerial scenes, in about ten minutes",
-        description="The whole story on synthetic aerial scenes.",
+        help="all steps on synthetic aerial scenes, in about ten minutes",
+        description="Run all steps on synthetic aerial scenes: data, teacher, benchmark, export.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ from kd_vision.cli.options import add_device, add_trust
 
 _EPILOG = """\
 MODEL is a run directory, a .ckpt, a .pt, an .onnx or a COCO results .json; all are measured alike. A config .yaml
-stands for its teacher: what it says of the data in your classes.
+stands for its teacher, in the classes of the data.
 
 examples:
   kd-vision evaluate runs/distilled --data datasets/bccd.yaml --split test
@@ -27,11 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="what to measure")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model to measure")
     parser.add_argument("--data", type=Path, required=True, metavar="DATA.yaml", help="data descriptor")
-    parser.add_argument("--split", default="val", help="which split (default: val)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write the boxes as COCO results")
+    parser.add_argument("--split", default="val", help="split to measure on (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the numbers")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="file for the boxes, as COCO results")
     parser.add_argument("--image-size", type=int, metavar="N", help="input side (default: as trained or exported)")
     parser.add_argument(
         "--backend",

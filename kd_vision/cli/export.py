@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_vision.cli.options import add_trust
+from kd_vision.cli.options import add_trust, given
 from kd_vision.export import EXPORTERS
 
 if TYPE_CHECKING:
@@ -115,20 +115,16 @@ def _options(args: argparse.Namespace) -> dict[str, object]:
     """Return the settings that were given; all others keep the default of the format's config."""
     from kd_vision.core.errors import RequestError
 
-    thresholds = _given(args, "score_threshold", "nms_iou", "max_detections")
+    thresholds = given(args, "score_threshold", "nms_iou", "max_detections")
     if thresholds and not args.nms:
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in thresholds)
         raise RequestError(f"{flags}: used only with --nms; add --nms, or leave out {flags}")
-    options = thresholds | _given(args, "batch", "precision", "opset")
+    options = thresholds | given(args, "batch", "precision", "opset")
     if args.nms:
         options["nms"] = True
     if args.no_simplify:
         options["simplify"] = False
     return options
-
-
-def _given(args: argparse.Namespace, *keys: str) -> dict[str, object]:
-    return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
 
 
 def _batch(text: str) -> int | str:

@@ -6,23 +6,24 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_vision.cli.options import add_config, add_device
+from kd_vision.cli.options import add_config, add_device, given
 
 if TYPE_CHECKING:
     from kd_vision.pipeline.label import DatasetRequest
 
-_MIN_SCORE, _IGNORE_SCORE = 0.5, 0.2
+# Names of the thresholds in `PseudoLabelThresholds`, and their flags.
+_THRESHOLDS = {"positive": "--min-score", "ignore": "--ignore-score", "keep_ignored": "--keep-ignored"}
 _EPILOG = """\
-Runs the config's teacher once on every image and stores its predictions: boxes, scores, class probabilities, in the
-teacher's own classes. About half a kilobyte an image. Training with
+Runs the config's teacher once on every image and stores its predictions: boxes, scores and class probabilities, in
+the teacher's classes, in about half a kilobyte an image. Training with
 
   knowledge: stores/footage          # in the config; labels: {van: car, "*": drop} maps classes as for a teacher
 
-then costs no more than plain training: the stored boxes go through the augmentation beside the ground truth. One
-store serves any number of students, with other label maps too. Every image is known by the SHA-256 of its file.
+then costs no more than plain training: the stored boxes are augmented together with the ground truth. A store can
+train any number of students, also with other label maps. Images are identified by the SHA-256 of their files.
 
-Stopped or killed, the same command goes on where it was, and writes damaged shards again. Another teacher, other
-options or other images need another --out.
+After an interruption the same command continues, and writes damaged shards again. Another teacher, other options or
+other images need another --out.
 
 examples:
   kd-vision label configs/bccd_yolov8s_to_yolov8n.yaml --split train unlabelled --out stores/bccd
@@ -30,7 +31,7 @@ examples:
   kd-vision label configs/pair.yaml --images footage/ --out stores/footage --as-dataset sets/footage --min-score 0.6
 
 --as-dataset writes COCO labels and a descriptor, dataset.yaml, that any trainer takes: boxes from --min-score on, in
-the classes of the config's data; the other splits of that data go along, images are not copied.
+the classes of the config's data; the other splits of that data are added, images are not copied.
 """
 
 
@@ -47,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--images", type=Path, metavar="DIR", help="folder of images, searched with its subfolders")
     which.add_argument("--split", nargs="+", metavar="NAME", help="splits of the config's data; also: unlabelled")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the store: new, empty, or begun before")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the store: new, empty, or unfinished")
     parser.add_argument("--teacher", metavar="NAME", help="which teacher, where the config has several")
     _add_options(parser)
     _add_dataset(parser)
@@ -56,35 +57,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is stored, and how fast")
-    group.add_argument("--score", type=float, default=0.05, help="leave out boxes below (default: %(default)s)")
+    group.add_argument("--score", type=float, metavar="S", help="leave out boxes below (default: 0.05)")
+    group.add_argument("--max-boxes", type=int, metavar="N", help="boxes per image, best first (default: 100)")
+    group.add_argument("--top-k", type=int, metavar="K", help="classes per box, likeliest first (default: 5)")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass (default: 16)")
     group.add_argument(
-        "--max-boxes", type=int, default=100, metavar="N", help="per image, best first (default: %(default)s)"
-    )
-    group.add_argument(
-        "--top-k", type=int, default=5, metavar="K", help="classes per box, likeliest first (default: %(default)s)"
-    )
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once (default: %(default)s)")
-    group.add_argument(
-        "--workers", default="auto", metavar="N", help="processes that load images (default: cores less one)"
+        "--workers", default="auto", metavar="N", help="processes that load images (default: one less than cores)"
     )
     add_device(group)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("an ordinary data set from the store")
-    group.add_argument("--as-dataset", type=Path, metavar="DIR", help="new or empty folder for it")
+    group.add_argument("--as-dataset", type=Path, metavar="DIR", help="new or empty folder of the data set")
     group.add_argument(
-        "--min-score", type=float, metavar="S", help=f"boxes from S on are labels (default: {_MIN_SCORE})"
+        "--min-score", dest="positive", type=float, metavar="S", help="boxes from S on become labels (default: 0.5)"
     )
     group.add_argument(
         "--keep-ignored",
-        "--keep-doubtful",
-        action="store_true",
-        help="boxes from --ignore-score to --min-score become crowds, where nothing is learned; else background",
+        action="store_const",
+        const=True,
+        help="boxes from --ignore-score to --min-score become crowds, which training ignores; else background",
     )
     group.add_argument(
-        "--ignore-score", "--doubt", type=float, metavar="S", help=f"see --keep-ignored (default: {_IGNORE_SCORE})"
+        "--ignore-score", dest="ignore", type=float, metavar="S", help="with --keep-ignored (default: 0.2)"
     )
+    # Former names of the last two.
+    group.add_argument("--keep-doubtful", dest="keep_ignored", action="store_const", const=True, help=argparse.SUPPRESS)
+    group.add_argument("--doubt", dest="ignore", type=float, help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,20 +102,16 @@ def run(options: argparse.Namespace) -> int:
         options.overrides,
         options.teacher,
         LabelOptions(
-            score=options.score,
-            max_boxes=options.max_boxes,
-            top_k=options.top_k,
-            batch_size=options.batch_size,
             workers=_workers(options.workers),
-            device=options.device,
+            **given(options, "score", "max_boxes", "top_k", "batch_size", "device"),
         ),
         _dataset(options),
         progress=show_progress,
     )
     console = Console(highlight=False, soft_wrap=True)
     count = len(result.store)
-    found = ", ".join(f"{boxes} {name}" for name, boxes in result.boxes.items() if boxes) or "nothing"
-    console.print(f"{count} images, found: {found}")
+    boxes = ", ".join(f"{number} {name}" for name, number in result.boxes.items() if number) or "none"
+    console.print(f"{count} images, boxes: {boxes}")
     speed = f", {result.made / result.seconds:.1f} images/s" if result.made else ""
     console.print(f"labelled now: {result.made}{speed}; {result.bytes / count:.0f} bytes an image")
     console.print(f"store    {result.store.path}")
@@ -130,17 +126,15 @@ def _dataset(options: argparse.Namespace) -> DatasetRequest | None:
     from kd_vision.knowledge.dataset import PseudoLabelThresholds
     from kd_vision.pipeline.label import DatasetRequest
 
-    names = ("min_score", "keep_ignored", "ignore_score")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
-    if options.as_dataset is None and given:
-        raise RequestError(f"{', '.join(given)}: settings of the data set; say where it goes with --as-dataset DIR")
-    if options.ignore_score is not None and not options.keep_ignored:
-        raise RequestError("--ignore-score: has a meaning with --keep-ignored alone; add it")
+    thresholds = given(options, *_THRESHOLDS)
+    if options.as_dataset is None and thresholds:
+        flags = ", ".join(_THRESHOLDS[name] for name in thresholds)
+        raise RequestError(f"{flags}: used only with --as-dataset; add --as-dataset DIR, or leave out {flags}")
     if options.as_dataset is None:
         return None
-    least = _MIN_SCORE if options.min_score is None else options.min_score
-    ignore = _IGNORE_SCORE if options.ignore_score is None else options.ignore_score
-    return DatasetRequest(options.as_dataset, PseudoLabelThresholds(least, ignore, options.keep_ignored))
+    if "ignore" in thresholds and "keep_ignored" not in thresholds:
+        raise RequestError("--ignore-score: used only with --keep-ignored; add --keep-ignored")
+    return DatasetRequest(options.as_dataset, PseudoLabelThresholds(**thresholds))
 
 
 def _workers(text: str) -> int | str:

@@ -17,19 +17,19 @@ COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export"
 
 _EPILOG = """\
 The usual order of work:
-  kd-vision check     configs/bccd_yolov8s_to_yolov8n.yaml     everything wrong, before anything is spent
+  kd-vision check     configs/bccd_yolov8s_to_yolov8n.yaml     find mistakes before training
   kd-vision label     configs/bccd_yolov8s_to_yolov8n.yaml --images footage --out stores/footage
   kd-vision train     configs/bccd_yolov8s_to_yolov8n.yaml     the distilled student
-  kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml     teacher, plain twin, distilled: before / after
+  kd-vision benchmark configs/bccd_yolov8s_to_yolov8n.yaml     teacher, plain baseline, distilled student
   kd-vision export    runs/NAME --out student.onnx --data datasets/bccd.yaml
 
 Exit status: 0 done; 1 the work failed; 2 the request is wrong; 3 a gate failed; 130 stopped.
 """
 
 
-_SAME = "; the same command goes on where it was"
-_GOES_ON = {
-    "train": "; a run that wrote a checkpoint goes on with --resume",
+_SAME = "; the same command continues"
+_CONTINUE = {
+    "train": "; if it wrote a checkpoint, continue with --resume",
     "label": _SAME,
     "benchmark": _SAME,
     "demo": _SAME,
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all subcommands; nothing heavy is imported."""
     parser = argparse.ArgumentParser(
         prog="kd-vision",
-        description="Distil object detectors: a large teacher teaches a compact student; mAP proves it; ONNX ships it.",
+        description="Knowledge distillation of object detectors: train, measure and export compact students.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"kd-vision: {error.filename}: {error.strerror}\n")
         return KDVisionError.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write(f"kd-vision: stopped{_GOES_ON.get(options.command, '')}\n")
+        sys.stderr.write(f"kd-vision: stopped{_CONTINUE.get(options.command, '')}\n")
         return 130
 
 

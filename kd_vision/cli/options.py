@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """CONFIG and --set."""
+    """Add CONFIG and --set."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, e.g. one of configs/")
     parser.add_argument(
         "--set",
@@ -21,14 +22,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
-    """--device."""
+    """Add --device."""
     parser.add_argument("--device", metavar="NAME", help="for torch models: cpu, cuda, cuda:1 (default: a GPU, if any)")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """--trust."""
+    """Add --trust."""
     parser.add_argument(
         "--trust",
         action="store_true",
         help="load a .pt that needs classes outside the allow-list; this runs the code in it",
     )
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that were given, so that all others keep the defaults of the settings they belong to."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}

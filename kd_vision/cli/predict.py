@@ -8,8 +8,8 @@ from pathlib import Path
 from kd_vision.cli.options import add_device, add_trust
 
 _EPILOG = """\
-Writes into --out: a copy of every image (or of the video) with the boxes drawn, and predictions.json,
-a COCO results list whose entries also carry the file name and the name of the class.
+Writes to --out: a copy of every image (or of the video) with the boxes drawn, and predictions.json,
+a COCO results list whose entries also have the file name and the name of the class.
 
 examples:
   kd-vision predict runs/bccd image.jpg
@@ -22,8 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command to the program."""
     parser = subparsers.add_parser(
         "predict",
-        help="find objects on an image, a folder or a video",
-        description="Find objects on an image, a folder of images or a video.",
+        help="detect objects on an image, a folder or a video",
+        description="Detect objects on an image, a folder of images or a video.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
-        help="where to write (default: %(default)s)",
+        help="folder of the results (default: %(default)s)",
     )
     parser.add_argument("--score", type=float, default=0.25, help="leave out boxes below (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="predictions.json only, no drawn copies")
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it and say what was found."""
+    """Predict, and print the number of boxes by class."""
     from rich.console import Console
 
     from kd_vision.cli.progress import show_progress
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )
     console = Console(highlight=False, soft_wrap=True)
-    found = ", ".join(f"{count} {name}" for name, count in result.boxes.items() if count) or "nothing"
-    console.print(f"{result.frames} pictures, found: {found}")
+    boxes = ", ".join(f"{count} {name}" for name, count in result.boxes.items() if count) or "none"
+    console.print(f"{result.frames} images, boxes: {boxes}")
     console.print(str(result.predictions))
     for copy in result.copies[:5]:
         console.print(str(copy))

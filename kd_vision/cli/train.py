@@ -23,13 +23,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train",
         help="train a student, with or without a teacher",
-        description="Train a student; with 'teacher:' in the config it is distilled, without it is trained plainly.",
+        description="Train a student; with distillation where the config has a teacher.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<config name>)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run directory")
     parser.set_defaults(run=run)
 
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from kd_vision.cli.tables import console_metrics
     from kd_vision.config.load import load_config
 
-    config = load_config(options.config, options.overrides)  # a mistake is told before torch is loaded
+    config = load_config(options.config, options.overrides)  # reports mistakes before torch is loaded
     from kd_vision.pipeline.train import train
 
     result = train(config, options.out, options.resume, progress=show_progress)

@@ -1,4 +1,4 @@
-"""What a teacher says of images, stored: `kd-vision label`."""
+"""Stores a teacher's predictions on images: `kd-vision label`."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from kd_vision.teachers.ensemble import EnsembleConfig
 from kd_vision.teachers.options import DEFAULT_TEACHER_POSTPROCESS
 
 MAX_BOXES = 100
-"""Stored per image; an online teacher may have more on a mosaic of several."""
+"""Stored boxes per image; less than an online teacher's limit, whose images may be mosaics of several."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """How images are labelled.
+    """Settings of labelling.
 
     Attributes:
         score: boxes below are not stored.
         nms_iou: overlap above which the weaker box of a class is dropped (heads that need NMS).
-        max_boxes: stored per image, best first.
-        top_k: classes stored per box, likeliest first.
+        max_boxes: stored boxes per image, best first.
+        top_k: stored classes per box, likeliest first.
         batch_size: images per forward pass.
-        shard_size: images per file; a kill costs at most one file's work.
-        workers: processes that load images; `auto`: cores less one.
-        device: where a torch teacher runs; None: a GPU where there is one.
+        shard_size: images per file of the store; a killed process loses at most one file.
+        workers: processes that load images; `auto`: number of cores minus one, at most 8.
+        device: of a torch teacher; None: a GPU where there is one.
     """
 
     score: float = DEFAULT_TEACHER_POSTPROCESS.score_threshold
@@ -65,32 +65,32 @@ class LabelOptions:
     device: str | None = None
 
     def problems(self) -> list[str]:
-        """Say what cannot be meant, one line each."""
-        found = []
+        """Return one line for every mistake."""
+        errors = []
         if not 0.0 < self.score < 1.0:
-            found.append(f"--score: {self.score:g} is not a threshold; give more than 0 and less than 1")
+            errors.append(f"--score: {self.score:g} is not a threshold; give more than 0 and less than 1")
         for name in ("max_boxes", "top_k", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
-                found.append(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
-        return found + wrong_device(self.device)
+                errors.append(f"--{name.replace('_', '-')}: {getattr(self, name)} is too few; give 1 or more")
+        return errors + wrong_device(self.device)
 
     def predict_options(self) -> PredictOptions:
-        """What the teacher is asked with."""
+        """Return the thresholds of the teacher's post-processing."""
         return PredictOptions(self.score, self.nms_iou, self.max_boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelResult:
-    """What was done.
+    """Result of labelling.
 
     Attributes:
         store: the finished store.
-        data: the images that were labelled.
-        made: images labelled by this call; the others were there.
-        seconds: that the teacher took.
-        boxes: how many of each class the store holds.
-        bytes: the store's size on disk.
-        dataset: what was written for other trainers, if it was asked for.
+        data: the labelled images.
+        made: number of images labelled by this call, without those of an earlier one.
+        seconds: time of labelling.
+        boxes: number of boxes in the store by class.
+        bytes: size of the store on disk.
+        dataset: the data set written from the store; None without a request.
     """
 
     store: Store
@@ -104,10 +104,10 @@ class LabelResult:
 
 @dataclass(frozen=True, slots=True)
 class DatasetRequest:
-    """That the store is to be written as a data set too.
+    """Request to write the store as a data set too.
 
     Attributes:
-        out: folder of the set.
+        out: folder of the data set.
         thresholds: which boxes become labels.
     """
 
@@ -126,43 +126,43 @@ def label(
     dataset: DatasetRequest | None = None,
     progress: ProgressFactory = log_progress,
 ) -> LabelResult:
-    """Store what a config's teacher says of images, in its own classes.
+    """Store the predictions of a config's teacher on images, in the teacher's classes.
 
-    Called again with the same request it goes on where it was stopped, and writes damaged shards again.
+    A second call with the same arguments continues an interrupted one, and writes damaged shards again.
 
     Args:
-        config: names the teacher.
-        out: folder of the store; new, empty, or begun by the same request.
-        images: folder whose images are labelled.
-        splits: instead of `images`: splits of the config's data, `unlabelled` among them.
+        config: config with the teacher.
+        out: folder of the store; new, empty, or with an unfinished store of the same arguments.
+        images: folder of the images.
+        splits: instead of `images`: splits of the config's data; `unlabelled` for its unlabelled images.
         overrides: of the config, ``key.path=value``.
-        teacher: name of the one that is asked, where the config has several.
-        options: how.
-        dataset: where the surest boxes go as an ordinary data set; None: nowhere.
-        progress: how progress is shown.
+        teacher: name of the teacher, where the config has several.
+        options: of labelling.
+        dataset: data set to write from the store; None: none.
+        progress: receives the progress.
 
     Raises:
-        RequestError: the request is wrong, an image cannot be read, or `out` holds something else.
+        RequestError: an argument is wrong, an image cannot be read, or `out` holds other files.
     """
     run, folder = load_config(Path(config), overrides), Path(out)
-    asked = _asked(run, teacher)
-    if problems := options.problems():
-        raise RequestError(*problems)
+    chosen = _choose_teacher(run, teacher)
+    if errors := options.problems():
+        raise RequestError(*errors)
     if dataset is not None:
         refuse_dataset(dataset.out, dataset.thresholds, options.score)
     source = RunData(run.data)
     data = _images(source, images, splits)
     needed = refuse_full_disk(folder, len(data))
     _log.info("%d images, about %.1f MB in %s", len(data), needed / 1e6, folder)
-    predictor, image_size = _teacher(run, asked, source, options.device)
+    predictor, image_size = _build_teacher(run, chosen, source, options.device)
     classes = predictor.spec.classes
-    plan = None if dataset is None else _Plan.of(run, asked, source, classes)
-    note = TeacherNote(fingerprint=teacher_fingerprint(asked), description=_description(asked, predictor))
+    plan = None if dataset is None else _DatasetPlan.of(run, chosen, source, classes)
+    note = TeacherNote(fingerprint=teacher_fingerprint(chosen), description=_description(chosen, predictor))
     stored = _stored_options(options, image_size)
     missing_classes = tuple(sorted(predictor.spec.missing_classes))
     writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, missing_classes)
     if writer.kept:
-        _log.info("%d of %d shards are there already", writer.kept, writer.manifest.shard_count)
+        _log.info("%d of %d shards are finished already", writer.kept, writer.manifest.shard_count)
     start = time.monotonic()
     with progress(f"label {data.name}") as bar:
         made = fill(writer, predictor, image_size, options, bar)
@@ -176,17 +176,17 @@ def label(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a data set is made of beside the store."""
+class _DatasetPlan:
+    """Label map and splits of a data set written from a store; made, and checked, before labelling."""
 
     labels: LabelMap
     truth: tuple[DetectionData, ...]
 
     @classmethod
-    def of(cls, config: RunConfig, teacher: TeacherConfig, data: RunData, classes: tuple[str, ...]) -> _Plan:
+    def of(cls, config: RunConfig, teacher: TeacherConfig, data: RunData, classes: tuple[str, ...]) -> _DatasetPlan:
         truth = tuple(data.split(split) for split in data.descriptor.splits)
         if not truth:
-            raise RequestError(f"--as-dataset: {config.data} has no split, so its classes are not known")
+            raise RequestError(f"--as-dataset: {config.data} has no split, which would define the classes; add one")
         where = f"{config.source}: {teacher.name}.labels"
         return cls(build_label_map(classes, truth[0].classes, teacher.options.labels, where), truth)
 
@@ -199,7 +199,7 @@ class _Plan:
 def fill(
     writer: StoreWriter, predictor: Predictor, image_size: int, options: LabelOptions, bar: Progress | None = None
 ) -> int:
-    """Ask a predictor about every image that a store lacks; return how many there were.
+    """Predict every image that is missing in a store; return the number of these images.
 
     Images are loaded ahead in other processes and shards written behind in a thread, so that the predictor
     does not wait. Batches do not cross shards: predictions do not depend on where an earlier call stopped.
@@ -213,47 +213,47 @@ def fill(
     workers = worker_count(options.workers)
     channels = predictor.spec.input_channels
     batches = eval_batches(data, image_size, options.batch_size, channels, workers, writer.manifest.shard_size)
-    answers = _answers(predictor, batches, options.predict_options(), len(data), bar)
+    predictions = _predictions(predictor, batches, options.predict_options(), len(data), bar)
     written: Future[None] | None = None
-    with ThreadPoolExecutor(1) as behind:
+    with ThreadPoolExecutor(1) as thread:
         for shard in missing:
-            found = [next(answers) for _ in writer.manifest.span(shard)]
+            detections = [next(predictions) for _ in writer.manifest.span(shard)]
             if written is not None:
                 written.result()
-            written = behind.submit(_write, writer, shard, found)
+            written = thread.submit(_write, writer, shard, detections)
         if written is not None:
             written.result()
     return len(data)
 
 
-def _answers(
+def _predictions(
     predictor: Predictor, batches: Iterator[ImageBatch], options: PredictOptions, total: int, bar: Progress | None
 ) -> Iterator[Detections]:
     done, start = 0, time.monotonic()
     for batch in batches:
         with torch.no_grad():
-            found = predictor.predict(batch, options)
-        if len(found) != len(batch):
-            raise ValueError(f"{predictor.spec.name} gave {len(found)} answers for {len(batch)} images")
+            detections = predictor.predict(batch, options)
+        if len(detections) != len(batch):
+            raise ValueError(f"{predictor.spec.name} returned {len(detections)} results for {len(batch)} images")
         done += len(batch)
         if bar is not None:
             speed = done / max(time.monotonic() - start, 1e-9)
             bar.step(done, total, f"{speed:.1f} images/s, {(total - done) / speed:.0f} s left")
-        yield from found
+        yield from detections
 
 
-def _write(writer: StoreWriter, shard: int, found: Sequence[Detections]) -> None:
+def _write(writer: StoreWriter, shard: int, detections: Sequence[Detections]) -> None:
     try:
-        writer.write(shard, found)
+        writer.write(shard, detections)
     except OSError as error:
         raise KDVisionError(
-            f"{writer.folder}: shard {shard} cannot be written ({error.strerror}); put that right and run the same "
+            f"{writer.folder}: shard {shard} cannot be written ({error.strerror}); fix the cause and run the same "
             f"command again"
         ) from None
 
 
-def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
-    """Return the teacher that is asked."""
+def _choose_teacher(config: RunConfig, name: str | None) -> TeacherConfig:
+    """Return the config's only teacher, or that of `name`; it must be online."""
     named = {teacher.name: teacher for teacher in config.teachers}
     if not named:
         raise RequestError(f"{config.source}: teacher: is missing; name one there, its predictions are stored")
@@ -261,26 +261,24 @@ def _asked(config: RunConfig, name: str | None) -> TeacherConfig:
         raise RequestError(f"{config.source}: has {len(named)} teachers; give --teacher with one of {', '.join(named)}")
     if name is not None and name not in named:
         raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
-    asked = named[name] if name is not None else config.teachers[0]
-    if not asked.is_online:
-        why = "holds predictions already" if asked.entry.offline else "is the student itself, which is untrained"
-        raise RequestError(f"{config.source}: {asked.name}: {why}; name a model")
-    return asked
+    chosen = named[name] if name is not None else config.teachers[0]
+    if not chosen.is_online:
+        reason = "holds predictions already" if chosen.entry.offline else "is the student itself, which is untrained"
+        raise RequestError(f"{config.source}: {chosen.name}: {reason}; name a model")
+    return chosen
 
 
-def _teacher(config: RunConfig, teacher: TeacherConfig, data: RunData, device: str | None) -> tuple[Predictor, int]:
-    """Build a teacher with its own classes; return it with the side of the square it is run on.
-
-    The members of an ensemble have nothing in common but the data's classes, to which their label maps lead.
-    """
+def _build_teacher(
+    config: RunConfig, teacher: TeacherConfig, data: RunData, device: str | None
+) -> tuple[Predictor, int]:
+    """Build a teacher with its own classes, an ensemble with the data's; return it with its input size."""
     where = f"{config.source}: {teacher.name}"
-    classes = None
-    if isinstance(teacher.config, EnsembleConfig):
-        classes = data.classes
-    asked = teacher.options.model_copy(update={"labels": None})
-    built = build_teacher(teacher.config, asked, classes, where, config.image_size)
+    # The label maps of an ensemble's members lead to the data's classes, the only ones they have in common.
+    classes = data.classes if isinstance(teacher.config, EnsembleConfig) else None
+    without_labels_map = teacher.options.model_copy(update={"labels": None})
+    built = build_teacher(teacher.config, without_labels_map, classes, where, config.image_size)
     built.to(device or best_device())
-    # The source itself: its boxes keep their marks, which the frozen teacher leaves out.
+    # The source, because the frozen teacher drops ignored boxes, which the store keeps.
     return built.source, built.image_size or config.image_size
 
 
@@ -290,7 +288,7 @@ def _description(teacher: TeacherConfig, predictor: Predictor) -> str:
 
 
 def _stored_options(options: LabelOptions, image_size: int) -> dict[str, Option]:
-    """What decides the content of the store, beside the teacher."""
+    """Return the settings that the stored predictions depend on, besides the teacher."""
     return {
         "image_size": image_size,
         "score_threshold": options.score,
@@ -304,16 +302,16 @@ def _images(data: RunData, images: Path | str | None, splits: Sequence[str]) -> 
     """Return the images to label, sorted by name."""
     if (images is None) == (not splits):
         raise RequestError("which images? give either --images FOLDER or --split NAME")
-    found: list[ImageRecord] = []
+    records: list[ImageRecord] = []
     if images is not None:
         folder = Path(images)
-        found += records_of(list_images(folder), folder)
-        if not found:
+        records += records_of(list_images(folder), folder)
+        if not records:
             raise RequestError(f"{folder}: holds no images")
     for split in dict.fromkeys(splits):
-        found += _of_split(data, split, prefixed=len(set(splits)) > 1)
+        records += _of_split(data, split, prefixed=len(set(splits)) > 1)
     name = Path(images).name if images is not None else " and ".join(splits)
-    ordered = sorted(found, key=lambda image: image.file_name)
+    ordered = sorted(records, key=lambda image: image.file_name)
     return DetectionData(name, (), (), tuple(replace(image, image_id=n) for n, image in enumerate(ordered, start=1)))
 
 

@@ -1,4 +1,4 @@
-"""Opens whatever MODEL names: a checkpoint, a student, an ONNX file, a predictions JSON."""
+"""Opens a model: a checkpoint, a student, an ONNX file, a predictions file, or the teacher of a config."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from kd_vision.export import formats_of, open_exported
 from kd_vision.pipeline.teachers import build_online_teachers
 
 _DEFAULT_SIZE = 640
-_SMALL_SIZE = 32  # a predictions file looks at no pixel
+_SMALL_SIZE = 32  # for a predictions file, which reads no pixels
 _DEVICES = ("cpu", "cuda", "cuda:1", "mps")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that predicts.
+    """An opened model.
 
     Attributes:
-        predictor: gives boxes.
-        detector: the same as a torch detector; None for files that only predict.
-        image_size: input side it was trained (or exported) for, or the one asked for.
+        predictor: returns boxes.
+        detector: the same as a torch detector; None for other kinds of models.
+        image_size: input side: the requested one, else that of training or export.
         kind: `checkpoint`, `pt`, `onnx`, `predictions` or `teacher`.
         path: the file that was opened.
     """
@@ -42,12 +42,12 @@ class LoadedModel:
 
 
 def best_device() -> str:
-    """Where a model answers fastest on this machine."""
+    """Return the fastest device of this machine."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def wrong_device(name: str | None) -> list[str]:
-    """Say in one line what is wrong with the device asked for; None asks for the best one."""
+    """Return the error, one line, where there is no such device; nothing for None, the best one."""
     if name is None:
         return []
     try:
@@ -59,18 +59,18 @@ def wrong_device(name: str | None) -> list[str]:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        return [f"--device: '{name}' is not here ({first_line(error)}); leave it out, or give cpu"]
+        return [f"--device: '{name}' is not available ({first_line(error)}); leave it out, or give cpu"]
     return []
 
 
 def chosen_device(name: str | None) -> str:
-    """The device asked for, else the best one.
+    """Return the given device, else the best one.
 
     Raises:
         RequestError: there is no such device on this machine.
     """
-    if problems := wrong_device(name):
-        raise RequestError(*problems)
+    if errors := wrong_device(name):
+        raise RequestError(*errors)
     return name or best_device()
 
 
@@ -81,11 +81,11 @@ def load_model(
     device: str = "cpu",
     data: DetectionData | None = None,
 ) -> LoadedModel:
-    """Open a model by what it is.
+    """Open a model of any kind.
 
     Args:
-        path: a run directory, ``.ckpt``, ``.pt``, ``.onnx``, predictions ``.json``, or a config ``.yaml``: then
-            its teacher, which answers in the classes of `data` by the config's label map.
+        path: a run directory, ``.ckpt``, ``.pt``, ``.onnx``, predictions ``.json``, or a config ``.yaml``: then its
+            teacher, with the classes of `data` by the config's label map.
         image_size: input side in pixels; None: as trained or exported, else 640.
         trust: allow a pickle outside the allow-list.
         device: where a torch model goes.
@@ -96,7 +96,7 @@ def load_model(
     """
     loaded = _opened(_inside_run(path), trust, device, data)
     if image_size is not None and loaded.kind == "teacher":
-        raise RequestError(f"{path}: its own config says at which image_size a teacher looks; leave --image-size out")
+        raise RequestError(f"{path}: the image_size of a teacher is set in its config; leave --image-size out")
     if image_size is not None:
         loaded = replace(loaded, image_size=image_size)
     key = f"{path}: image size" if image_size is None else "--image-size"
@@ -157,9 +157,7 @@ def _load_predictions(path: Path, data: DetectionData | None) -> LoadedModel:
     from kd_vision.teachers.predictions_file import read_predictions
 
     if data is None:
-        raise RequestError(
-            f"{path}: a predictions file means nothing without its data set; only `kd-vision evaluate` takes it"
-        )
+        raise RequestError(f"{path}: a predictions file needs its data set; only `kd-vision evaluate` takes it")
     return LoadedModel(read_predictions(path, data), None, _SMALL_SIZE, "predictions", path)
 
 
@@ -172,8 +170,8 @@ def _load_teacher(path: Path, device: str, data: DetectionData | None) -> Loaded
     teachers = list(build_online_teachers(config, data.classes).values())
     if len(teachers) != 1:
         raise RequestError(
-            f"{path}: names {len(teachers)} teachers that are run on images, one can be measured; give its own file, "
-            f"or an ensemble"
+            f"{path}: has {len(teachers)} teachers that are run on images, only one can be evaluated; give the file of "
+            f"one, or an ensemble"
         )
     teacher = teachers[0].to(device)
     return LoadedModel(teacher, None, teacher.image_size or config.image_size, "teacher", path)

@@ -1,4 +1,4 @@
-"""MODEL on pictures: boxes in a file, and copies with the boxes drawn."""
+"""Runs a model on images or a video: writes the boxes to a file, and copies with the boxes drawn."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _BATCH = 4
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What was found.
+    """Result of a prediction.
 
     Attributes:
         predictions: the JSON file with the boxes.
         copies: annotated images, or the annotated video.
-        frames: pictures seen.
-        boxes: by class name, how many were found.
+        frames: number of images or frames.
+        boxes: number of boxes by class name.
     """
 
     predictions: Path
@@ -58,20 +58,19 @@ def run_predict(
 ) -> PredictResult:
     """Find boxes on an image, a folder of images or a video.
 
-    ``predictions.json`` in `out` is a COCO results list. Image ids count pictures from 1 and
-    category ids labels from 1; `file_name` (and `frame` of a video, from 0) and `category` say
-    what they are.
+    ``predictions.json`` in `out` is a COCO results list. Image ids count frames from 1 and category ids labels from
+    1; each entry also has `file_name`, `category` and, of a video, `frame` (from 0).
 
     Args:
         model: run directory, ``.ckpt``, ``.pt`` or ``.onnx``.
         source: image, folder or video.
-        out: folder for what is written.
+        out: folder of the results.
         score: boxes below are left out.
         draw: write annotated copies too.
         image_size: input side; None: as trained or exported.
         trust: allow a pickle outside the allow-list.
-        progress: how progress is shown.
-        device: where a torch model runs; None: a GPU where there is one.
+        progress: receives the progress.
+        device: of a torch model; None: a GPU where there is one.
 
     Raises:
         RequestError: model or source is missing or of an unknown kind, an image cannot be read.
@@ -80,46 +79,45 @@ def run_predict(
     _refuse_wrong_request(out, score)
     loaded = load_model(Path(model), image_size, trust, chosen_device(device))
     spec = loaded.predictor.spec
-    pictures = open_source(Path(source), spec.input_channels)
+    media = open_source(Path(source), spec.input_channels)
     with ExitStack() as stack:
-        writer = stack.enter_context(FrameWriter(pictures, out)) if draw else None
-        bar = stack.enter_context(progress(f"predict {pictures.path.name}"))
-        answers = predict_frames(loaded.predictor, pictures.frames(), loaded.image_size, score)
-        seen, entries = _record(answers, pictures, spec.classes, writer, bar)
+        writer = stack.enter_context(FrameWriter(media, out)) if draw else None
+        bar = stack.enter_context(progress(f"predict {media.path.name}"))
+        predictions = predict_frames(loaded.predictor, media.frames(), loaded.image_size, score)
+        frames, entries = _record(predictions, media, spec.classes, writer, bar)
     path = out / "predictions.json"
     write_json(path, entries)
     counts = Counter(str(entry["category"]) for entry in entries)
     copies = tuple(writer.written) if writer is not None else ()
-    return PredictResult(path, copies, seen, {name: counts[name] for name in spec.classes})
+    return PredictResult(path, copies, frames, {name: counts[name] for name in spec.classes})
 
 
 def _refuse_wrong_request(out: Path, score: float) -> None:
-    problems = []
+    errors = []
     if not 0.0 <= score < 1.0:
-        problems.append(f"--score: {score:g} is not a score; give 0 or more, and less than 1")
+        errors.append(f"--score: {score:g} is not a score; give 0 or more, and less than 1")
     if out.exists() and not out.is_dir():
-        problems.append(f"--out: {out} is a file; give a folder")
-    if problems:
-        raise RequestError(*problems)
+        errors.append(f"--out: {out} is a file; give a folder")
+    if errors:
+        raise RequestError(*errors)
 
 
 def _record(
-    answers: Iterable[tuple[Frame, Detections]],
+    predictions: Iterable[tuple[Frame, Detections]],
     source: Source,
     classes: Sequence[str],
     writer: FrameWriter | None,
     bar: Progress,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Draw the answers as they come; return the number of frames and the entries of the JSON."""
+    """Draw each prediction; return the number of frames and the entries of the JSON."""
     entries: list[dict[str, Any]] = []
-    seen = 0
-    for frame, found in answers:
-        seen += 1
-        entries += _entries(frame, found, classes, source)
+    count = 0
+    for count, (frame, detections) in enumerate(predictions, start=1):
+        entries += _entries(frame, detections, classes, source)
         if writer is not None:
-            writer.write(frame, draw_detections(frame.pixels, found, classes))
-        bar.step(seen, max(source.count, seen))
-    return seen, entries
+            writer.write(frame, draw_detections(frame.pixels, detections, classes))
+        bar.step(count, max(source.count, count))
+    return count, entries
 
 
 def predict_frames(
@@ -128,25 +126,25 @@ def predict_frames(
     """Yield each frame with its boxes, in pixels of the frame, in order.
 
     Args:
-        predictor: gives boxes.
-        frames: pictures of any size.
+        predictor: returns boxes.
+        frames: of any size.
         image_size: input side S.
         score: boxes below are left out.
     """
     options = PredictOptions(score_threshold=score)
-    waiting = iter(frames)
-    while chunk := list(islice(waiting, _BATCH)):
+    remaining = iter(frames)
+    while chunk := list(islice(remaining, _BATCH)):
         batch = frame_batch(chunk, image_size)
         with torch.no_grad():
-            answers = predictor.predict(batch, options)
-        yield from zip(chunk, answers, strict=True)
+            detections = predictor.predict(batch, options)
+        yield from zip(chunk, detections, strict=True)
 
 
 def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
     """Letterbox frames into one batch without targets, as evaluation does.
 
     Args:
-        frames: pictures of any size.
+        frames: of any size.
         image_size: input side S.
 
     Returns:
@@ -158,10 +156,10 @@ def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
     return ImageBatch.of_images(images, ids, [letterbox for _, letterbox in boxed])
 
 
-def _entries(frame: Frame, found: Detections, classes: Sequence[str], source: Source) -> Iterator[dict[str, Any]]:
-    where: dict[str, Any] = {"file_name": frame.name}
+def _entries(frame: Frame, detections: Detections, classes: Sequence[str], source: Source) -> Iterator[dict[str, Any]]:
+    origin: dict[str, Any] = {"file_name": frame.name}
     if source.is_video:
-        where["frame"] = frame.index
-    rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    for box, score, label in rows:
-        yield {**result_entry(frame.index + 1, label + 1, box, score), "category": classes[label], **where}
+        origin["frame"] = frame.index
+    arrays = (detections.boxes_xyxy, detections.scores, detections.labels)
+    for box, score, label in zip(*(array.tolist() for array in arrays), strict=True):
+        yield {**result_entry(frame.index + 1, label + 1, box, score), "category": classes[label], **origin}

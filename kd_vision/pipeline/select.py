@@ -1,4 +1,4 @@
-"""Which images of a folder are worth a label or a place in training: `kd-vision data select`."""
+"""Selects the images of a folder of most value for training: `kd-vision data select`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class SelectResult:
-    """What was chosen.
+    """Result of a selection.
 
     Attributes:
         out: the list, one path a line relative to the folder; a descriptor takes it as ``unlabelled: {images:
             FOLDER, list: FILE}``.
-        table: CSV of every image with its scores and the reason it was left out.
-        chosen: how many.
-        alike: left out because they look like a chosen one.
-        images: in all.
+        table: CSV of every image with its scores and the reason why it was left out.
+        chosen: number of chosen images.
+        alike: number of images left out as near duplicates of chosen ones.
+        images: number of all images.
     """
 
     out: Path
@@ -60,48 +60,48 @@ def select(
     trust: bool = False,
     progress: ProgressFactory = log_progress,
 ) -> SelectResult:
-    """Rank images by what they would teach, and list the best; see `knowledge.ranking` for the formula.
+    """Rank images by their value for training, and list the best; see `knowledge.ranking` for the formula.
 
     Args:
         store: the teacher's predictions on the images.
-        images: their folder.
-        budget: how many to choose.
-        out: the list; the table goes beside it with the suffix ``.csv``.
-        student: model whose boxes are compared with the teacher's.
+        images: folder of the images.
+        budget: number of images to choose.
+        out: file of the list; the table is written next to it with the suffix ``.csv``.
+        student: model to compare with the teacher; None: no part `disagreement`.
         image_size: the student's input side; None: as trained or exported.
         trust: allow a pickle outside the allow-list.
-        progress: how progress is shown.
+        progress: receives the progress.
 
     Raises:
         RequestError: an image is not in the store or cannot be read, student and teacher share no class, or
-            there is nothing to choose.
+            there are no images.
     """
     folder, target = Path(images), Path(out)
     if budget < 1:
         raise RequestError(f"--budget: {budget} is too few; give 1 or more")
     if target.suffix == ".csv":
         raise RequestError(f"--out: {target} is the name of the table; give one that ends in .txt")
-    known = read_store(Path(store))
+    predictions = read_store(Path(store))
     paths = list_images(folder)
     if not paths:
         raise RequestError(f"{folder}: holds no images")
-    teacher = OfflineTeacher("store", known)
-    data = teacher.attach(DetectionData(folder.name, known.classes, (), records_of(paths, folder)))
+    teacher = OfflineTeacher("store", predictions)
+    data = teacher.attach(DetectionData(folder.name, predictions.classes, (), records_of(paths, folder)))
     table = data.pseudo_labels[teacher.name]
-    claims = [_claims(table.detections(index)) for index in range(len(data))]
-    differs = None
+    detections = [_without_ignored(table.detections(index)) for index in range(len(data))]
+    disagreements = None
     if student is not None:
         model = load_model(Path(student), image_size, trust, best_device())
-        answers = _predictions(model.predictor, model.image_size, data, known, progress)
-        comparable = _shared(claims, model.predictor.spec.classes, known.classes)
-        differs = [disagreement(one, other) for one, other in zip(comparable, answers, strict=True)]
-    scores = acquisition_scores(claims, len(known.classes), differs)
+        of_student = _student_predictions(model.predictor, model.image_size, data, predictions, progress)
+        of_teacher = _of_shared_classes(detections, model.predictor.spec.classes, predictions.classes)
+        disagreements = [disagreement(one, other) for one, other in zip(of_teacher, of_student, strict=True)]
+    scores = acquisition_scores(detections, len(predictions.classes), disagreements)
     names = [image.file_name for image in data.images]
     ranked = choose(scores, names, _hashes(paths, progress), budget)
-    return _written(ranked, names, target)
+    return _write(ranked, names, target)
 
 
-def _predictions(
+def _student_predictions(
     predictor: Predictor, image_size: int, data: DetectionData, store: Store, progress: ProgressFactory
 ) -> list[Detections]:
     """Run the student on the images; return its boxes in the teacher's classes."""
@@ -124,44 +124,46 @@ def _predictions(
 
 
 def _top_class(detections: Detections) -> Detections:
-    """Keep a box under its likeliest class alone, as stored boxes are read."""
+    """Keep a box only under its likeliest class, as pseudo labels do."""
     if detections.class_probs is None:
         return detections
-    own = detections.class_probs[np.arange(len(detections)), detections.labels]
-    return detections.take(own >= detections.class_probs.max(axis=1, initial=0.0))
+    of_label = detections.class_probs[np.arange(len(detections)), detections.labels]
+    return detections.take(of_label >= detections.class_probs.max(axis=1, initial=0.0))
 
 
 def _store_options(store: Store) -> PredictOptions:
     """Return the thresholds with which the store was made."""
-    asked, usual = store.manifest.options, DEFAULT_TEACHER_POSTPROCESS
+    options, default = store.manifest.options, DEFAULT_TEACHER_POSTPROCESS
     return PredictOptions(
-        float(asked.get("score_threshold") or usual.score_threshold),
-        float(asked.get("nms_iou") or usual.nms_iou),
-        int(asked.get("max_boxes") or usual.max_detections),
+        float(options.get("score_threshold") or default.score_threshold),
+        float(options.get("nms_iou") or default.nms_iou),
+        int(options.get("max_boxes") or default.max_detections),
     )
 
 
-def _claims(detections: Detections) -> Detections:
-    """Leave out boxes to be ignored."""
+def _without_ignored(detections: Detections) -> Detections:
+    """Leave out ignored boxes."""
     return detections if detections.ignore is None else detections.take(~detections.ignore)
 
 
-def _shared(detections: Sequence[Detections], student: tuple[str, ...], teacher: tuple[str, ...]) -> list[Detections]:
+def _of_shared_classes(
+    detections: Sequence[Detections], student: tuple[str, ...], teacher: tuple[str, ...]
+) -> list[Detections]:
     """Leave out boxes of classes that the student does not have."""
     shared = np.array([name in student for name in teacher])
     return [one.take(shared[one.labels]) for one in detections]
 
 
 def _hashes(paths: Sequence[Path], progress: ProgressFactory) -> npt.NDArray[np.uint8]:
-    found = []
+    hashes = []
     with ThreadPoolExecutor() as threads, progress("compare images") as bar:
         for bits in threads.map(lambda path: picture_hash(read_image(path, 1)), paths):
-            found.append(bits)
-            bar.step(len(found), len(paths))
-    return np.stack(found)
+            hashes.append(bits)
+            bar.step(len(hashes), len(paths))
+    return np.stack(hashes)
 
 
-def _written(ranked: Sequence[Ranked], names: Sequence[str], out: Path) -> SelectResult:
+def _write(ranked: Sequence[Ranked], names: Sequence[str], out: Path) -> SelectResult:
     table = out.with_suffix(".csv")
     chosen = sorted(names[one.index] for one in ranked if one.reason == CHOSEN)
     write_text(out, "".join(f"{name}\n" for name in chosen))

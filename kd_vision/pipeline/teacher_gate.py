@@ -1,4 +1,4 @@
-"""A teacher that is not better than its student ends the work before a night is spent on it."""
+"""The teacher gate: refuses a teacher that is not better than the untrained student."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kd_vision.pipeline.parts import RunParts
 from kd_vision.teachers.offline import OfflineTeacher
 
 _MARGIN = 0.01
-"""AP, as a fraction, that a teacher must be ahead: a teacher that found one box by luck is not."""
-_ENOUGH = 1000
-"""Training images that tell whether a store is any good."""
+"""Least lead in AP, as a fraction; more than a few boxes found by chance bring."""
+_MAX_IMAGES = 1000
+"""Training images on which an offline teacher is measured at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherScore:
-    """What a teacher and the student before training score on the same images.
+    """Metrics of a teacher and of the untrained student on the same images.
 
     Attributes:
         name: of the teacher.
-        split: whose labels were used.
-        teacher, student: the numbers; None: there are no labels of its classes to measure with.
+        split: name of the images.
+        teacher, student: the metrics; None: there is no ground truth in the teacher's classes.
     """
 
     name: str
@@ -40,11 +40,11 @@ class TeacherScore:
 def measure_teachers(
     config: RunConfig, parts: RunParts, truth: DetectionData, labelled: DetectionData
 ) -> Iterator[TeacherScore]:
-    """Measure every teacher: online ones on the validation split, offline ones where they have boxes and labels.
+    """Measure every teacher: online ones on the validation split, offline ones see `_measure_offline`.
 
     Args:
         config: the run.
-        parts: who takes part.
+        parts: models of the run.
         truth: the validation split.
         labelled: training images, with the pseudo labels of offline teachers.
     """
@@ -66,27 +66,27 @@ def _measure_offline(
 ) -> TeacherScore:
     """Measure precomputed boxes on the validation split where they cover it, else on labelled training images.
 
-    Of these every n-th, so that a large set costs minutes and not a night.
+    Of a large training set every n-th image is used, so that the gate takes minutes.
     """
     try:
         covered = teacher.attach(truth)
     except RequestError:
-        covered = labelled.subset(range(0, len(labelled), -(-len(labelled) // _ENOUGH) or 1))
+        covered = labelled.subset(range(0, len(labelled), -(-len(labelled) // _MAX_IMAGES) or 1))
     if len(covered) == 0:
         return TeacherScore(teacher.name, "no labelled image", None, None)
     table = covered.pseudo_labels[teacher.name]
     boxes = {image.image_id: table.detections(index) for index, image in enumerate(covered.images)}
-    claims = {image_id: one if one.ignore is None else one.take(~one.ignore) for image_id, one in boxes.items()}
+    boxes = {image_id: one if one.ignore is None else one.take(~one.ignore) for image_id, one in boxes.items()}
     before = measure(student, covered, config.image_size, config.evaluate)
-    after = evaluate_detections(covered, claims, config.evaluate.backend)
+    after = evaluate_detections(covered, boxes, config.evaluate.backend)
     return TeacherScore(teacher.name, covered.name, after, before)
 
 
 def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:
-    """Stop where the teacher knows hardly more than the student does before training.
+    """Refuse a teacher that is not better than the untrained student.
 
     Raises:
-        GateError: unless the config says ``allow_weak_teacher: true``.
+        GateError: unless the config has ``allow_weak_teacher: true``.
     """
     if score.teacher is None or score.student is None or config.allow_weak_teacher:
         return
@@ -95,10 +95,11 @@ def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:
             f"{config.source}: {score.name}: '{score.split}' holds no box to measure a teacher by; give another "
             f"evaluate.split, or set allow_weak_teacher: true"
         )
-    knows, has = score.teacher.ap, score.student.ap or 0.0
-    if knows >= has + _MARGIN:
+    teacher_ap, student_ap = score.teacher.ap, score.student.ap or 0.0
+    if teacher_ap >= student_ap + _MARGIN:
         return
     raise GateError(
-        f"{config.source}: {score.name}: AP {100 * knows:.1f} on '{score.split}' is not better than the untrained "
-        f"student's {100 * has:.1f} by a point; give a teacher trained for this data, or set allow_weak_teacher: true"
+        f"{config.source}: {score.name}: AP {100 * teacher_ap:.1f} on '{score.split}' is not better than the untrained "
+        f"student's {100 * student_ap:.1f} by a point; give a teacher trained for this data, or set "
+        f"allow_weak_teacher: true"
     )

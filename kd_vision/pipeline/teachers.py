@@ -27,14 +27,14 @@ def build_teachers(config: RunConfig, data: RunData, student: Detector) -> dict[
     Args:
         config: the run.
         data: of the run.
-        student: for a teacher that is the student's own moving average.
+        student: for a teacher that is the moving average of its weights.
 
     Raises:
-        RequestError: a file cannot be read, classes do not fit, a size does not, or a store is another teacher's.
+        RequestError: a file cannot be read, classes or a size do not fit, or a store is another teacher's.
     """
     teachers: dict[str, FrozenTeacher | OfflineTeacher] = {}
     for teacher in config.teachers:
-        if teacher.entry.follows_student:  # followed by the trainer's moving average, once there is one
+        if teacher.entry.follows_student:  # the trainer replaces the copy by its moving average
             teachers[teacher.name] = FrozenTeacher(copy.deepcopy(student), image_size=config.image_size)
         elif teacher.entry.offline:
             teachers[teacher.name] = _build_offline(config, teacher, data)
@@ -44,10 +44,10 @@ def build_teachers(config: RunConfig, data: RunData, student: Detector) -> dict[
 
 
 def build_online_teachers(config: RunConfig, classes: tuple[str, ...]) -> dict[str, FrozenTeacher]:
-    """Build the teachers that are run on images, to measure them or to ask their input size.
+    """Build the teachers that are run on images, for example to measure them.
 
-    A teacher of other classes without a label map can teach features alone; its mAP on this data means
-    nothing, so the config must say ``allow_weak_teacher: true``.
+    A teacher of other classes without a label map can only be used for features. It has no mAP on this data, so
+    that the config must have ``allow_weak_teacher: true``.
     """
     online = (teacher for teacher in config.teachers if teacher.is_online)
     return {teacher.name: _build_online(config, teacher, classes) for teacher in online}
@@ -70,30 +70,30 @@ def _build_offline(config: RunConfig, teacher: TeacherConfig, data: RunData) -> 
     if isinstance(source, Store):
         _refuse_other_teacher(config, teacher.config, source)
     given = teacher.options.labels
-    unknown = dict.fromkeys(source.missing_classes, DROP)  # classes no member of an ensemble ever learned
-    if unknown:
-        given = unknown | (given or {})
+    missing = dict.fromkeys(source.missing_classes, DROP)  # classes that no member of an ensemble ever learned
+    if missing:
+        given = missing | (given or {})
     return OfflineTeacher(teacher.name, source, build_label_map(source.classes, data.classes, given, f"{where}.labels"))
 
 
-def _refuse_other_teacher(config: RunConfig, asked: object, store: Store) -> None:
-    """Refuse a store of none of the config's online teachers, where it must be of one of them."""
-    if not isinstance(asked, StoreConfig) or not asked.same_teacher:
+def _refuse_other_teacher(config: RunConfig, settings: object, store: Store) -> None:
+    """Refuse a store of none of the config's online teachers, where its settings require one of them."""
+    if not isinstance(settings, StoreConfig) or not settings.same_teacher:
         return
-    live = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if teacher.is_online}
-    if live and store.manifest.teacher.fingerprint not in live.values():
-        name, other = next(iter(live.items()))
-        refuse_other_teacher(store, other, f"{config.source}: {name}")
+    online = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if teacher.is_online}
+    if online and store.manifest.teacher.fingerprint not in online.values():
+        name, expected = next(iter(online.items()))
+        refuse_other_teacher(store, expected, f"{config.source}: {name}")
 
 
 def teacher_fingerprint(teacher: TeacherConfig) -> str:
-    """Hash of all that decides a teacher's predictions in its own classes: its name and label map do not."""
+    """Return the hash of a teacher's config without name and label map, on which its predictions do not depend."""
     options = teacher.options.model_copy(update={"name": None, "labels": None})
     return fingerprint([teacher.config, options])
 
 
 def teacher_hash(config: RunConfig) -> str | None:
-    """SHA-256 over all that teaches, files included; None for plain training."""
+    """Return a SHA-256 over all teachers and their files; None for plain training."""
     if not config.is_distilled:
         return None
     labels = [teacher.options.labels for teacher in config.teachers]
@@ -101,6 +101,6 @@ def teacher_hash(config: RunConfig) -> str | None:
 
 
 def teacher_input_size(config: RunConfig, teachers: Mapping[str, Teacher]) -> int | None:
-    """Side of the square that the teachers are run on, where one of them takes more than the student."""
+    """Return the largest image size of the teachers where it exceeds the student's, else None."""
     largest = max((teacher.image_size or 0 for teacher in teachers.values()), default=0)
     return largest if largest > config.image_size else None

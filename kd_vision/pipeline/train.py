@@ -43,13 +43,13 @@ from kd_vision.report.write import write_run_report
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What training gave.
+    """Result of training.
 
     Attributes:
         directory: the run directory.
-        student: the student's file, opened by the family's own loader.
-        metrics: COCO numbers of that very file on the final split.
-        split: which split that was.
+        student: file of the student, in the format of its family.
+        metrics: COCO numbers of this file on the final split.
+        split: name of the final split.
         fit: steps, seconds and speed.
     """
 
@@ -70,19 +70,19 @@ def train(
     sample_size: int | None = None,
     data: RunData | None = None,
 ) -> TrainResult:
-    """Train the student a config describes; without a teacher, plainly.
+    """Train the student of a config, with distillation where the config has a teacher.
 
     Args:
         config: a config, or the path of one.
         out: run directory; None: ``runs/<config name>``.
-        resume: go on from the run directory's last checkpoint.
+        resume: continue from the last checkpoint of the run directory.
         overrides: ``key=value`` strings, where `config` is a path.
-        progress: how progress is shown.
+        progress: receives the progress.
         title: of the progress.
-        sample_size: side at which samples are made before the student's view is shrunk from them; None: as its
-            teachers want. The baseline of a benchmark is given that of the distilled run, so that both see the
-            same pixels.
-        data: of the run, where it is read already.
+        sample_size: side of the samples, from which the student's images are shrunk; None: the largest image size
+            of the teachers. A benchmark gives its baseline that of the distilled run, so that both are trained on
+            the same pixels.
+        data: of the run, if already read.
 
     Raises:
         RequestError: the request is wrong.
@@ -93,7 +93,7 @@ def train(
     directory = RunDirectory(output_directory(None if out is None else Path(out), config))
     _refuse_overwrite(directory, config, resume)
     data = data or RunData(config.data)
-    truth, final = data.split(config.evaluate.split), data.final_split(config)  # a wrong name is found now
+    truth, final = data.split(config.evaluate.split), data.final_split(config)  # refuses a wrong name before training
     load_backend(config.evaluate.backend)
     labelled, unlabelled = data.training(config)
     seed_everything(config.train.seed)
@@ -116,7 +116,7 @@ def train(
     validate = _validator(config, truth)
     with (progress if fabric.is_global_zero else no_progress)(title) as bar:
         trainer = Trainer(fabric, run, stream, optimizer, config.train, directory, identity, validate, bar)
-        _follow_the_average(config, parts, trainer)
+        _follow_average(config, parts, trainer)
         if resume:
             trainer.resume()
         elif fabric.is_global_zero:
@@ -126,8 +126,8 @@ def train(
     return _finish(config, directory, trainer, fit, final)
 
 
-def _follow_the_average(config: RunConfig, parts: RunParts, trainer: Trainer) -> None:
-    """Make a teacher that is the student itself use its moving average from here on."""
+def _follow_average(config: RunConfig, parts: RunParts, trainer: Trainer) -> None:
+    """Replace each self-distillation teacher by the trainer's moving average."""
     for teacher in config.teachers:
         if teacher.entry.follows_student:
             parts.online[teacher.name].follow(trainer.average.detector)
@@ -136,7 +136,7 @@ def _follow_the_average(config: RunConfig, parts: RunParts, trainer: Trainer) ->
 def _finish(
     config: RunConfig, directory: RunDirectory, trainer: Trainer, fit: FitResult, truth: DetectionData
 ) -> TrainResult:
-    """Write the student and measure the file that was written, not the weights in memory."""
+    """Write the student and measure the written file, not the weights in memory."""
     detector = trainer.average.detector
     if config.train.keep == "best" and directory.best_checkpoint.is_file():
         detector.load_state_dict(read_checkpoint(directory.best_checkpoint)["average"])
@@ -153,14 +153,14 @@ def _finish(
 def measure_run(
     config: RunConfig, directory: RunDirectory, truth: DetectionData, device: str, write: bool = True
 ) -> Metrics:
-    """Measure a run's student on the final split; write ``metrics.json``, on what it was measured, and the report."""
+    """Measure a run's student on the final split; write ``metrics.json``, the hash of the split, and the report."""
     loaded = load_model(directory.student, config.image_size, device=device)
     metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
     if write:
         directory.metrics.unlink(missing_ok=True)
         fit = read_json(directory.fit)
         write_json(directory.fit, fit | {"split": truth.name, "measured_on": truth.content_hash()})
-        write_json(directory.metrics, metrics.to_json())  # whoever finds it takes the run for finished
+        write_json(directory.metrics, metrics.to_json())  # last: its existence marks a run as finished
         write_run_report(directory.root)
     return metrics
 
@@ -173,7 +173,7 @@ def _gate_teachers(
     labelled: DetectionData,
     fabric: Fabric,
 ) -> None:
-    """Measure teachers and student on the first process; all processes end where the gate refuses."""
+    """Measure teachers and student on the first process; the gate's refusal ends all processes."""
     for teacher in parts.teachers.values():
         teacher.to(fabric.device)
     refusal = ""
@@ -210,7 +210,7 @@ def _validator(config: RunConfig, truth: DetectionData) -> Callable[[Detector], 
 
 
 def origin_of(config: RunConfig, sample_size: int | None) -> dict[str, Any]:
-    """What arms of a benchmark must share beside their data: the weights they start from, and the sample size."""
+    """Return what the arms of a benchmark must share besides their data: initial weights and sample size."""
     return {"student": fingerprint(config.student), "view": sample_size}
 
 
@@ -223,7 +223,7 @@ def _describe(config: RunConfig, directory: RunDirectory, facts: dict[str, Any])
 
 
 def _identity(config: RunConfig, student: Detector, data: list[str]) -> dict[str, Any]:
-    """What must be the same for a resume."""
+    """Return the values that a resumed run must share."""
     content = json.dumps(config.identity(), sort_keys=True)
     return {
         "config": hashlib.sha256(content.encode()).hexdigest()[:16],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from kd_vision.cli.main import COMMANDS, main
+from kd_vision.knowledge.dataset import PseudoLabelThresholds
+from kd_vision.pipeline.label import LabelOptions
 
 HEAVY = ("torch", "torchvision", "ultralytics", "albumentations", "lightning", "cv2", "numpy", "pydantic", "rich")
 
@@ -54,6 +57,21 @@ def test_a_mistake_in_a_config_is_told_before_torch_is_loaded(command: str, tmp_
     status, _, heavy = loaded_by(command, str(config))
     assert status == 2
     assert heavy <= {"pydantic", "rich", "numpy"}
+
+
+def test_the_help_of_label_shows_the_defaults_of_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["label", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options, thresholds = LabelOptions(), PseudoLabelThresholds()
+    defaults = {
+        "--score S": options.score, "--max-boxes N": options.max_boxes, "--top-k K": options.top_k,
+        "--batch-size N": options.batch_size, "--min-score S": thresholds.positive,
+        "--ignore-score S": thresholds.ignore,
+    }  # fmt: skip
+    for flag, default in defaults.items():
+        assert re.search(rf" {flag} [^()]*\(default: {default}\)", text), flag
+    assert "doubt" not in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,8 +138,8 @@ def test_an_unknown_split_and_a_wrong_model_name_say_what_is_possible(
     [
         (["data", "check", "x.yaml"], "kd-vision: stopped\n"),
         (["label", "x.yaml", "--split", "train", "--out", "s"],
-         "kd-vision: stopped; the same command goes on where it was\n"),
-        (["train", "x.yaml"], "kd-vision: stopped; a run that wrote a checkpoint goes on with --resume\n"),
+         "kd-vision: stopped; the same command continues\n"),
+        (["train", "x.yaml"], "kd-vision: stopped; if it wrote a checkpoint, continue with --resume\n"),
     ],
 )  # fmt: skip
 def test_a_break_says_how_to_go_on(

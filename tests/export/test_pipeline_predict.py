@@ -82,7 +82,7 @@ def test_command_json_only(
     picture = squares.parent / "val" / "0.png"
     assert main(["predict", str(student_file), str(picture), "--out", str(tmp_path / "out"), "--json"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
-    assert capsys.readouterr().out.startswith("1 pictures, found: ")
+    assert capsys.readouterr().out.startswith("1 images, boxes: ")
 
 
 def test_wrong_requests_are_refused(student_file: Path, tmp_path: Path) -> None:

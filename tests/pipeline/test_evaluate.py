@@ -89,7 +89,7 @@ def test_a_teacher_of_a_config_is_measured_at_its_own_size(
 ) -> None:
     config = write_config()
     assert evaluate(config, squares).image_size == 64
-    with pytest.raises(RequestError, match="its own config says at which image_size a teacher looks"):
+    with pytest.raises(RequestError, match="the image_size of a teacher is set in its config"):
         evaluate(config, squares, image_size=96)
     assert main(["predict", str(config), str(squares.parent / "val")]) == 2
     assert "only `kd-vision evaluate` takes it" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_a_device_that_is_not_here_is_refused_before_anything(
     assert "--device: 'gpu' is no device; possible: cpu, cuda, cuda:1, mps" in capsys.readouterr().err
     pictures = str(squares.parent / "val")
     assert main(["predict", str(run), pictures, "--out", str(drawn), "--device", "cuda:77"]) == 2
-    assert "--device: 'cuda:77' is not here (" in capsys.readouterr().err
+    assert "--device: 'cuda:77' is not available (" in capsys.readouterr().err
     assert not numbers.exists()
     assert not drawn.exists()
     assert main(["evaluate", str(run), *asked, "--device", "cpu"]) == 0

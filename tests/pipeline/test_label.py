@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_and_leaves_what_is_done(
         write(shard, found)
 
     monkeypatch.setattr(made, "write", full)
-    with pytest.raises(KDVisionError, match=r"shard 1 cannot be written \(No space left on device\); put that right"):
+    with pytest.raises(KDVisionError, match=r"shard 1 cannot be written \(No space left on device\); fix the cause"):
         fill(made, Eye(), 64, QUICK)
     assert writer(tmp_path / "store", free).missing == [1]
 
@@ -171,7 +171,7 @@ def test_the_command_says_what_it_stored(
     assert main([*command, "--as-dataset", str(tmp_path / "set"), "--min-score", "0.3"]) == 0
     said = capsys.readouterr()
     assert f"6 images, about 0.0 MB in {store}" in said.err
-    assert said.out.startswith("6 images, found: ")
+    assert said.out.startswith("6 images, boxes: ")
     assert f"store    {store}\n" in said.out
     assert f"data set {tmp_path / 'set' / 'dataset.yaml'} (" in said.out
     assert main([*command, "--score", "0.1"]) == 2
@@ -179,10 +179,11 @@ def test_the_command_says_what_it_stored(
     assert main([*command[:-1], "many"]) == 2
     assert capsys.readouterr().err == "kd-vision: --workers: 'many' is neither a number nor auto\n"
     assert main([*command, "--as-dataset", str(tmp_path / "more"), "--doubt", "0.1"]) == 2
-    assert capsys.readouterr().err == ("kd-vision: --ignore-score: has a meaning with --keep-ignored alone; add it\n")
+    assert capsys.readouterr().err == ("kd-vision: --ignore-score: used only with --keep-ignored; add --keep-ignored\n")
     assert main([*command, "--min-score", "0.4", "--keep-doubtful"]) == 2
     assert capsys.readouterr().err == (
-        "kd-vision: --min-score, --keep-ignored: settings of the data set; say where it goes with --as-dataset DIR\n"
+        "kd-vision: --min-score, --keep-ignored: used only with --as-dataset; add --as-dataset DIR, or leave out "
+        "--min-score, --keep-ignored\n"
     )
     assert not (tmp_path / "more").exists()
 
@@ -206,7 +207,7 @@ def test_the_command_says_what_it_stored(
             {"splits": ["train"], "options": LabelOptions(device="meta")},
             "--device: 'meta' is no device; possible: cpu, cuda, cuda:1, mps",
         ),
-        ({"splits": ["train"], "options": LabelOptions(device="cuda:77")}, "--device: 'cuda:77' is not here"),
+        ({"splits": ["train"], "options": LabelOptions(device="cuda:77")}, "--device: 'cuda:77' is not available"),
         (
             {"splits": ["train"], "overrides": ["image_size=72"]},
             ".image_size: 72 is not a multiple of 32, which yolov8n needs; use 64",
@@ -226,7 +227,7 @@ def test_images_that_cannot_be_opened_are_named_before_the_teacher_is_built(
 ) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "x.png").write_bytes(b"text")
-    monkeypatch.setattr("kd_vision.pipeline.label._teacher", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("kd_vision.pipeline.label._build_teacher", lambda *_: pytest.fail("built"))
     with pytest.raises(RequestError, match=r"x.png: is not an image of a known kind"):
         label(write_config(), tmp_path / "store", images=tmp_path / "images")
 
