@@ -1,4 +1,4 @@
-"""Settings of augmentation; reading them loads no library.
+"""Settings of augmentation; their import loads no image library.
 
 The defaults have the strength of the default training of ultralytics 8.4: same probabilities and ranges.
 """
@@ -19,22 +19,21 @@ class HsvGains(StrictModel):
 
 
 class AugmentConfig(StrictModel):
-    """How training samples are varied.
+    """Settings of the augmentation of training samples.
 
     Attributes:
-        mosaic: probability that a sample is put together of four images.
-        close_mosaic: so many epochs at the end are trained without mosaic; a run shorter than that
-            keeps it throughout.
-        scale: size varies by 1 +- this.
-        translate: position varies by +- this part of the input.
+        mosaic: probability that a sample is a mosaic of four images.
+        close_mosaic: number of last epochs without mosaic; a shorter run uses mosaic throughout.
+        scale: the size is multiplied by 1 +- this.
+        translate: the position is shifted by +- this part of the input.
         horizontal_flip: probability.
         vertical_flip: probability.
         hsv: colour jitter; three channels only.
         mixup: probability that a sample is blended with another.
         degrade: probability of each of: blur, median blur, gray, local contrast (the last two: three
             channels only).
-        student_noise: blur, sensor noise, compression and low light for the student alone; the
-            teacher sees the clean image.
+        student_noise: blur, sensor noise, compression and low light in the student's image only; the teacher gets
+            the clean image.
     """
 
     mosaic: float = Field(default=1.0, ge=0.0, le=1.0)

@@ -1,4 +1,4 @@
-"""The meaning of boxes, kept apart from their places, so that augmentation moves places only.
+"""Labels of boxes, stored separately from their coordinates, so that augmentation only changes coordinates.
 
 Shapes: M boxes, T boxes of ground truth over all images, S boxes of one teacher over all images, K classes.
 """
@@ -26,7 +26,7 @@ class BoxTable:
 
     Attributes:
         labels: (T,) int64, class of each box of the ground truth, crowds included.
-        pseudo_labels: by teacher name; each teacher's boxes follow those of the one before.
+        pseudo_labels: by teacher name; the boxes of each teacher follow those of the previous one.
     """
 
     labels: npt.NDArray[np.int64]
@@ -35,12 +35,12 @@ class BoxTable:
     def to_targets(
         self, image_index: npt.NDArray[np.int64], boxes_xyxy: Boxes, rows: Rows
     ) -> tuple[Targets, dict[str, PseudoLabels]]:
-        """Turn placed boxes into the targets of a batch; only here probabilities become dense.
+        """Return ground truth and pseudo labels of a batch; only here probabilities become dense.
 
         Args:
-            image_index: (M,) image of the batch.
+            image_index: (M,) index of the image in the batch.
             boxes_xyxy: (M, 4) pixels of the batch.
-            rows: (M,) of this table.
+            rows: (M,) rows of this table.
         """
         boxes_xyxy = boxes_xyxy.astype(np.float32)
         first = len(self.labels)
@@ -50,24 +50,24 @@ class BoxTable:
             torch.from_numpy(self.labels[rows[truth]]),
             torch.from_numpy(boxes_xyxy[truth]),
         )
-        taught: dict[str, PseudoLabels] = {}
+        pseudo_labels: dict[str, PseudoLabels] = {}
         for name, table in self.pseudo_labels.items():
             chosen = np.flatnonzero((rows >= first) & (rows < first + table.boxes))
-            own = rows[chosen] - first
-            taught[name] = PseudoLabels(
+            table_rows = rows[chosen] - first
+            pseudo_labels[name] = PseudoLabels(
                 torch.from_numpy(image_index[chosen]),
                 torch.from_numpy(boxes_xyxy[chosen]),
-                torch.from_numpy(table.class_probs(own)),
-                torch.from_numpy(table.scores[own]),
-                torch.from_numpy(table.ignore[own]),
+                torch.from_numpy(table.class_probs(table_rows)),
+                torch.from_numpy(table.scores[table_rows]),
+                torch.from_numpy(table.ignore[table_rows]),
             )
             first += table.boxes
-        return targets, taught
+        return targets, pseudo_labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedBoxes:
-    """The boxes of many images in flat arrays.
+    """Coordinates of the boxes of many images in flat arrays.
 
     Attributes:
         starts: (N + 1,) first box of each image.
@@ -90,7 +90,7 @@ class PlacedBoxes:
         return PlacedBoxes(self.starts[first : stop + 1] - low, self.boxes_xyxy[low:high], self.rows[low:high])
 
     def resized(self, scales_xy: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]) -> PlacedBoxes:
-        """Return the boxes in resized images, cut to them; boxes left without area go.
+        """Return the boxes in resized images, clipped to them; boxes without area are dropped.
 
         Args:
             scales_xy: (N, 2) factors of each image.
@@ -115,14 +115,14 @@ def tabulate(
         pseudo_labels: by teacher name, a table over the same images.
 
     Returns:
-        The table, and the boxes in pixels of the originals with their rows: of each image the ground truth without
+        The table, and the boxes in pixels of the originals with their rows: for each image the ground truth without
         crowds, which are never a training target, then the boxes of each teacher.
     """
     labels = np.concatenate([image.labels for image in images]).astype(np.int64)
-    alone = ~np.concatenate([image.crowd for image in images]).astype(np.bool_)
+    single = ~np.concatenate([image.crowd for image in images]).astype(np.bool_)
     image = np.repeat(np.arange(len(images)), [len(each.labels) for each in images])
-    owners, boxes = [image[alone]], [np.concatenate([each.boxes_xyxy for each in images])[alone]]
-    rows, first = [np.flatnonzero(alone)], len(labels)
+    owners, boxes = [image[single]], [np.concatenate([each.boxes_xyxy for each in images])[single]]
+    rows, first = [np.flatnonzero(single)], len(labels)
     for table in pseudo_labels.values():
         owners.append(np.repeat(np.arange(len(images)), np.diff(table.image_starts)))
         boxes.append(table.boxes_xyxy)

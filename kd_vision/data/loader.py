@@ -1,7 +1,7 @@
 """Batches for training and evaluation.
 
-Every training batch is a function of (seed, step), whatever the number of workers and wherever a
-run starts, so that a resumed run sees what an unbroken one would have seen.
+Every training batch is a function of (seed, step), whatever the number of workers and the step at which a run starts,
+so that a resumed run gets the same batches as an uninterrupted one.
 
 Shapes: B images, C channels, H W pixels, M boxes, S the side of the network's input.
 """
@@ -36,7 +36,7 @@ from kd_vision.runtime.letterbox import letterbox_image, resize
 
 _CACHE_SHARE = 0.25
 _PREFETCH = 4
-# Streams of random numbers that must not be the same one.
+# Keys that keep the random streams of order and of augmentation apart.
 _ORDER, _SAMPLE = 0, 1
 
 Pixels = npt.NDArray[np.uint8]
@@ -44,7 +44,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class LoaderConfig:
-    """How images are loaded.
+    """Settings of the loader.
 
     Attributes:
         image_size: side S of the network's input.
@@ -52,15 +52,15 @@ class LoaderConfig:
         workers: processes that prepare batches; 0: in the caller's process.
         seed: of order and augmentation.
         channels: 1, 3 or 4.
-        unlabelled_ratio: unlabelled images per labelled one; `round(ratio * batch_size)` follow the
-            labelled ones in every batch.
-        cache: `ram` keeps decoded images, resized to S, in memory; `auto` does so where they fit
-            into a quarter of what is free. The batches are the same either way.
-        teacher_size: side of the teacher's view, at least S: the same crop, of which the student sees a shrunken
-            copy. Boxes are in pixels of the student's. None: both see the same size.
+        unlabelled_ratio: unlabelled images per labelled one; `round(ratio * batch_size)` follow the labelled ones
+            in every batch.
+        cache: `ram` keeps decoded images, resized to S, in memory; `auto` does so where they fit into a quarter of
+            the free memory. The batches are the same either way.
+        teacher_size: side of the teacher's images, at least S: the student's are shrunk copies of them. Boxes are
+            in pixels of the student's. None: S.
 
     Raises:
-        RequestError: the teacher's view is smaller than the student's.
+        RequestError: the teacher's images are smaller than the student's.
     """
 
     image_size: int
@@ -75,19 +75,19 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if self.teacher_size is not None and self.teacher_size < self.image_size:
             raise RequestError(
-                f"teacher_size: {self.teacher_size} is smaller than image_size {self.image_size}; the teacher's view "
-                f"must be at least as large as the student's"
+                f"teacher_size: {self.teacher_size} is smaller than image_size {self.image_size}; it must be at least "
+                f"as large"
             )
 
     @property
     def sample_size(self) -> int:
-        """Side of the square that samples are made in: the larger of the two views."""
+        """Side of the square samples: that of the teacher's images, else of the student's."""
         return self.teacher_size or self.image_size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """One image of a batch, on its way into the tensors."""
+    """One image of a batch before collation."""
 
     record: ImageRecord
     sample: Sample
@@ -96,13 +96,13 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An error on its way out of a worker; raised there, its text would carry a traceback."""
+    """An error of a worker process, returned because torch adds a traceback to the text of raised ones."""
 
     problems: tuple[str, ...]
 
 
 class _Pool:
-    """Images of one kind with their boxes, the longer side resized to that of a sample."""
+    """Labelled or unlabelled images with their boxes, the longer side resized to that of a sample."""
 
     def __init__(self, data: DetectionData, placed: PlacedBoxes, size: int, channels: int) -> None:
         self.data = data
@@ -118,12 +118,12 @@ class _Pool:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that keeping all images takes."""
+        """Bytes of all images in memory."""
         sides = (_resized(image, self._size) for image in self.data.images)
         return sum(width * height for width, height in sides) * self._channels
 
     def fill_cache(self) -> None:
-        """Decode every image once. Threads serve, as decoding holds no lock."""
+        """Decode every image, in threads, as decoding releases the GIL."""
         with ThreadPoolExecutor() as threads:
             self._cache = list(threads.map(self._read, range(len(self))))
 
@@ -138,7 +138,7 @@ class _Pool:
 
 
 class TrainStream:
-    """Training batches of all epochs, from one loader whose workers live as long as it does."""
+    """Training batches of all epochs, from one loader with persistent workers."""
 
     def __init__(
         self,
@@ -153,18 +153,18 @@ class TrainStream:
         """Prepare the images.
 
         Args:
-            labelled: images with ground truth; may be empty where there are unlabelled ones, which
-                then fill the batches alone.
-            unlabelled: images without; their ground truth, if any, is not used.
-            augment: how samples are varied.
-            config: how they are loaded.
+            labelled: images with ground truth; may be empty where there are unlabelled ones, which then fill the
+                batches.
+            unlabelled: images without ground truth; any boxes they have are not used.
+            augment: settings of augmentation.
+            config: settings of the loader.
             epochs: of the whole run.
             rank: of this process.
             world_size: number of processes; each gets its share of every step.
 
         Raises:
-            RequestError: there is nothing to train on, an image cannot be read, or a teacher has pseudo labels of
-                some of the images only.
+            RequestError: there are no images, an image cannot be read, or a teacher has pseudo labels for only some
+                of the images.
         """
         extra = None if unlabelled is None or len(unlabelled) == 0 else without_labels(unlabelled)
         if len(labelled) == 0 and extra is None:
@@ -232,19 +232,19 @@ class TrainStream:
         order = _order(self._config.seed, 0, epoch, count)
         at = step_in_epoch * self._config.batch_size * self._world
         whole = min(self._config.batch_size * self._world, count - at)
-        # Every process must get as many images: the last step is filled up from the epoch's start.
+        # Every process must get the same number of images: the last step is filled up from the epoch's start.
         whole = math.ceil(whole / self._world) * self._world
         return [(place, int(order[place % count])) for place in range(at + self._rank, at + whole, self._world)]
 
     def _extra_share(self, pool: _Pool, step: int) -> list[tuple[int, int, int]]:
         """Return (turn, position, index) of this process' unlabelled images of a step."""
         first = (step * self._world + self._rank) * self._extra_count
-        found = []
+        share = []
         for place in range(first, first + self._extra_count):
             turn, position = divmod(place, len(pool))
             order = _order(self._config.seed, 1, turn, len(pool))
-            found.append((turn, position, int(order[position])))
-        return found
+            share.append((turn, position, int(order[position])))
+        return share
 
     def _sample(self, pool: _Pool, kind: int, turn: int, position: int, index: int, use_mosaic: bool) -> _Made:
         rng = np.random.default_rng([self._config.seed, _SAMPLE, kind, turn, position])
@@ -265,7 +265,7 @@ def eval_batches(
 ) -> Iterator[ImageBatch]:
     """Yield the images of a split in order, letterboxed to a square.
 
-    Targets are in input pixels and hold no crowd boxes.
+    Targets are in input pixels, without crowd boxes.
 
     Args:
         data: the split.
@@ -273,7 +273,7 @@ def eval_batches(
         batch_size: images per batch.
         channels: 1, 3 or 4.
         workers: processes that prepare batches.
-        group: no batch holds images of two groups of so many; None: all images are one group.
+        group: number of images in a group; no batch has images of two groups. None: all images are one group.
 
     Raises:
         RequestError: an image cannot be read.
@@ -292,7 +292,7 @@ def eval_batches(
 
 
 def free_memory() -> int:
-    """Return the bytes this process may still take: of the machine, or of its container if less."""
+    """Return the free memory in bytes: of the machine, or of its container if less."""
     limits = [_machine_memory()]
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
@@ -308,7 +308,7 @@ def _machine_memory() -> int:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        pass  # Not Linux: half of what is built in is a careful guess.
+        pass  # Not Linux: half of the installed memory is a conservative estimate.
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):
@@ -339,7 +339,7 @@ class _EvalMaker:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, kind: int, turn: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the order of the images of an epoch, the same for every step that asks."""
+    """Return the order of the images of an epoch, the same in every step."""
     return np.random.default_rng([seed, _ORDER, kind, turn]).permutation(count)
 
 
@@ -426,10 +426,10 @@ def _resized(record: ImageRecord, image_size: int) -> tuple[int, int]:
 
 
 def _joined_pseudo_labels(parts: Sequence[DetectionData]) -> dict[str, PseudoLabelTable]:
-    """Join the tables of labelled and unlabelled images; a teacher must have one of each.
+    """Join the tables of labelled and unlabelled images; a teacher must have both.
 
     Raises:
-        RequestError: images of which a teacher has no pseudo labels would be learned as background.
+        RequestError: a teacher has no pseudo labels of some images, which would be learned as background.
     """
     names = dict.fromkeys(name for part in parts for name in part.pseudo_labels)
     for name in names:

@@ -1,10 +1,10 @@
 """Precomputed boxes of a teacher for many images, sparse and flat.
 
-A dense table of N images with M boxes and K classes takes N * M * K numbers. Stores keep the few likeliest classes of a
-box, so only these are kept here, in arrays that forked loader workers share without copying. They become dense for one
-batch at a time.
+A dense table of N images with M boxes and K classes takes N * M * K numbers. Stores only have the few likeliest classes
+of a box, so only these are kept here, in arrays that forked loader workers share without copying. They become dense for
+one batch at a time.
 
-Shapes: N images, S boxes of all images, P stored class probabilities of all boxes, K classes, M boxes asked for.
+Shapes: N images, S boxes of all images, P stored class probabilities of all boxes, K classes, M selected boxes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Ints = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PseudoLabelTable:
-    """What one teacher detected on the images of a data set, in their order.
+    """Pseudo labels of one teacher for the images of a data set, in their order.
 
     Attributes:
-        image_starts: (N + 1,) int64, first box of each image, and S.
+        image_starts: (N + 1,) int64, index of the first box of each image, then S.
         boxes_xyxy: (S, 4) float32, pixels of the original image.
         scores: (S,) float32.
         ignore: (S,) bool, see `PseudoLabels`.
-        prob_starts: (S + 1,) int64, first stored probability of each box, and P.
+        prob_starts: (S + 1,) int64, index of the first stored probability of each box, then P.
         prob_labels: (P,) class of each stored probability.
-        probs: (P,) half precision where that loses nothing, else float32; all other classes have 0.
+        probs: (P,) half precision where it is exact, else float32; all other classes have 0.
         classes: K.
     """
 
@@ -48,7 +48,7 @@ class PseudoLabelTable:
 
     @classmethod
     def of(cls, detections: Iterable[Detections], classes: int) -> PseudoLabelTable:
-        """Gather the detections of images; a detector without class probabilities has its score at its label.
+        """Build the table; boxes without class probabilities get their score at their label.
 
         Args:
             detections: one per image; each is read once and not kept.
@@ -70,7 +70,7 @@ class PseudoLabelTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence[PseudoLabelTable]) -> PseudoLabelTable:
-        """Return one table for the images of several, in order."""
+        """Return one table of the images of all tables, in order."""
         if len(tables) == 1:
             return tables[0]
         return cls(
@@ -122,7 +122,7 @@ class PseudoLabelTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """The boxes of one image on their way into the table; `counts` are the stored probabilities of each box."""
+    """The boxes of one image as the table stores them; `counts` is the number of stored probabilities of each box."""
 
     boxes_xyxy: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]

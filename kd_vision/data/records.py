@@ -1,4 +1,4 @@
-"""Images with their ground truth, and annotations as written, before they are checked.
+"""Images with their ground truth, and raw annotations as written in a file, before they are checked.
 
 Shapes: M boxes of one image.
 """
@@ -35,8 +35,8 @@ class ImageRecord:
         areas: (M,) float64, the COCO area field; box area for formats without one.
         labelled: False for an image of the unlabelled folder.
         file_name: name relative to the image folder.
-        source_xywh: (M, 4) float64, the boxes as the annotation file gives them; None: derived
-            from `boxes_xyxy`. Kept because float32 corners do not give back every width exactly.
+        source_xywh: (M, 4) float64, the boxes as in the annotation file, because float32 corners do not preserve
+            every width exactly; None: derived from `boxes_xyxy`.
     """
 
     image_id: int
@@ -53,7 +53,7 @@ class ImageRecord:
 
     @property
     def boxes_xywh(self) -> npt.NDArray[np.float64]:
-        """(M, 4) x, y, width, height in pixels of the original image, as exact as the source."""
+        """(M, 4) x, y, width, height in pixels of the original image, exactly as in the source."""
         if self.source_xywh is not None:
             return self.source_xywh
         boxes = self.boxes_xyxy.astype(np.float64)
@@ -62,14 +62,14 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectionData:
-    """A split: images and the classes their labels mean.
+    """A split: images and the classes of their labels.
 
     Attributes:
         name: of the split.
         classes: names in label order.
         category_ids: COCO id of each label.
         images: in the order of the source.
-        zero_area_dropped: boxes without width or height that the source holds and this does not.
+        zero_area_dropped: number of boxes without width or height that were left out.
         pseudo_labels: precomputed boxes by teacher name, each over these images, in these classes.
     """
 
@@ -88,8 +88,8 @@ class DetectionData:
     def subset(self, images: Sequence[int]) -> DetectionData:
         """Return some of the images, with their pseudo labels."""
         chosen = tuple(self.images[index] for index in images)
-        taught = {name: table.subset(images) for name, table in self.pseudo_labels.items()}
-        return replace(self, images=chosen, pseudo_labels=taught)
+        tables = {name: table.subset(images) for name, table in self.pseudo_labels.items()}
+        return replace(self, images=chosen, pseudo_labels=tables)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +97,7 @@ class DetectionData:
     def content_hash(self) -> str:
         """Return a SHA-256 over classes, boxes, and name and byte count of every image file.
 
-        Image bytes are not read: on a large set that would cost more than the answer is worth.
+        The image files are not read, which would take long on a large set.
         """
         digest = hashlib.sha256(repr((self.classes, self.category_ids)).encode())
         for image in self.images:
@@ -127,14 +127,14 @@ def without_labels(data: DetectionData) -> DetectionData:
 
 
 def split_labelled(data: DetectionData, share: float) -> tuple[DetectionData, DetectionData]:
-    """Part a split into images that keep their labels and images that lose them.
+    """Split images into those that keep their labels and those that lose them.
 
-    Which image is which depends on the number of images alone, so that runs of all seeds, and a teacher
-    trained on the same share, see the same labels. A smaller share is contained in a larger one.
+    The choice depends only on the number of images, so that runs of all seeds, and a teacher trained on the same
+    share, use the same labels. A smaller share is a subset of a larger one.
 
     Args:
         data: the split.
-        share: of the images that keep their labels, in [0, 1]; the count is rounded, but not to 0.
+        share: of the images that keep their labels, in [0, 1]; their number is rounded, but above 0 at least 1.
     """
     count = len(data)
     kept = count if share == 1.0 else 0 if share == 0.0 else max(round(share * count), 1)
@@ -146,13 +146,13 @@ def split_labelled(data: DetectionData, share: float) -> tuple[DetectionData, De
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """Something wrong with a data set.
+    """An error or warning about a data set.
 
     Attributes:
         kind: short name, e.g. ``zero-area``.
         file: annotation file, or the image itself.
         line: 1-based line of `file`; 0 for an image, or a file as a whole.
-        message: what is wrong.
+        message: description of the defect.
         level: `error`: must be corrected; `warning`: may be intended.
     """
 
@@ -168,7 +168,7 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class RawBox:
-    """A box as written.
+    """A box as written in an annotation file.
 
     Attributes:
         category: COCO category id, YOLO class number or VOC name.
@@ -176,7 +176,7 @@ class RawBox:
         area: as written; None: that of the box.
         crowd: iscrowd of COCO, difficult of VOC.
         line: of the annotation file.
-        what: its name in messages, e.g. ``annotation 17``.
+        what: its description in messages, e.g. ``annotation 17``.
     """
 
     category: CategoryKey
@@ -194,16 +194,16 @@ class RawBox:
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """An image as written.
+    """An image as listed in an annotation file.
 
     Attributes:
         image_id: see `ImageRecord`.
         path: the image file.
         file_name: relative to the image folder.
-        size: (width, height) that the annotation file records; None: it records none.
-        annotation_file: file that lists the image or holds its boxes.
-        line: of `annotation_file` that lists the image; 0: none does.
-        boxes: all of them, also wrong ones.
+        size: (width, height) in the annotation file; None: not there.
+        annotation_file: file that lists the image or has its boxes.
+        line: of `annotation_file` that lists the image; 0: none.
+        boxes: all boxes, also invalid ones.
     """
 
     image_id: int
@@ -217,11 +217,11 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True)
 class RawSplit:
-    """A split as written.
+    """A split as written in annotation files.
 
     Attributes:
         images: in the order of the source.
-        categories: name of each key a box may use.
+        categories: name of each valid category key.
         defects: entries and files that cannot be read.
         label_folder: folder of the label files, one per image; None: one file lists images and boxes.
     """

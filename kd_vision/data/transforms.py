@@ -1,11 +1,10 @@
 """Augmentation of training samples. The only file that imports albumentations.
 
-Geometry (mosaic, scale, translation, crop) is one warp of our own that computes only the pixels
-that stay: albumentations' Mosaic fits every image to a cell, which is another augmentation than the
-one detectors of today are trained with, and its Affine warps four times the pixels that are kept.
-Photometry other than the colour jitter is albumentations'.
+Geometry (mosaic, scale, translation, crop) is implemented here as one warp that computes only the remaining pixels:
+albumentations' Mosaic fits every image to a cell, unlike the mosaic with which current detectors are trained, and its
+Affine warps four times the pixels that are kept. Photometric transforms other than colour jitter are albumentations'.
 
-Strength is that of the default training of ultralytics 8.4: same probabilities, ranges, filters.
+The strength is that of the default training of ultralytics 8.4: same probabilities, ranges, filters.
 
 Shapes: H W pixels, C channels, M boxes, S the side of the network's input.
 """
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from kd_vision.data.augment_config import AugmentConfig, HsvGains
 from kd_vision.runtime.letterbox import PAD_VALUE, resize
 
-# Without this, importing albumentations asks a server for its newest version.
+# Otherwise the import of albumentations requests its newest version number from a server.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
@@ -44,7 +43,7 @@ class Sample:
     Attributes:
         image: (H, W, C) uint8.
         boxes_xyxy: (M, 4) float32, pixels of `image`.
-        rows: (M,) int64, where the meaning of each box stands: a row of its pool's `BoxTable`.
+        rows: (M,) int64, row of each box in the `BoxTable`, which has its labels.
     """
 
     image: Pixels
@@ -54,12 +53,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AugmentedSample:
-    """A sample of the network's input size, and the teacher's view where it differs.
+    """A sample of the student's input size, and the teacher's image where it differs.
 
     Attributes:
-        sample: what the student sees; the image is (S, S, C).
-        teacher_image: the same view without the student's noise, (S, S, C) or larger; None where both see the
-            same.
+        sample: for the student; the image is (S, S, C).
+        teacher_image: the same crop without the student's noise, (S, S, C) or larger; None: the student's image.
     """
 
     sample: Sample
@@ -67,17 +65,17 @@ class AugmentedSample:
 
 
 class Augmenter:
-    """Makes training samples; each is a function of the generator handed in and of nothing else."""
+    """Makes training samples; each depends only on the given random generator."""
 
     def __init__(self, config: AugmentConfig, image_size: int, channels: int, teacher_size: int | None = None) -> None:
         """Build the pipelines once.
 
         Args:
-            config: how samples are varied.
+            config: settings of augmentation.
             image_size: side S of the student's input.
             channels: of the images.
-            teacher_size: side of the teacher's view, at least S. Samples are made at this size and shrunk for
-                the student. None: S.
+            teacher_size: side of the teacher's images, at least S. Samples are made at this size and shrunk for the
+                student. None: S.
         """
         self._config = config
         self._size = teacher_size or image_size
@@ -97,10 +95,10 @@ class Augmenter:
         """Make one sample.
 
         Args:
-            load: gives image `i` of the pool with its longer side resized to that of the sample's square.
-            index: of the image the sample is about.
-            pool_size: partners of mosaic and mixup are drawn from 0 .. pool_size - 1.
-            rng: the only source of chance.
+            load: returns image `i` of the pool, its longer side resized to the side of a sample.
+            index: of the main image of the sample.
+            pool_size: other images of mosaic and mixup are drawn from 0 .. pool_size - 1.
+            rng: the only source of randomness.
             use_mosaic: False in the last epochs.
         """
         config = self._config
@@ -116,10 +114,10 @@ class Augmenter:
             sample = _flipped(sample, axis=0)
         if config.horizontal_flip > 0 and rng.random() < config.horizontal_flip:
             sample = _flipped(sample, axis=1)
-        seen = _shrunk(sample, self._student_size)
+        student = _shrunk(sample, self._student_size)
         if config.student_noise:
-            seen = Sample(self._noisy(seen.image, rng), seen.boxes_xyxy, seen.rows)
-        return AugmentedSample(seen, None if seen is sample else sample.image)
+            student = Sample(self._noisy(student.image, rng), student.boxes_xyxy, student.rows)
+        return AugmentedSample(student, None if student is sample else sample.image)
 
     def _placed(
         self,
@@ -138,7 +136,7 @@ class Augmenter:
             canvas = mosaic([canvas, *partners], self._size, (int(centre[0]), int(centre[1])))
         scale = float(rng.uniform(1 - config.scale, 1 + config.scale))
         shift = rng.uniform(0.5 - config.translate, 0.5 + config.translate, size=2) * self._size
-        least = _MIN_SIDE * self._size / self._student_size  # 2 pixels of what the student sees
+        least = _MIN_SIDE * self._size / self._student_size  # 2 pixels of the student's image
         return scale_and_crop(canvas, self._size, scale, (float(shift[0]), float(shift[1])), least)
 
     def _degraded(self, image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -151,7 +149,7 @@ class Augmenter:
         return image
 
     def _noisy(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        """Apply each noise with even chance, so that a sixteenth of the images stays clean."""
+        """Apply each noise with probability 0.5, so that a sixteenth of the images stays clean."""
         for transform, gate in zip(self._noises, rng.random(len(self._noises)), strict=True):
             if gate < 0.5:
                 image = _applied(transform, image, rng)
@@ -161,12 +159,12 @@ class Augmenter:
 def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Sample:
     """Put four images around a point of a canvas of twice the input's side.
 
-    Each touches the centre with one corner; what does not fit is cut off, what stays free is gray.
+    Each touches the point with one corner; parts outside the canvas are cropped, the rest of the canvas is gray.
 
     Args:
         samples: top left, top right, bottom left, bottom right; sides at most `size`.
         size: S; the canvas is (2 S, 2 S).
-        centre_xy: where the four meet, in canvas pixels.
+        centre_xy: the common corner of the four images, in canvas pixels.
     """
     side = 2 * size
     canvas = np.full((side, side, samples[0].image.shape[2]), PAD_VALUE, np.uint8)
@@ -188,16 +186,16 @@ def mosaic(samples: list[Sample], size: int, centre_xy: tuple[int, int]) -> Samp
 def scale_and_crop(
     sample: Sample, size: int, scale: float, centre_xy: tuple[float, float], least_side: float = _MIN_SIDE
 ) -> Sample:
-    """Scale an image about its centre, put that centre at a point of a square and cut the square out.
+    """Scale an image about its centre, place the centre at a point of a square, and crop the square.
 
-    Boxes are cut with it. One is dropped where a side falls to `least_side` or less, where a tenth or
-    less of it remains, or where its sides differ by a factor of 100 or more.
+    Boxes are clipped to it. A box is dropped if a side becomes `least_side` or shorter, if a tenth or less of it
+    remains, or if its sides differ by a factor of 100 or more.
 
     Args:
         sample: any size.
         size: S, the side of the square.
         scale: factor.
-        centre_xy: where the image's centre comes to lie, in pixels of the square.
+        centre_xy: position of the image's centre, in pixels of the square.
         least_side: in pixels of the square.
     """
     height, width = sample.image.shape[:2]
@@ -214,11 +212,11 @@ def scale_and_crop(
 
 
 def jitter_colour(image: Pixels, gains: HsvGains, rng: np.random.Generator) -> Pixels:
-    """Turn the hue and multiply saturation and value by random gains; gray pixels stay gray.
+    """Shift the hue and multiply saturation and value by random gains; gray pixels stay gray.
 
     Args:
         image: (H, W, 3) RGB.
-        gains: limits; the hue turns by up to `hue` of the circle.
+        gains: limits; the hue is shifted by up to `hue` of the colour circle.
         rng: draws three numbers.
     """
     limits = (gains.hue, gains.saturation, gains.value)
@@ -270,10 +268,10 @@ def _shrunk(sample: Sample, size: int) -> Sample:
 
 
 def _applied(transform: A.Compose, image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Apply a pipeline of one transform that always acts.
+    """Apply a pipeline of one transform with probability 1.
 
-    Seeding a pipeline gives all its members the same seed, so that several gates in one would open
-    and close together. Hence one transform per pipeline, gated by us.
+    Seeding a pipeline gives all its transforms the same seed, so that their random decisions would be correlated.
+    Hence each pipeline has one transform, and this module decides whether it is applied.
     """
     transform.set_random_seed(int(rng.integers(2**31)))
     return np.asarray(transform(image=np.ascontiguousarray(image))["image"], np.uint8).reshape(image.shape)

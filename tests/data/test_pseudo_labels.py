@@ -214,7 +214,7 @@ def test_equal_sizes_are_one_view_and_a_smaller_one_is_refused(both: tuple[Detec
     assert equal.teacher_images is None
     assert torch.equal(plain.images, equal.images)
     with pytest.raises(
-        RequestError, match="teacher_size: 32 is smaller than image_size 64; the teacher's view must be"
+        RequestError, match="teacher_size: 32 is smaller than image_size 64; it must be at least as large"
     ):
         LoaderConfig(64, 4, teacher_size=32)
 
