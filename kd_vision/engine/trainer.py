@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -163,15 +164,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint (on the first process)."""
+        self._save_to(self.directory.last_checkpoint)
+
+    def _save_to(self, path: Path) -> None:
         if self.fabric.is_global_zero:
-            save_checkpoint(
-                self.directory.last_checkpoint,
-                self.run,
-                self.average,
-                self.optimizer.optimizer,
-                self.progress,
-                self.identity,
-            )
+            optimizer = self.optimizer.optimizer
+            save_checkpoint(path, self.run, self.average, optimizer, self.progress, self.identity)
 
     def _step(self, batch: ImageBatch) -> None:
         """Run one batch: forward, guard, backward and, when due, the optimiser."""
@@ -263,21 +261,10 @@ class Trainer:
         self._write(row)
         if ap > self.progress.best_ap:
             self.progress.best_ap, self.progress.best_step, self.progress.stale = ap, self.progress.step, 0
-            self._save_best()
+            self._save_to(self.directory.best_checkpoint)
         else:
             self.progress.stale += 1
         return bool(self.config.patience) and self.progress.stale >= self.config.patience
-
-    def _save_best(self) -> None:
-        if self.fabric.is_global_zero:
-            save_checkpoint(
-                self.directory.best_checkpoint,
-                self.run,
-                self.average,
-                self.optimizer.optimizer,
-                self.progress,
-                self.identity,
-            )
 
     def _log(
         self,

@@ -38,7 +38,7 @@ class ExportResult:
         path: the file, or the main file of several.
         parity: report of the parity gate.
         latency: of one image on one CPU thread; None for a fixed batch above one, for a format that is not
-            timed, or where the caller did not want it.
+            timed, or without `with_latency`.
         output_format: meaning of the output.
         size_bytes: of all files that were written.
         image_size: height and width of the input.

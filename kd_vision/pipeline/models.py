@@ -88,7 +88,7 @@ def load_model(
             teacher, with the classes of `data` by the config's label map.
         image_size: input side in pixels; None: as trained or exported, else 640.
         trust: allow a pickle outside the allow-list.
-        device: where a torch model goes.
+        device: of a torch model.
         data: the data set of a predictions file, or of a teacher.
 
     Raises:

@@ -127,7 +127,7 @@ def _build_source(
     """Build the detector; only an ensemble is given `classes`, a model would get a new head for them."""
     from kd_vision.detectors.base import Detector, freeze
 
-    # A family's own way in names the package that is missing.
+    # `family_module` refuses a family whose package is not installed, with the command that installs it.
     build = family_module(kind, where).build if kind in FAMILIES else load_attribute(teacher_entry(kind, where).build)
     source: Detector | BlackBoxDetector = build(config, classes, where)
     if isinstance(source, Detector):
