@@ -10,9 +10,9 @@ The public names are imported when first used, so that `import kd_vision` loads 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from kd_vision.core.lazy import load_attribute
 from kd_vision.core.version import __version__
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kd_vision' has no attribute '{name}'")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load_attribute(_HOMES[name])
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,20 @@ from kd_vision.core.predictions import Detections
 from kd_vision.detectors.base import PredictOptions, Predictor
 
 
+def predict_batch(predictor: Predictor, batch: ImageBatch, options: PredictOptions) -> list[Detections]:
+    """Predict a batch without gradients; return one result per image, in the batch's order.
+
+    Raises:
+        ValueError: the predictor does not return one result per image.
+    """
+    # Not inference_mode: heads cache anchors between calls, and training must be able to use them.
+    with torch.no_grad():
+        results = predictor.predict(batch, options)
+    if len(results) != len(batch):
+        raise ValueError(f"{predictor.spec.name} returned {len(results)} results for {len(batch)} images")
+    return results
+
+
 def predict_all(
     predictor: Predictor,
     batches: Iterable[ImageBatch],
@@ -36,11 +50,7 @@ def predict_all(
     for batch in batches:
         if len(batch.image_ids) != len(batch):
             raise ValueError(f"a batch of {len(batch)} images has {len(batch.image_ids)} image ids")
-        # Not inference_mode: heads cache anchors between calls, and training must be able to use them.
-        with torch.no_grad():
-            results = predictor.predict(batch, options)
-        if len(results) != len(batch):
-            raise ValueError(f"{predictor.spec.name} returned {len(results)} results for {len(batch)} images")
+        results = predict_batch(predictor, batch, options)
         for image_id, result in zip(batch.image_ids, results, strict=True):
             if image_id in detections:
                 raise ValueError(f"image {image_id} comes twice; evaluation needs every image once")

@@ -13,8 +13,6 @@ from kd_vision.losses.base import DistillationLoss
 
 ONLY_TEACHER = "teacher"
 """Name of the teacher of a run that has one."""
-KNOWLEDGE = "knowledge"
-"""Name of the offline teacher, whose predictions come with the batch."""
 
 
 class Distiller(nn.Module):

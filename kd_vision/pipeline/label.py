@@ -10,8 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig, TeacherConfig
 from kd_vision.core.batch import ImageBatch
@@ -22,6 +20,7 @@ from kd_vision.core.progress import Progress, ProgressFactory, log_progress
 from kd_vision.data.dataset import DetectionData, ImageRecord, records_of, without_labels
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
+from kd_vision.evaluation.runner import predict_batch
 from kd_vision.knowledge.dataset import PseudoLabelThresholds, WrittenDataset, refuse_dataset, write_dataset
 from kd_vision.knowledge.manifest import Option, TeacherNote
 from kd_vision.knowledge.store import Store, read_store
@@ -231,10 +230,7 @@ def _predictions(
 ) -> Iterator[Detections]:
     done, start = 0, time.monotonic()
     for batch in batches:
-        with torch.no_grad():
-            detections = predictor.predict(batch, options)
-        if len(detections) != len(batch):
-            raise ValueError(f"{predictor.spec.name} returned {len(detections)} results for {len(batch)} images")
+        detections = predict_batch(predictor, batch, options)
         done += len(batch)
         if bar is not None:
             speed = done / max(time.monotonic() - start, 1e-9)

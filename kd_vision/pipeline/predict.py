@@ -20,6 +20,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.core.progress import Progress, ProgressFactory, log_progress
 from kd_vision.data.coco_results import result_entry
 from kd_vision.detectors.base import PredictOptions, Predictor
+from kd_vision.evaluation.runner import predict_batch
 from kd_vision.pipeline.models import chosen_device, load_model
 from kd_vision.report.drawing import draw_detections
 from kd_vision.runtime.letterbox import letterbox_image
@@ -134,10 +135,7 @@ def predict_frames(
     options = PredictOptions(score_threshold=score)
     remaining = iter(frames)
     while chunk := list(islice(remaining, _BATCH)):
-        batch = frame_batch(chunk, image_size)
-        with torch.no_grad():
-            detections = predictor.predict(batch, options)
-        yield from zip(chunk, detections, strict=True)
+        yield from zip(chunk, predict_batch(predictor, frame_batch(chunk, image_size), options), strict=True)
 
 
 def frame_batch(frames: Sequence[Frame], image_size: int) -> ImageBatch:
