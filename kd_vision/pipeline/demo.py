@@ -13,7 +13,8 @@ from kd_vision.core.files import write_text
 from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.core.strict_yaml import load_mapping
 from kd_vision.data.descriptor import write_descriptor
-from kd_vision.pipeline.benchmark import BenchmarkResult, benchmark
+from kd_vision.pipeline.assemble import BenchmarkResult
+from kd_vision.pipeline.benchmark import benchmark
 from kd_vision.pipeline.export import ExportResult, run_export
 from kd_vision.pipeline.train import train
 from kd_vision.scenes import write_scenes

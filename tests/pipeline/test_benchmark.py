@@ -16,7 +16,9 @@ from kd_vision.core.errors import GateError, RequestError
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 from kd_vision.detectors.ultralytics.family import build
-from kd_vision.pipeline.benchmark import benchmark, control_config, gflops
+from kd_vision.pipeline.arms import control_config
+from kd_vision.pipeline.assemble import gflops
+from kd_vision.pipeline.benchmark import benchmark
 from kd_vision.pipeline.build import build_student
 from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.train import train
@@ -228,7 +230,7 @@ def test_the_gates_refusal_is_handed_on(
     def refuse(*_: object, **__: object) -> None:
         raise GateError("parity: not the same boxes\ntrain it first")
 
-    monkeypatch.setattr("kd_vision.pipeline.benchmark.run_export", refuse)
+    monkeypatch.setattr("kd_vision.pipeline.assemble.run_export", refuse)
     result = benchmark(write_config(), [0], tmp_path / "bench", overrides=["train.epochs=1"])
     plain = next(arm for arm in result.data.arms if arm.name == "plain")
     assert plain.onnx_latency_ms is None
