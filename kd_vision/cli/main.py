@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from kd_vision.core.errors import KDVisionError
 from kd_vision.core.version import __version__
 
-COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
+COMMANDS = ("demo", "check", "inherit", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
 
 _EPILOG = """\
 The usual order of work:

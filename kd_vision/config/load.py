@@ -21,6 +21,7 @@ from kd_vision.teachers.build import kind_of, parse_teacher
 from kd_vision.teachers.options import ONLINE_OPTIONS
 
 if TYPE_CHECKING:
+    from kd_vision.detectors.inherit_config import InheritConfig
     from kd_vision.losses.base import DistillationLoss, LossConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -72,6 +73,8 @@ def _missing_files(content: Mapping[str, Any], where: str) -> list[str]:
     files = {"data": (content.get("data"), "a data descriptor (YAML)")}
     for key, part in _detectors(content).items():
         files[f"{key}.weights"] = (part.get("weights"), "a model's file")
+        if isinstance(part.get("inherit"), dict) and str(part["inherit"].get("from", "")).endswith((".pt", ".pth")):
+            files[f"{key}.inherit.from"] = (part["inherit"]["from"], "a model's file")
     return [
         f"{where}: {key}: {file} does not exist; give {kind}"
         for key, (file, kind) in files.items()
@@ -102,6 +105,7 @@ def _build(content: dict[str, Any], path: Path, errors: list[str]) -> RunConfig:
     student = _student(content.get("student"), where, errors)
     teachers = _teachers(content, where, errors)
     items = _distill_items(content, teachers, where, errors)
+    student = _with_ancestor(student, teachers, where, errors)
     if errors or root is None or student is None:
         raise RequestError(*dict.fromkeys(errors))
     recipe = content.get("distill") if isinstance(content.get("distill"), str) else None
@@ -147,6 +151,34 @@ def _student(content: Any, where: str, errors: list[str]) -> StrictModel | None:
         errors.append(f"{where}: student.family: unknown family '{family}'{suggest(family, FAMILIES)}")
         return None
     return try_validate(family_config(family, "student"), content, f"{where}: student", errors, ".")
+
+
+def _with_ancestor(
+    student: StrictModel | None, teachers: Sequence[TeacherConfig], where: str, errors: list[str]
+) -> StrictModel | None:
+    """Replace the teacher's name in ``student.inherit.from`` by its file."""
+    inherit: InheritConfig | None = getattr(student, "inherit", None)
+    if student is None or inherit is None:
+        return student
+    key = f"{where}: student.inherit"
+    if getattr(student, "weights", None) is not None or getattr(student, "pretrained", "none") != "none":
+        errors.append(f"{key}: 'weights' or 'pretrained' say where the first weights come from, too; leave one out")
+    named = {teacher.name: teacher for teacher in teachers}
+    source = str(inherit.source)
+    if source in named:
+        weights = named[source].weights
+        if weights is None or kind_of(named[source].config) not in FAMILIES:
+            kind = kind_of(named[source].config)
+            errors.append(
+                f"{key}.from: the teacher '{source}' ({kind}) has no weights to inherit; give the path of a .pt of the "
+                f"student's family"
+            )
+            return student
+        source = str(weights)
+    elif not source.endswith(tuple(FAMILIES[kind_of(student)].weights)):
+        names = [*named, "PATH.pt"]
+        errors.append(f"{key}.from: there is no teacher '{source}'; possible: {', '.join(names)}")
+    return student.model_copy(update={"inherit": inherit.model_copy(update={"source": Path(source)})})
 
 
 def _teachers(content: Mapping[str, Any], where: str, errors: list[str]) -> tuple[TeacherConfig, ...]:
@@ -366,6 +398,8 @@ def _with_paths(content: dict[str, Any], base: Path, where: str, errors: list[st
         absolute(part, "store", f"{key}.store")
         if str(part.get("model", "")).endswith((".yaml", ".yml")):
             absolute(part, "model", f"{key}.model")
+        if isinstance(part.get("inherit"), dict) and str(part["inherit"].get("from", "")).endswith((".pt", ".pth")):
+            absolute(part["inherit"], "from", f"{key}.inherit.from")
     absolute(resolved, "knowledge", "knowledge")
     if isinstance(resolved.get("knowledge"), dict):
         absolute(resolved["knowledge"], "store", "knowledge.store")

@@ -173,5 +173,5 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:
-    values: dict[str, Any] = model.model_dump(mode="json")
+    values: dict[str, Any] = model.model_dump(mode="json", by_alias=True)
     return values

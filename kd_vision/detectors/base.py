@@ -99,6 +99,20 @@ class Detector(nn.Module, ABC):
         return output.postprocess(options).per_image()
 
     @abstractmethod
+    def raw_outputs(self, images: Tensor) -> Any:
+        """Run the layers with weights on (B, C, H, W) images, without decoding, selection or losses.
+
+        The output is the family's own. Layers that do not run here have the same widths in all models of a family.
+        """
+
+    def named_stages(self) -> list[tuple[str, str]]:
+        """Return the names of its parts in order, and the kind of each: parts of equal kind may correspond.
+
+        Empty: parts of two models of the family correspond where their names are equal.
+        """
+        return []
+
+    @abstractmethod
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """Return a module (B, C, H, W) in [0, 1] -> decoded predictions, ready to trace.
 

@@ -21,6 +21,7 @@ from kd_vision.losses import load_loss
 from kd_vision.losses.distiller import Distiller
 from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.data import RunData, build_stream
+from kd_vision.pipeline.inherit import start_as_copy
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.preflight import refuse_dead_steps
 from kd_vision.pipeline.teacher_gate import measure_teachers, refuse_weak_teacher
@@ -71,6 +72,7 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
         truth = data.split(config.evaluate.split)
         data.final_split(config)
         parts = build_parts(config, data)
+        inheritance = start_as_copy(parts.student, config, data)
         labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
         size = teacher_input_size(config, parts.teachers)
         stream = build_stream(_light(config), labelled, unlabelled, parts.channels, teacher_size=size)
@@ -78,6 +80,8 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
     except RequestError as error:
         return findings + [Finding("models", "error", line) for line in error.problems]
     findings += _pair(parts) + _pair_warnings(config, parts)
+    if inheritance is not None:
+        findings.append(Finding("inherit", "ok", str(inheritance)))
     if config.is_distilled:
         progress("teacher's mAP")
         findings += _teachers(config, parts, truth, labelled)

@@ -33,6 +33,7 @@ from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.data import RunData, build_stream, hashes_of, output_directory
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.inherit import start_as_copy
 from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.preflight import refuse_dead_steps
@@ -98,6 +99,7 @@ def train(
     labelled, unlabelled = data.training(config)
     seed_everything(config.train.seed)
     parts = build_parts(config, data)
+    inheritance = None if resume else start_as_copy(parts.student, config, data)
     labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
     fabric = build_fabric(config.train, build_loggers(config.train.loggers, directory.root))
     parts.student.to(fabric.device)
@@ -121,6 +123,8 @@ def train(
             trainer.resume()
         elif fabric.is_global_zero:
             _describe(config, directory, identity | origin_of(config, size))
+            if inheritance is not None:
+                write_json(directory.root / "inherit.json", inheritance.to_json())
         log_hyperparameters(fabric.loggers, config.to_mapping())
         fit = trainer.fit()
     return _finish(config, directory, trainer, fit, final)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kd_vision.core.errors import suggest
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.checkpoints import read_note
+from kd_vision.detectors.inherit_config import InheritConfig
 
 if TYPE_CHECKING:
     from kd_vision.detectors import HeadKind
@@ -123,6 +124,7 @@ class TorchvisionConfig(StrictModel):
             in the package (up to 1000). Fewer are faster.
         trust: load a pickle that holds more than tensors and plain values. Loading it runs its code.
         input_channels: 3; the package supports no other.
+        inherit: of a student: start as a small copy of a larger model; None: `weights` or `pretrained`, else random.
     """
 
     family: Literal["torchvision"] = FAMILY
@@ -133,6 +135,7 @@ class TorchvisionConfig(StrictModel):
     proposals: int | None = Field(default=None, gt=0)
     trust: bool = False
     input_channels: int | None = None
+    inherit: InheritConfig | None = None
 
     @field_validator("model")
     @classmethod

@@ -161,6 +161,10 @@ class OneStageDetector(TorchvisionDetector):
             refine_regions=(lambda boxes: refine_by_grid(grid(), boxes)) if with_regions else None,
         )
 
+    def raw_outputs(self, images: Tensor) -> Any:
+        """See `Detector.raw_outputs`."""
+        return self.net.head(list(self._maps(images).values()))
+
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`; the boxes are clipped to the image, as torchvision's are."""
         twin = copy.deepcopy(self).float().cpu()

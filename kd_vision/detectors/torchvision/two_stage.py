@@ -115,6 +115,10 @@ class FasterRcnnDetector(TorchvisionDetector):
             refine_regions=partial(self._refine_regions, state) if with_regions else None,
         )
 
+    def raw_outputs(self, images: Tensor) -> Any:
+        """See `Detector.raw_outputs`: without the box head, which has one width in all models."""
+        return self.net.rpn.head(list(self._maps(images).values()))
+
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`.
 

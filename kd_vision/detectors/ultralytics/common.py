@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
@@ -47,6 +47,18 @@ class FamilyDetector(Detector):
     def head(self) -> Any:
         """The detection head."""
         return self.net.model[-1]
+
+    def named_stages(self) -> list[tuple[str, str]]:
+        """See `Detector.named_stages`: the layers of the model YAML, and the head's branches level by level."""
+        last = len(self.net.model) - 1
+        stages = [(f"net.model.{index}", type(layer).__name__) for index, layer in enumerate(self.net.model[:-1])]
+        strides = list(self.spec.level_strides.values())
+        for name, part in self.head.named_children():
+            if isinstance(part, nn.ModuleList) and len(part) == len(strides):
+                stages += [(f"net.model.{last}.{name}.{i}", f"{name}/{stride}") for i, stride in enumerate(strides)]
+            else:
+                stages.append((f"net.model.{last}.{name}", name))
+        return stages
 
     @abstractmethod
     def _describe(self, classes: tuple[str, ...], name: str) -> DetectorSpec:

@@ -15,6 +15,7 @@ from pydantic import field_validator
 from kd_vision.core.errors import suggest
 from kd_vision.core.validation import StrictModel
 from kd_vision.detectors.checkpoints import Opaque, peek
+from kd_vision.detectors.inherit_config import InheritConfig
 
 if TYPE_CHECKING:
     from kd_vision.detectors import HeadKind
@@ -33,6 +34,7 @@ class UltralyticsConfig(StrictModel):
             architecture it fits). Layers that do not fit (another class count) start fresh.
         trust: load a pickle that needs classes outside the allow-list. Loading it runs its code.
         input_channels: 1 grayscale, 3 RGB, 4 RGB and one more; None: those of the weights, else 3.
+        inherit: of a student: start as a small copy of a larger model; None: `weights`, else random ones.
     """
 
     family: Literal["ultralytics"] = "ultralytics"
@@ -40,6 +42,7 @@ class UltralyticsConfig(StrictModel):
     weights: Path | None = None
     trust: bool = False
     input_channels: Literal[1, 3, 4] | None = None
+    inherit: InheritConfig | None = None
 
     not_in_fingerprint: ClassVar[frozenset[str]] = frozenset({"trust"})
 

@@ -106,6 +106,10 @@ class UltralyticsDetector(FamilyDetector):
             refine_regions=partial(self._refine_regions, predictions) if with_regions else None,
         )
 
+    def raw_outputs(self, images: Tensor) -> Any:
+        """See `Detector.raw_outputs`."""
+        return self._raw(images)
+
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`."""
         net = self._frozen_copy()

@@ -140,6 +140,10 @@ class RtdetrDetector(FamilyDetector):
             refine_regions=partial(_refine_regions, queries) if with_regions else None,
         )
 
+    def raw_outputs(self, images: Tensor) -> Any:
+        """See `Detector.raw_outputs`: backbone and encoder, as the decoder has one width in all models."""
+        return self._maps(images)
+
     def export_module(self, nms_free: bool | None = None) -> nn.Module:
         """See `Detector.export_module`; there is one branch, which needs no NMS."""
         net = self._frozen_copy()

@@ -1,0 +1,253 @@
+"""Fits the layers of a student to its teacher's maps in closed form, without labels and without training steps.
+
+Shapes: B images, C channels, H W pixels of a map, R sampled positions, D weights of an output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_vision.core.errors import RequestError
+from kd_vision.detectors.base import Detector
+from kd_vision.inherit.channels import NO_CHANNEL
+from kd_vision.inherit.matching import Matching
+
+_RIDGE = 1e-2
+_ROWS_PER_WEIGHT = 4
+_LEAST_ROWS = 4096
+_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One convolution to fit.
+
+    Attributes:
+        conv: of the student.
+        norm: the normalisation after it; None: it has a bias, or nothing.
+        source: name of the teacher's convolution.
+        source_norm: the teacher's normalisation after it.
+        rows: the teacher's output channels for those of the student.
+        count: positions to sample at most.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.Module | None
+    source: str
+    source_norm: nn.Module | None
+    rows: Tensor
+    count: int
+
+
+@torch.no_grad()
+def fit_to_teacher(student: Detector, teacher: Detector, matching: Matching, images: Tensor, seen: Tensor) -> int:
+    """Fit every convolution whose channels continue the teacher's, in the order of the forward pass.
+
+    Each is solved by ridge regression from the student's own input patches, that is behind layers that are fitted already,
+    to the teacher's output before its normalisation; the ridge pulls towards the weights that are there. The student runs
+    once: each layer is solved when its input arrives. Then BatchNorm is made consistent: the student's own statistics are
+    written in, and scale and shift are changed so that the function is the same in evaluation and in training mode.
+
+    Args:
+        student: has the slices already; changed in place.
+        teacher: in evaluation mode.
+        matching: of the channels.
+        images: (B, C, H, W) in [0, 1], as the student sees them.
+        seen: the same images as the teacher sees them, where it has another number of channels.
+
+    Returns:
+        The number of layers that were fitted.
+
+    """
+    plans = _plans(student, teacher, matching)
+    targets = _teacher_outputs(teacher, plans, seen)
+    student.eval()
+    with ExitStack() as stack:
+        for name, plan in plans.items():
+            stack.enter_context(_solved_on_arrival(plan, targets.get(name)))
+        student.raw_outputs(images)
+    return len(plans)
+
+
+def refuse_blank(images: Tensor, where: str) -> None:
+    """Refuse images from which nothing can be fitted.
+
+    Raises:
+        RequestError: there is none, or all are of one colour.
+    """
+    if not len(images):
+        raise RequestError(f"{where}: needs images, and there are none; give training images, or a folder 'unlabelled'")
+    if float(images.amax(dim=(2, 3)).sub(images.amin(dim=(2, 3))).max()) < 1 / 255:
+        raise RequestError(f"{where}: every image is of one colour; give images like those of the camera")
+
+
+def _plans(student: nn.Module, teacher: nn.Module, matching: Matching) -> dict[str, _Plan]:
+    mine, theirs = dict(student.named_modules()), dict(teacher.named_modules())
+    norms, source_norms = _norms(student, matching.student.layers), _norms(teacher, matching.teacher.layers)
+    plans = {}
+    for name, layer in matching.student.layers.items():
+        conv, source = mine[name], matching.layers.get(name)
+        if not isinstance(conv, nn.Conv2d) or source is None or not isinstance(theirs.get(source), nn.Conv2d):
+            continue
+        rows = matching.outputs(name)
+        if (rows == NO_CHANNEL).any() or not conv.weight.requires_grad or layer.outputs is layer.inputs:
+            continue
+        weights = conv.weight[0].numel()
+        if conv.groups not in (1, conv.out_channels):
+            continue
+        count = max(_LEAST_ROWS, _ROWS_PER_WEIGHT * weights)
+        plans[name] = _Plan(conv, norms.get(name), source, source_norms.get(source), torch.as_tensor(rows), count)
+    return plans
+
+
+def _norms(net: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the normalisation that follows each convolution directly, by the convolution's name."""
+    modules = dict(net.named_modules())
+    makers = {
+        tuple(layer.outputs.tolist()): name for name, layer in layers.items() if layer.outputs is not layer.inputs
+    }
+    found = {}
+    for name, layer in layers.items():
+        maker = makers.get(tuple(layer.inputs.tolist())) if layer.outputs is layer.inputs else None
+        if maker is not None and isinstance(modules[maker], nn.Conv2d):
+            found.setdefault(maker, modules[name])
+    return found
+
+
+def _positions(plan: _Plan, images: int, height: int, width: int) -> Tensor:
+    """Return (R,) sampled positions of a map, rising; the same for teacher and student."""
+    total = images * height * width
+    if total <= plan.count:
+        return torch.arange(total)
+    chosen = np.random.default_rng(0).choice(total, plan.count, replace=False)
+    return torch.as_tensor(np.sort(chosen))
+
+
+def _teacher_outputs(teacher: Detector, plans: Mapping[str, _Plan], images: Tensor) -> dict[str, Tensor]:
+    """Return (R, C_out) outputs of the teacher's convolutions at the sampled positions, by the student's names."""
+    modules = dict(teacher.named_modules())
+    rows: dict[str, list[Tensor]] = {name: [] for name in plans}
+    calls: dict[str, int] = {}
+    first = 0
+
+    def record(name: str, plan: _Plan) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            size = output.shape[-2] * output.shape[-1]
+            chosen = _positions(plan, len(images), *output.shape[-2:])
+            inside = chosen[(chosen >= first * size) & (chosen < (first + len(output)) * size)] - first * size
+            flat = output[:, plan.rows].permute(0, 2, 3, 1).reshape(-1, len(plan.rows))
+            rows[name].append(flat[inside].float())
+
+        return hook
+
+    teacher.eval()
+    handles = [modules[plan.source].register_forward_hook(record(name, plan)) for name, plan in plans.items()]
+    batches = 0
+    for batch in images.split(_BATCH):
+        teacher.raw_outputs(batch)
+        first += len(batch)
+        batches += 1
+    for handle in handles:
+        handle.remove()
+    # A layer that runs on several levels (the shared head of RetinaNet) has no single map to be fitted on.
+    return {name: torch.cat(parts) for name, parts in rows.items() if calls.get(name) == batches}
+
+
+@contextmanager
+def _solved_on_arrival(plan: _Plan, target: Tensor | None) -> Iterator[None]:
+    conv = plan.conv
+    if target is not None:
+
+        def forward(x: Tensor) -> Tensor:
+            size = _output_size(conv, x)
+            positions = _positions(plan, len(x), *size)
+            if len(positions) == len(target):
+                intercept = _solve(conv, _patches(conv, x, positions, size), target, centred=_centred(plan))
+                out = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+                _make_consistent(plan, out, intercept)
+                return out if conv.bias is None else out + conv.bias[:, None, None]
+            return conv._conv_forward(x, conv.weight, conv.bias)
+
+        conv.forward = forward  # type: ignore[method-assign]
+    yield
+    conv.__dict__.pop("forward", None)
+
+
+def _centred(plan: _Plan) -> bool:
+    """Whether an intercept has a place to go: the convolution's bias, or the normalisation's shift."""
+    return plan.conv.bias is not None or isinstance(plan.norm, nn.BatchNorm2d) or hasattr(plan.norm, "running_mean")
+
+
+def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    sides = []
+    for axis in range(2):
+        padding = conv.padding[axis] if not isinstance(conv.padding, str) else 0
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        sides.append((x.shape[2 + axis] + 2 * int(padding) - reach - 1) // conv.stride[axis] + 1)
+    return sides[0], sides[1]
+
+
+def _patches(conv: nn.Conv2d, x: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (R, C_in, k, k) input patches at output positions, in float64."""
+    height, width = size
+    pad = [int(side) for side in conv.padding]
+    padded = functional.pad(x, (pad[1], pad[1], pad[0], pad[0]))
+    image, place = positions // (height * width), positions % (height * width)
+    top, left = (place // width) * conv.stride[0], (place % width) * conv.stride[1]
+    down = torch.arange(conv.kernel_size[0]) * conv.dilation[0]
+    right = torch.arange(conv.kernel_size[1]) * conv.dilation[1]
+    rows, columns = top[:, None, None] + down[:, None], left[:, None, None] + right
+    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows, columns].permute(0, 3, 1, 2).double()
+
+
+def _solve(conv: nn.Conv2d, patches: Tensor, target: Tensor, centred: bool) -> Tensor:
+    """Write the ridge solution into `conv`; return (C_out,) the intercept, in float64."""
+    groups = conv.groups
+    x = patches.reshape(len(patches), groups, -1).transpose(0, 1)  # (G, R, D)
+    y = target.double().reshape(len(target), groups, -1).transpose(0, 1)  # (G, R, C_out / G)
+    before = conv.weight.double().reshape(groups, conv.out_channels // groups, -1)  # (G, C_out / G, D)
+    mean_x = x.mean(dim=1, keepdim=True) if centred else torch.zeros_like(x[:, :1])
+    mean_y = y.mean(dim=1, keepdim=True) if centred else torch.zeros_like(y[:, :1])
+    x, y = x - mean_x, y - mean_y
+    gram = x.transpose(1, 2) @ x
+    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] + 1e-9
+    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype)
+    residual = y - x @ before.transpose(1, 2)
+    weight = before + torch.linalg.solve(gram, x.transpose(1, 2) @ residual).transpose(1, 2)
+    conv.weight.copy_(weight.reshape(conv.weight.shape))
+    intercept = (mean_y - mean_x @ weight.transpose(1, 2)).squeeze(1).reshape(-1)
+    if conv.bias is not None:
+        conv.bias.copy_(intercept)
+        return torch.zeros_like(intercept)
+    return intercept
+
+
+def _make_consistent(plan: _Plan, out: Tensor, intercept: Tensor) -> None:
+    """Write the statistics of `out` into the normalisation, and keep the teacher's function of `out` + intercept."""
+    norm, source = plan.norm, plan.source_norm
+    if norm is None or source is None or not hasattr(norm, "running_mean"):
+        return
+    theirs: Any = source
+    mine: Any = norm
+    rows = plan.rows
+    scale = theirs.weight[rows].double() / (theirs.running_var[rows].double() + theirs.eps).sqrt()
+    if not isinstance(norm, nn.BatchNorm2d):  # frozen statistics: only the shift
+        own = mine.weight.double() / (mine.running_var.double() + mine.eps).sqrt()
+        mine.bias.add_((own * intercept).to(mine.bias))
+        return
+    mean = out.mean(dim=(0, 2, 3), dtype=torch.float64)
+    variance = out.double().var(dim=(0, 2, 3), unbiased=False)
+    shift = theirs.bias[rows].double() + scale * (mean + intercept - theirs.running_mean[rows].double())
+    mine.running_mean.copy_(mean)
+    mine.running_var.copy_(variance)
+    mine.weight.copy_(scale * (variance + mine.eps).sqrt())
+    mine.bias.copy_(shift)

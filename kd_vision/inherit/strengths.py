@@ -1,0 +1,92 @@
+"""How strong each channel of a teacher is: which ones a narrower student keeps.
+
+Shapes: B images, C channels, H W pixels of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kd_vision.detectors.base import Detector
+from kd_vision.detectors.inherit_config import Strength
+from kd_vision.inherit.channels import ChannelGraph
+from kd_vision.inherit.matching import Strengths
+
+_BATCH = 8
+
+
+def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, images: Tensor) -> Strengths:
+    """Return (classes,) the strength of each class of channels, indexed by class.
+
+    Each layer's values are divided by their mean, so that layers of one class count alike; a class has the sum.
+
+    Args:
+        teacher: in evaluation mode.
+        graph: its channels.
+        kind: see `InheritConfig.strength`.
+        images: (B, C, H, W) in [0, 1]; used by the two kinds that measure activations.
+    """
+    strengths = np.zeros(len(graph.classes), np.float64)
+
+    def add(classes: Any, values: Tensor) -> None:
+        share = (values.double() / values.double().mean().clamp(min=1e-12)).cpu().numpy()
+        known = classes >= 0
+        np.add.at(strengths, classes[known], share[known])
+
+    if kind in ("activation", "score"):
+        for name, energy in _energies(teacher, graph, images, kind == "score").items():
+            add(graph.inputs(name), energy)
+        return strengths
+    for name, layer in graph.layers.items():
+        module = teacher.get_submodule(name)
+        if kind == "batchnorm" and layer.outputs is layer.inputs and getattr(module, "weight", None) is not None:
+            add(graph.outputs(name), module.weight.detach().abs())
+        if kind == "l1" and isinstance(module, nn.Conv2d):
+            add(graph.outputs(name), module.weight.detach().abs().flatten(1).sum(dim=1))
+    return strengths
+
+
+@torch.no_grad()
+def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, weighted: bool) -> dict[str, Tensor]:
+    """Return the mean squared input of each convolution, (C_in,) by name, weighted by the teacher's scores if asked."""
+    totals: dict[str, Tensor] = {}
+    maps: list[Tensor] = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            square = inputs[0].float().pow(2)
+            if weighted:
+                square = square * functional.interpolate(maps[-1], square.shape[-2:], mode="area")
+            totals[name] = totals.get(name, torch.zeros(())) + square.sum(dim=(0, 2, 3)) / square[0, 0].numel()
+
+        return hook
+
+    for batch in images.split(_BATCH):
+        if weighted:
+            maps.append(_score_map(teacher, batch))
+        handles = [
+            module.register_forward_hook(record(name))
+            for name, module in teacher.named_modules()
+            if name in graph.layers and isinstance(module, nn.Conv2d)
+        ]
+        teacher.raw_outputs(batch)
+        for handle in handles:
+            handle.remove()
+    return totals
+
+
+def _score_map(teacher: Detector, images: Tensor) -> Tensor:
+    """Return (B, 1, H / 4, W / 4): the score of the surest box that covers each place."""
+    height, width = (side // 4 for side in images.shape[-2:])
+    score = torch.zeros(len(images), 1, height, width)
+    for one, boxes in zip(score, teacher.detect(images), strict=True):
+        for (x1, y1, x2, y2), sure in zip((boxes.boxes_xyxy / 4).tolist(), boxes.scores.tolist()):
+            part = one[0, int(max(y1, 0)) : int(y2) + 1, int(max(x1, 0)) : int(x2) + 1]
+            part.clamp_(min=sure)
+    return score
