@@ -8,11 +8,11 @@ from pathlib import Path
 from kd_vision.cli.options import add_config
 
 _EPILOG = """\
-Makes the student a small copy of its teacher, without labels and without a training step: of each group of channels that
-must stay together the strongest are kept, so that every weight is a slice of the teacher's; then each layer is fitted in
-closed form to the teacher's maps on some dozens of images. The file is a start for training (student.weights), and shows
-what the student knows before its first step. `train`, `benchmark` and `check` do the same by themselves where the config
-has
+Makes the student a small copy of its teacher, without labels and without a training step: of each group of channels
+that must stay together the strongest are kept, so that every weight is a slice of the teacher's; then each layer is
+fitted in closed form to the teacher's maps on some dozens of images. The file is a start for training
+(student.weights), and shows what the student knows before its first step. `train`, `benchmark` and `check` do the
+same by themselves where the config has
 
   student: {family: ultralytics, model: yolov8n, inherit: {from: teacher}}
 

@@ -1,5 +1,5 @@
-"""Weight inheritance: a student's first weights are slices of its teacher's, fitted in closed form to the teacher's maps.
+"""Weight inheritance: a student starts with slices of its teacher's weights, fitted in closed form to its maps.
 
-`channels` finds which channels of a network must stay together, `matching` gives each channel of a student its channel of
-the teacher, `slices` copies the weights, `fit` solves each layer by ridge regression.
+`channels` finds which channels of a network must stay together, `matching` gives each channel of a student its
+channel of the teacher, `slices` copies the weights, `fit` solves each layer by ridge regression.
 """

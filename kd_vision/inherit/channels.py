@@ -1,9 +1,9 @@
 """Finds which channels of a network must stay together, by sending channel numbers through its own forward pass.
 
-Every layer with weights is replaced, for one forward pass, by one that writes down the numbers of its input channels and
-gives fresh numbers to its output channels. Everything in between (concatenation, split, view, pooling, upsampling) moves
-these numbers as it moves activations; where two tensors are added, multiplied or contracted, the numbers that meet belong
-together. So no layer name and no model generation is known here.
+Every layer with weights is replaced, for one forward pass, by one that writes down the numbers of its input channels
+and gives fresh numbers to its output channels. Everything in between (concatenation, split, view, pooling,
+upsampling) moves these numbers as it moves activations; where two tensors are added, multiplied or contracted, the
+numbers that meet belong together. So no layer name and no model generation is known here.
 
 Shapes: B images, C channels, N positions.
 """
@@ -176,7 +176,7 @@ def _spatial(module: Any, x: Tensor) -> tuple[int, int]:
     plain = x.as_subclass(Tensor)[:1, :1].float()
     if isinstance(module, nn.ConvTranspose2d):
         weight = torch.zeros(1, 1, *module.kernel_size)
-        out = functional.conv_transpose2d(
+        out = torch.conv_transpose2d(
             plain, weight, None, module.stride, module.padding, module.output_padding, 1, module.dilation
         )
     else:
@@ -285,15 +285,16 @@ def _blend(tracer: _Tracer, args: tuple[Any, ...]) -> Tensor:
     tensors = [one for one in args[:2] if isinstance(one, Tensor)]
     numbered = [one for one in tensors if _is_numbered(one)]
     if len(tensors) < 2 or len(numbered) < 2:
-        shape = torch.broadcast_shapes(*(one.shape for one in tensors))
+        shape = np.broadcast_shapes(*(one.shape for one in tensors))
         return numbered[0].as_subclass(Tensor).expand(shape).clone()
     first, second = (one.as_subclass(Tensor) for one in numbered)
-    sizes = len(first.unique()), len(second.unique())
-    first, second = torch.broadcast_tensors(first, second)
+    sizes = len(set(first.flatten().tolist())), len(set(second.flatten().tolist()))
+    shape = np.broadcast_shapes(first.shape, second.shape)
+    first, second = first.expand(shape), second.expand(shape)
     # One number for all channels is a gate over positions: it belongs to no channel.
     if min(sizes) == 1 and max(sizes) > 1:
         return (first if sizes[0] > 1 else second).clone()
-    pairs = torch.stack((first.flatten(), second.flatten())).unique(dim=1).long().numpy()
+    pairs = np.unique(torch.stack((first.flatten(), second.flatten())).long().numpy(), axis=1)
     tracer.join(pairs[0], pairs[1])
     return first.clone()
 
@@ -301,18 +302,19 @@ def _blend(tracer: _Tracer, args: tuple[Any, ...]) -> Tensor:
 def _contract(tracer: _Tracer, first: Tensor, second: Tensor) -> Tensor:
     """Multiply (..., N, C) by (..., C, M).
 
-    Where channels are contracted (query and key), they are joined pair by pair, and the product gets one new number for
-    each head: the mark by which the value of the same head is found. Where positions are contracted (weights and value),
-    the value's numbers go on, and its channels join the mark's head.
+    Where channels are contracted (query and key), they are joined pair by pair, and the product gets one new number
+    for each head: the mark by which the value of the same head is found. Where positions are contracted (weights and
+    value), the value's numbers go on, and its channels join the mark's head.
     """
     a, b = first.as_subclass(Tensor), second.as_subclass(Tensor)
     rows, columns = a[..., :1, :], b[..., :, :1].transpose(-2, -1)  # (..., 1, contracted)
-    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     if _constant(rows) and not _constant(a[..., :, :1]):  # value (C, N) @ weights (N, M)
         return _carried(tracer, a[..., :1], b[..., :1, :1], shape)
     if _constant(columns) and not _constant(b[..., :1, :]):  # weights (N, M) @ value (M, C)
         return _carried(tracer, b[..., :1, :], a[..., :1, :1], shape)
-    pairs = torch.broadcast_tensors(rows, columns)
+    common = np.broadcast_shapes(rows.shape, columns.shape)
+    pairs = rows.expand(common), columns.expand(common)
     out = torch.full(shape, float(NO_CHANNEL), dtype=torch.float64)
     flat = out.view(-1, *shape[-2:])
     for index, (q, k) in enumerate(zip(*(one.reshape(-1, one.shape[-1]) for one in pairs), strict=True)):
@@ -337,7 +339,8 @@ def _constant(values: Tensor) -> bool:
 
 
 def _carried(tracer: _Tracer, value: Tensor, mark: Tensor, shape: tuple[int, ...]) -> Tensor:
-    value, mark = torch.broadcast_tensors(value, mark)
+    common = np.broadcast_shapes(value.shape, mark.shape)
+    value, mark = value.expand(common), mark.expand(common)
     for channel, head in zip(value.flatten().long().tolist(), mark.flatten().long().tolist(), strict=True):
         if channel >= 0 and head >= 0:
             tracer.heads[channel] = head

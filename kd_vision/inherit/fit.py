@@ -51,10 +51,11 @@ class _Plan:
 def fit_to_teacher(student: Detector, teacher: Detector, matching: Matching, images: Tensor, seen: Tensor) -> int:
     """Fit every convolution whose channels continue the teacher's, in the order of the forward pass.
 
-    Each is solved by ridge regression from the student's own input patches, that is behind layers that are fitted already,
-    to the teacher's output before its normalisation; the ridge pulls towards the weights that are there. The student runs
-    once: each layer is solved when its input arrives. Then BatchNorm is made consistent: the student's own statistics are
-    written in, and scale and shift are changed so that the function is the same in evaluation and in training mode.
+    Each is solved by ridge regression from the student's own input patches, that is behind layers that are fitted
+    already, to the teacher's output before its normalisation; the ridge pulls towards the weights that are there. The
+    student runs once: each layer is solved when its input arrives. Then BatchNorm is made consistent: the student's
+    own statistics are written in, and scale and shift are changed so that the function is the same in evaluation and
+    in training mode.
 
     Args:
         student: has the slices already; changed in place.
@@ -114,7 +115,7 @@ def _norms(net: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
     makers = {
         tuple(layer.outputs.tolist()): name for name, layer in layers.items() if layer.outputs is not layer.inputs
     }
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         maker = makers.get(tuple(layer.inputs.tolist())) if layer.outputs is layer.inputs else None
         if maker is not None and isinstance(modules[maker], nn.Conv2d):
@@ -152,7 +153,7 @@ def _teacher_outputs(teacher: Detector, plans: Mapping[str, _Plan], images: Tens
     teacher.eval()
     handles = [modules[plan.source].register_forward_hook(record(name, plan)) for name, plan in plans.items()]
     batches = 0
-    for batch in images.split(_BATCH):
+    for batch in torch.split(images, _BATCH):
         teacher.raw_outputs(batch)
         first += len(batch)
         batches += 1
@@ -175,9 +176,10 @@ def _solved_on_arrival(plan: _Plan, target: Tensor | None) -> Iterator[None]:
                 out = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
                 _make_consistent(plan, out, intercept)
                 return out if conv.bias is None else out + conv.bias[:, None, None]
-            return conv._conv_forward(x, conv.weight, conv.bias)
+            unfitted: Tensor = conv._conv_forward(x, conv.weight, conv.bias)
+            return unfitted
 
-        conv.forward = forward  # type: ignore[method-assign]
+        conv.__dict__["forward"] = forward
     yield
     conv.__dict__.pop("forward", None)
 
@@ -206,7 +208,9 @@ def _patches(conv: nn.Conv2d, x: Tensor, positions: Tensor, size: tuple[int, int
     down = torch.arange(conv.kernel_size[0]) * conv.dilation[0]
     right = torch.arange(conv.kernel_size[1]) * conv.dilation[1]
     rows, columns = top[:, None, None] + down[:, None], left[:, None, None] + right
-    return padded.permute(0, 2, 3, 1)[image[:, None, None], rows, columns].permute(0, 3, 1, 2).double()
+    picked = padded.permute(0, 2, 3, 1)[image[:, None, None], rows, columns]
+    patches: Tensor = picked.permute(0, 3, 1, 2).double()
+    return patches
 
 
 def _solve(conv: nn.Conv2d, patches: Tensor, target: Tensor, centred: bool) -> Tensor:

@@ -37,7 +37,7 @@ def _match_stages(mine: list[_Stage], theirs: list[_Stage]) -> dict[str, str]:
 
 
 def _stages(detector: Detector, graph: ChannelGraph) -> list[_Stage]:
-    """Return the parts of a detector in order, each with its kind and the share of the input's side that its map has."""
+    """Return the parts of a detector in order, each with its kind and the stride of its map."""
     first = next(iter(graph.layers.values())).side
     stages = []
     for prefix, kind in detector.named_stages():

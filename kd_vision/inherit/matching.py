@@ -1,7 +1,7 @@
 """Gives each channel of a student its channel of the teacher.
 
-Two channels can correspond where the same layers make them and the same layers read them. Of the teacher's channels that
-correspond to a group of the student's, the strongest are taken.
+Two channels can correspond where the same layers make them and the same layers read them. Of the teacher's channels
+that correspond to a group of the student's, the strongest are taken.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def copy_slices(student: nn.Module, teacher: nn.Module, matching: Matching) -> I
         matching: of the channels.
     """
     values = total = 0
-    fresh, partial = [], []
+    fresh: list[str] = []
+    partial: list[str] = []
     for name, mine, theirs, rows, columns in _tensors(student, teacher, matching):
         count = 0 if theirs is None else _copy(mine, theirs, rows, columns)
         if name.rsplit(".", 1)[-1] != _COUNTER:
@@ -96,7 +97,7 @@ def _copy(mine: Tensor, theirs: Tensor, rows: Ids | None, columns: Ids | None) -
         mine[kept_rows] = picked
         return picked.numel()
     assert columns is not None
-    if theirs.shape[1] in (3,) and mine.shape[1] == 1 and not (columns[0] == NO_CHANNEL):
+    if theirs.shape[1] == 3 and mine.shape[1] == 1 and columns[0] != NO_CHANNEL:
         mine[kept_rows] = picked.sum(dim=1, keepdim=True)  # gray is one number for all three colours
         return int(kept_rows.sum()) * mine[0].numel()
     known = columns != NO_CHANNEL

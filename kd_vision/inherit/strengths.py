@@ -6,7 +6,7 @@ Shapes: B images, C channels, H W pixels of a map.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, im
     for name, layer in graph.layers.items():
         module = teacher.get_submodule(name)
         if kind == "batchnorm" and layer.outputs is layer.inputs and getattr(module, "weight", None) is not None:
-            add(graph.outputs(name), module.weight.detach().abs())
+            add(graph.outputs(name), cast(Tensor, module.weight).detach().abs())
         if kind == "l1" and isinstance(module, nn.Conv2d):
             add(graph.outputs(name), module.weight.detach().abs().flatten(1).sum(dim=1))
     return strengths
@@ -67,7 +67,7 @@ def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, weighted: 
 
         return hook
 
-    for batch in images.split(_BATCH):
+    for batch in torch.split(images, _BATCH):
         if weighted:
             maps.append(_score_map(teacher, batch))
         handles = [
