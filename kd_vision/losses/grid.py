@@ -88,10 +88,10 @@ class GridPair:
 class GridLoss(DistillationLoss[ConfigT_co]):
     """Base of losses between dense predictions, point by point.
 
-    Where the two grids differ in strides or size, the teacher's is resampled at the student's points, see
-    `Resampler`. Grids of one layout are compared row by row even where one family puts its points at the corner of
-    each cell (FCOS of torchvision, i * stride) and the other in its centre (YOLO, (i + 1/2) * stride): these lie
-    0.71 strides apart, and so do the nearest ones.
+    Where the two grids differ in strides or size, each point of the student learns the surest of the teacher's rows
+    in its cell, see `Resampler`. Grids of one layout are compared row by row even where one family puts its points at
+    the corner of each cell (FCOS of torchvision, i * stride) and the other in its centre (YOLO, (i + 1/2) * stride):
+    these lie 0.71 strides apart, and so do the nearest ones.
     Points inside ground-truth boxes of classes that the teacher never learned take no part.
     """
 
@@ -106,7 +106,8 @@ class GridLoss(DistillationLoss[ConfigT_co]):
         self._student_levels = _LevelChoice.of(student, self.levels)
         self._teacher_levels = _LevelChoice.of(teacher, levels or tuple(teacher.level_strides))
         self._same_layout = not _differences(config, student, teacher)
-        self._resampler = Resampler(self._teacher_levels.anchors, self.needs_box_bins)
+        every = sorted(teacher.level_strides, key=lambda level: teacher.level_strides[level])
+        self._resampler = Resampler(tuple(teacher.level_anchors.get(each, 1) for each in every), self.needs_box_bins)
         self._balance = config.balance if isinstance(config, BalancedConfig) else 0.0
 
     @classmethod
@@ -134,8 +135,8 @@ class GridLoss(DistillationLoss[ConfigT_co]):
         differences = _differences(config, student, teacher)
         if differences:
             warnings.append(
-                f"{'; '.join(differences)}: each point of the student learns from the nearest point of the "
-                f"teacher's level of the nearest stride"
+                f"{'; '.join(differences)}: each point of the student learns the surest of the teacher's rows in its "
+                f"cell"
             )
         return warnings
 
@@ -145,12 +146,9 @@ class GridLoss(DistillationLoss[ConfigT_co]):
         Raises:
             RequestError: a signal was not computed, or images or classes differ.
         """
-        student_grid = self._student_levels.select(computed(student.grid, "grid", "student"))
-        teacher_grid = _detached(self._teacher_levels.select(computed(teacher.grid, "grid", "teacher")))
-        self._refuse_unlike(student_grid, teacher_grid)
-        if not self._same_layout or student_grid.logits.shape != teacher_grid.logits.shape:
-            self._refuse_anchors()
-            teacher_grid = self._resampler(teacher_grid, student_grid)
+        student_grid, teacher_grid = self._corresponding(
+            computed(student.grid, "grid", "student"), _detached(computed(teacher.grid, "grid", "teacher"))
+        )
         student_logits, teacher_logits = full_precision(student_grid.logits), full_precision(teacher_grid.logits)
         mask = None
         if self.known is not None:
@@ -169,6 +167,20 @@ class GridLoss(DistillationLoss[ConfigT_co]):
             class_weights(teacher_logits, self._balance, self.known),
             mask,
         )
+
+    def _corresponding(
+        self, student_whole: GridPredictions, teacher_whole: GridPredictions
+    ) -> tuple[GridPredictions, GridPredictions]:
+        """Return the rows of both grids that correspond: row by row in one layout, else resampled."""
+        student_grid = self._student_levels.select(student_whole)
+        teacher_grid = self._teacher_levels.select(teacher_whole)
+        self._refuse_unlike(student_grid, teacher_grid)
+        if self._same_layout and student_grid.logits.shape == teacher_grid.logits.shape:
+            return student_grid, teacher_grid
+        self._refuse_anchors()
+        larger = float(teacher_whole.strides.amin()) != self._teacher_levels.finest
+        levels = None if larger and self.config.levels is None else self._student_levels.strides
+        return self._resampler(teacher_whole, student_whole, levels)
 
     def _refuse_anchors(self) -> None:
         anchors = max(self._student_levels.anchors)
