@@ -26,6 +26,7 @@ from kd_vision.pipeline.train import train
 
 benchmark = partial(benchmark_with_control, control=False)
 
+
 def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
