@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -207,16 +206,9 @@ def _work(run: ArmRun, threads: int, answers: Connection) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in background jobs of a shell
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    _log_to(run.folder / WORKER_LOG)
     try:
-        with _output_to(run.folder / WORKER_LOG):
-            try:
-                execute(run, RunData(run.config.data), no_progress)
-            except KDVisionError:
-                raise
-            except Exception:
-                traceback.print_exc()
-                sys.exit(1)
+        execute(run, RunData(run.config.data), no_progress)
     except KDVisionError as error:
         answers.send(error)
         sys.exit(error.exit_code)
@@ -232,14 +224,11 @@ def _end_with_parent() -> None:
         _interrupt(os.getpid())
 
 
-@contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Write what is printed and logged to a file, below the level of Python: libraries in C print as well."""
+def _log_to(path: Path) -> None:
+    """Write to a file what this process logs and prints, also from C and in the traceback that ends it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("kd_vision").setLevel(logging.INFO)
-        yield
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kd_vision").setLevel(logging.INFO)
