@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kd_vision.config.load import load_config
@@ -117,23 +117,27 @@ def control_config(config: RunConfig) -> RunConfig:
     )
 
 
-def notes_on(arms: Sequence[StudentArm], teachers: Sequence[TeacherConfig]) -> list[str]:
-    """Return what a reader of the report must know: a better start that was not used, arms of unequal length."""
+def notes_on(arms: Sequence[StudentArm], teachers: Sequence[TeacherConfig], steps: Mapping[str, int]) -> list[str]:
+    """Return what a reader of the report must know: a better start that was not used, arms of unequal length.
+
+    Args:
+        arms: that are trained.
+        teachers: of the config that they come from.
+        steps: of each arm, by name.
+    """
     random = [arm.name for arm in arms if starts_at_random(arm.config.student)]
     student = arms[0].config.student
     better = _better_start(student, teachers)
     notes = []
     if random and better:
-        inherit = ", or student.inherit" if "inherit" in type(student).model_fields else ""
+        keys = " or ".join(f"student.{key}" for key in ("weights", "inherit") if key in type(student).model_fields)
         notes.append(
             f"the student starts from random weights ({', '.join(random)}), while a better start is known: {better}. "
-            f"A user would take that start, and a gain over a random start says little about it; give "
-            f"--set student.weights=FILE (pretrained weights of the student's model){inherit}"
+            f"A user would take that start, and a gain over a random start says little about it; set {keys}"
         )
-    epochs = {arm.name: arm.config.train.epochs for arm in arms}
-    if len(set(epochs.values())) > 1:
-        lengths = ", ".join(f"{name} {count}" for name, count in epochs.items())
-        notes.append(f"the arms are trained for different numbers of epochs: {lengths}")
+    if len(set(steps.values())) > 1:
+        lengths = ", ".join(f"{name} {count}" for name, count in steps.items())
+        notes.append(f"the arms are trained for different numbers of steps: {lengths}")
     return notes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.config.trial import LONGER, Trial, is_trial, load_trial
-from kd_vision.core.errors import KDVisionError, RequestError
+from kd_vision.core.errors import KDVisionError, RequestError, first_line
 from kd_vision.core.files import read_json, write_json
 from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.pipeline.arm_run import ArmRun, execute, refuse_other_runs
@@ -63,7 +63,8 @@ def benchmark(
         progress: receives the progress of the whole.
         with_latency: export each arm and measure its latency.
         control: also train a control with the ground truth as teacher: see `control_config`; a trial file has its own.
-        jobs: runs side by side, each in a process; ``auto``: one per GPU, without GPUs one per two cores.
+        jobs: runs side by side, each in a process; ``auto``: one per GPU, without GPUs one per two cores. A script
+            that asks for several needs ``if __name__ == "__main__":``.
         check_budget: also train the plain twin of the first seed one and a half times as long.
 
     Raises:
@@ -84,10 +85,9 @@ def benchmark(
     if check_budget:
         runs.append(_longer(runs, root))
     refuse_other_runs(runs, data)
-    _write_facts(root, arms, runs, run_config)
+    steps = {arm.name: _steps(arm.config, data) for arm in arms}
+    _write_facts(root, arms, runs, notes_on(arms, run_config.teachers, steps))
     _execute_all(runs, data, count, progress)
-    if not check_budget:
-        _log.info("budget not checked; --check-budget trains the plain twin %g x longer", LONGER_FACTOR)
     return assemble(run_config, chosen, root, data, progress, with_latency, any(a.name == CONTROL for a in arms))
 
 
@@ -168,7 +168,7 @@ def _longer(runs: Sequence[ArmRun], root: Path) -> ArmRun:
     return replace(plain, arm=f"{LONGER}/{PLAIN}", config=config, folder=root / LONGER / PLAIN / f"seed{plain.seed}")
 
 
-def _write_facts(root: Path, arms: Sequence[StudentArm], runs: Sequence[ArmRun], config: RunConfig) -> None:
+def _write_facts(root: Path, arms: Sequence[StudentArm], runs: Sequence[ArmRun], notes: Sequence[str]) -> None:
     """Write the role of each arm and the notes; log the notes."""
     for arm in arms:
         write_json(root / arm.name / ARM_FILE, arm.to_mapping())
@@ -176,8 +176,7 @@ def _write_facts(root: Path, arms: Sequence[StudentArm], runs: Sequence[ArmRun],
         if run.arm.startswith(f"{LONGER}/"):
             text = f"the plain twin trained {LONGER_FACTOR:g} x longer: {run.config.train.epochs} epochs"
             write_json(run.folder.parent / ARM_FILE, {"role": "other", "description": text})
-    notes = notes_on(arms, config.teachers)
-    write_json(root / NOTES_FILE, notes)
+    write_json(root / NOTES_FILE, list(notes))
     for note in notes:
         _log.warning("WARNING: %s", note)
 
@@ -216,17 +215,21 @@ def _run_in_turn(
             execute(runs[index], data, overall.of_run(index))
         except KDVisionError as error:
             failed[index] = error
-            _log.warning("%s failed: %s", runs[index].title, str(error).splitlines()[0])
+            _log.warning("%s failed: %s", runs[index].title, first_line(error))
         overall.ended(index)
     return failed
 
 
+def _steps(config: RunConfig, data: RunData) -> int:
+    """Return the number of batches of a run, as the loader counts them; early stopping may end it before."""
+    labelled, unlabelled = data.training(config)
+    images = len(labelled) or len(unlabelled or ())
+    return config.train.epochs * math.ceil(images / config.train.batch_size)
+
+
 def _state(run: ArmRun, data: RunData) -> RunState:
     """Return where a run stands on disk."""
-    labelled, _ = data.training(run.config)
-    train = run.config.train
-    count = len(labelled) or len(data.split("train"))
-    steps = train.epochs * math.ceil(count / train.batch_size)
+    steps = _steps(run.config, data)
     state = RunState(run.arm, run.seed, steps)
     if run.is_trained:
         fit = read_json(run.directory.fit)

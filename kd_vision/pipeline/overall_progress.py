@@ -14,7 +14,7 @@ from kd_vision.core.progress import Progress, ProgressFactory
 
 TITLE = "benchmark"
 _TAIL = 65536
-_SHOWN_RUNS = 3
+_SHOWN_RUNS = 2
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 0, ""))
 
 
@@ -140,11 +140,11 @@ class OverallProgress:
 
     def text(self) -> str:
         """Return ``arm 2 of 6: distilled, seed 0, step 40/325; 12 min left``."""
-        count = len(self._runs)
-        active = [(number, run) for number, run in enumerate(self._runs, start=1) if run.active]
+        arms = list(dict.fromkeys(run.arm for run in self._runs))
+        active = [run for run in self._runs if run.active]
         shown = [
-            f"arm {number} of {count}: {run.arm}, seed {run.seed}, step {run.step}/{run.steps}"
-            for number, run in active[:_SHOWN_RUNS]
+            f"arm {arms.index(run.arm) + 1} of {len(arms)}: {run.arm}, seed {run.seed}, step {run.step}/{run.steps}"
+            for run in active[:_SHOWN_RUNS]
         ]
         more = len(active) - len(shown)
         left = seconds_left(self._runs, self._jobs)

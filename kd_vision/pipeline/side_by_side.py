@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from kd_vision.core.errors import KDVisionError, RequestError, TrainingError
+from kd_vision.core.errors import KDVisionError, RequestError, TrainingError, first_line
 from kd_vision.core.progress import no_progress
 from kd_vision.pipeline.arm_run import ArmRun, execute
 from kd_vision.pipeline.data import RunData, worker_count
@@ -28,6 +28,9 @@ _GRACE_SECONDS = 60.0
 _STOPPED = 130
 WORKER_LOG = "worker.log"
 """In a run directory: what the process of the run printed."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ def run_side_by_side(
                 overall.ended(worker.index)
                 if (error := _error_of(worker)) is not None:
                     failed[worker.index] = error
+                    _log.warning("%s failed: %s", worker.run.title, first_line(error))
     finally:
         _stop(workers)
     return failed

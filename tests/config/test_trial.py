@@ -108,6 +108,10 @@ def test_a_trial_is_told_from_a_config(write_trial: Callable[..., Path], tmp_pat
             "arms.a.set: student.model: unknown model 'yolo8n'; did ",
         ),
         (
+            f"{BOTH}, a: {{set: ['student.weights=${{KDV_NOWHERE}}/x.pt']}}",
+            "arms.a.set: ${KDV_NOWHERE}/x.pt: the variable KDV_NOWHERE is not set",
+        ),
+        (
             f"{BOTH}, a: {{set: [image_size=96]}}",
             "arms.a.set: image_size: cannot differ, as all arms share the image size",
         ),

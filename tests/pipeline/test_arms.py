@@ -52,15 +52,15 @@ def test_a_random_start_is_noted_where_a_better_one_is_known(
     write_config: Callable[..., Path], teacher_file: Path, tmp_path: Path
 ) -> None:
     config = load_config(write_config())
-    (note,) = notes_on(default_arms(config), config.teachers)
+    (note,) = notes_on(default_arms(config), config.teachers, {})
     assert note.startswith(
         "the student starts from random weights (plain, control, distilled), while a better start is known: the "
         "teacher 'teacher' is of the student's family, ultralytics, which has pretrained weights."
     )
     started = replace(config, student=config.student.model_copy(update={"weights": teacher_file}))
-    assert notes_on(default_arms(started), started.teachers) == []
+    assert notes_on(default_arms(started), started.teachers, {}) == []
     foreign = load_config(write_config(distill="[{loss: soft_boxes}]"), ["teacher={family: labels}"])
-    assert notes_on(default_arms(foreign), foreign.teachers) == []
+    assert notes_on(default_arms(foreign), foreign.teachers, {}) == []
 
 
 def test_the_start_of_the_teacher_is_read_from_its_run(
@@ -72,14 +72,13 @@ def test_the_start_of_the_teacher_is_read_from_its_run(
     trained = load_config(write_config(teacher=False), [f"student.weights={teacher_file}"])
     (run / "config.yaml").write_text(json.dumps(trained.to_mapping()))
     config = load_config(write_config(), [f"teacher.weights={run / 'student.pt'}"])
-    (note,) = notes_on(default_arms(config), config.teachers)
+    (note,) = notes_on(default_arms(config), config.teachers, {})
     assert "the teacher 'teacher' itself was trained from teacher.pt" in note
 
 
 def test_arms_of_unequal_length_are_noted(write_config: Callable[..., Path], teacher_file: Path) -> None:
     config = load_config(write_config(), [f"student.weights={teacher_file}"])
-    plain, distilled = default_arms(config, control=False)
-    longer = replace(plain, config=replace(config, train=config.train.model_copy(update={"epochs": 5})))
-    assert notes_on([longer, distilled], config.teachers) == [
-        "the arms are trained for different numbers of epochs: plain 5, distilled 2"
+    arms = default_arms(config, control=False)
+    assert notes_on(arms, config.teachers, {"plain": 30, "distilled": 6}) == [
+        "the arms are trained for different numbers of steps: plain 30, distilled 6"
     ]

@@ -147,7 +147,7 @@ def test_a_trial_file_is_trained_arm_by_arm(
     assert json.loads((out / "started" / "arm.json").read_text()) == {"role": "other", "description": "far"}
     assert len(rows(out / "started" / "seed5")) == 6
     assert json.loads((out / "notes.json").read_text())[1] == (
-        "the arms are trained for different numbers of epochs: plain 1, distilled 1, started 2"
+        "the arms are trained for different numbers of steps: plain 3, distilled 3, started 6"
     )
     assert sum(message.startswith("WARNING: ") for message in caplog.messages) == 2
 
