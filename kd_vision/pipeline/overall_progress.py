@@ -109,20 +109,23 @@ class OverallProgress:
         self, runs: Sequence[RunState], jobs: int, bar: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._runs, self._jobs, self._bar, self._clock = runs, jobs, bar, clock
-        self._began: dict[int, tuple[float, int]] = {}
+        self._began: dict[int, tuple[float, int]] = {}  # time and step at which a run was first seen to move
 
     def started(self, index: int, step: int = 0) -> None:
         """Receive that a run has started, or has been taken up at `step`."""
         self._runs[index].active, self._runs[index].step = True, step
-        self._began[index] = self._clock(), step
+        self._began.pop(index, None)
 
     def stepped(self, index: int, step: int) -> None:
-        """Receive the number of steps that a run has done."""
-        run = self._runs[index]
-        began, first = self._began[index]
+        """Receive the number of steps that a run has done; its speed is measured from the first one on."""
+        run, now = self._runs[index], self._clock()
+        if index in self._began:
+            began, first = self._began[index]
+            if step > first:
+                run.seconds_per_step = (now - began) / (step - first)
+        elif step != run.step:  # all before was loading
+            self._began[index] = now, step
         run.step = min(step, run.steps)
-        if run.step > first:
-            run.seconds_per_step = (self._clock() - began) / (run.step - first)
         self.show()
 
     def ended(self, index: int) -> None:
@@ -158,8 +161,8 @@ class OverallProgress:
         class _OneRun:
             def step(self, done: int, total: int, text: str = "") -> None:
                 """See `Progress.step`."""
-                if index not in overall._began:  # the first step would count what comes before it as well
-                    overall.started(index, done)
+                if not overall._runs[index].active:
+                    overall.started(index, done - 1)
                 overall.stepped(index, done)
 
         @contextmanager

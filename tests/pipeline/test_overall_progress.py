@@ -54,6 +54,21 @@ def test_the_last_whole_line_of_a_log_counts(tmp_path: Path) -> None:
     assert last_step(log) == 20
 
 
+def test_loading_is_no_part_of_the_speed() -> None:
+    class Bar:
+        def step(self, done: int, total: int, text: str = "") -> None:
+            pass
+
+    now = [0.0]
+    run = RunState("plain", 0, 100)
+    overall = OverallProgress([run], 1, Bar(), lambda: now[0])
+    overall.started(0, 20)
+    for seconds, step in ((30.0, 20), (60.0, 30), (65.0, 30), (70.0, 40)):  # a log has a line every ten steps
+        now[0] = seconds
+        overall.stepped(0, step)
+    assert run.seconds_per_step == 1.0
+
+
 def test_the_bar_says_arm_seed_step_and_time_left() -> None:
     told: list[tuple[int, int, str]] = []
 
