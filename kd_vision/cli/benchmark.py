@@ -52,19 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser, optional=True)
-    parser.add_argument(
-        "--trial",
-        type=Path,
-        metavar="FILE",
-        help="a trial file, e.g. configs/trials/bccd_terms.yaml; given with CONFIG, its arms are those of CONFIG",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="one run of each arm for each, e.g. 0 1 2 (default: those of the trial file, else 0)",
-    )
+    _add_arms(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -78,6 +66,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="runs side by side, e.g. 2; auto: one per GPU, else one per two cores (default: 1). Fewer threads a run "
         "change the last bits of its numbers, so keep N within one benchmark",
     )
+    parser.add_argument("--no-latency", action="store_true", help="leave export and ONNX latency out")
+    parser.set_defaults(run=run)
+
+
+def _add_arms(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is trained."""
+    parser.add_argument(
+        "--trial",
+        type=Path,
+        metavar="FILE",
+        help="a trial file, e.g. configs/trials/bccd_terms.yaml; given with CONFIG, its arms are those of CONFIG",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="one run of each arm for each, e.g. 0 1 2 (default: those of the trial file, else 0)",
+    )
     parser.add_argument("--no-control", action="store_true", help="leave the control out: two arms instead of three")
     parser.add_argument("--control", action="store_true", help=argparse.SUPPRESS)  # the default today
     parser.add_argument(
@@ -85,8 +92,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="also train the plain twin of the first seed 1.5 x longer: if it gains much, all arms are too short",
     )
-    parser.add_argument("--no-latency", action="store_true", help="leave export and ONNX latency out")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

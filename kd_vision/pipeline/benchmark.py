@@ -72,21 +72,15 @@ def benchmark(
         KDVisionError: a run failed; the others are finished.
     """
     read = _read(config, overrides)
-    run_config = read.config if isinstance(read, Trial) else read
-    chosen = seeds if seeds is not None else read.seeds if isinstance(read, Trial) else (0,)
-    _refuse_wrong_seeds(chosen)
-    _refuse_wrong_request(run_config)
-    arms = trial_arms(read) if isinstance(read, Trial) else default_arms(run_config, control)
-    _refuse_wrong_arms(read, arms)
-    count = resolve_jobs(jobs, run_config.train.accelerator)
+    run_config, chosen = _config_of(read), _seeds(read, seeds)
+    arms, count = _arms(read, control), resolve_jobs(jobs, run_config.train.accelerator)
     root = Path(out) if out is not None else _directory(read)
     data = RunData(run_config.data)
     runs = _runs(arms, chosen, root, _sample_size(read, data))
     if check_budget:
         runs.append(_longer(runs, root))
     refuse_other_runs(runs, data)
-    steps = {arm.name: _steps(arm.config, data) for arm in arms}
-    _write_facts(root, arms, runs, notes_on(arms, run_config.teachers, steps))
+    _write_facts(root, arms, runs, notes_on(arms, run_config.teachers, {a.name: _steps(a.config, data) for a in arms}))
     _execute_all(runs, data, count, progress)
     return assemble(run_config, chosen, root, data, progress, with_latency, any(a.name == CONTROL for a in arms))
 
@@ -104,9 +98,24 @@ def _directory(read: RunConfig | Trial) -> Path:
     return output_directory(None, read).with_name(f"{read.source.stem}-benchmark")
 
 
-def _refuse_wrong_seeds(seeds: Sequence[int]) -> None:
+def _config_of(read: RunConfig | Trial) -> RunConfig:
+    return read.config if isinstance(read, Trial) else read
+
+
+def _seeds(read: RunConfig | Trial, given: Sequence[int] | None) -> Sequence[int]:
+    """Return the seeds that were given, else those of the trial file, else 0."""
+    seeds = given if given is not None else read.seeds if isinstance(read, Trial) else (0,)
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise RequestError(f"--seeds: give different seeds from 0 up, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
+    return seeds
+
+
+def _arms(read: RunConfig | Trial, control: bool) -> tuple[StudentArm, ...]:
+    """Return the arms; refuse what cannot be compared."""
+    _refuse_wrong_request(_config_of(read))
+    arms = trial_arms(read) if isinstance(read, Trial) else default_arms(read, control)
+    _refuse_wrong_arms(read, arms)
+    return arms
 
 
 def _refuse_wrong_request(config: RunConfig) -> None:
@@ -126,7 +135,7 @@ def _refuse_wrong_request(config: RunConfig) -> None:
 
 def _refuse_wrong_arms(read: RunConfig | Trial, arms: Sequence[StudentArm]) -> None:
     """Refuse a teacher with the name of an arm, and plain or control arms without labels."""
-    config = read.config if isinstance(read, Trial) else read
+    config = _config_of(read)
     names = {PLAIN, CONTROL, "distilled", *(arm.name for arm in arms)}
     errors = [
         f"{config.source}: teacher.name: '{teacher.name}' is the name of a student here; give another"
