@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG and --set."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, e.g. one of configs/")
+def add_config(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """Add CONFIG, which can be left out if it is `optional`, and --set."""
+    count = "?" if optional else None
+    parser.add_argument("config", type=Path, nargs=count, metavar="CONFIG", help="YAML file, e.g. one of configs/")
     parser.add_argument(
         "--set",
         dest="overrides",

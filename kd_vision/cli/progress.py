@@ -25,8 +25,13 @@ class _BarProgress:
 
 
 @contextmanager
-def show_progress(title: str) -> Iterator[Progress]:
-    """Show a bar on a terminal; where there is none, a line every half minute."""
+def show_progress(title: str, time_left: bool = True) -> Iterator[Progress]:
+    """Show a bar on a terminal; where there is none, a line every half minute.
+
+    Args:
+        title: of the work.
+        time_left: estimate the time left; False for work that says it itself.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield LoggedProgress(title)
@@ -36,8 +41,7 @@ def show_progress(title: str) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *((TextColumn("left"), TimeRemainingColumn()) if time_left else ()),
         TextColumn("{task.fields[note]}"),
     )
     with Bar(*columns, console=console) as bar:

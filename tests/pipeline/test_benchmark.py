@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from kd_vision.detectors.ultralytics.config import UltralyticsConfig
 from kd_vision.detectors.ultralytics.family import build
 from kd_vision.pipeline.arms import control_config
 from kd_vision.pipeline.assemble import gflops
-from kd_vision.pipeline.benchmark import benchmark
+from kd_vision.pipeline.benchmark import benchmark as benchmark_with_control
 from kd_vision.pipeline.build import build_student
 from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.train import train
+
+benchmark = partial(benchmark_with_control, control=False)
 
 
 def test_a_benchmark_has_arms_seeds_pages_and_goes_on_where_it_was(
