@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from kd_vision.core.errors import KDVisionError
 from kd_vision.core.version import __version__
 
-COMMANDS = ("demo", "check", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
+COMMANDS = ("demo", "check", "train", "label", "crossfit", "evaluate", "benchmark", "export", "predict", "data")
 
 _EPILOG = """\
 The usual order of work:
@@ -31,6 +31,7 @@ _SAME = "; the same command continues"
 _CONTINUE = {
     "train": "; if it wrote a checkpoint, continue with --resume",
     "label": _SAME,
+    "crossfit": _SAME,
     "benchmark": _SAME,
     "demo": _SAME,
 }
