@@ -72,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
 def _table(result: CrossfitResult) -> Table:
     from rich.table import Table
 
-    table = Table(title="AP points of cross-fitted teachers", caption="seen, unseen: over the classes that both have")
+    threshold = result.store.score_threshold
+    caption = f"seen, unseen: over the classes that both have; store: the boxes with a score from {threshold:g} on"
+    table = Table(title="AP points of cross-fitted teachers", caption=caption)
     table.add_column("")
     for column in ("unseen images", "AP seen", "AP unseen", "over-fit", f"AP {result.split}"):
         table.add_column(column, justify="right")

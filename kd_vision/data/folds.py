@@ -41,8 +41,8 @@ def assign_folds(data: DetectionData, folds: int, seed: int = 0, group: str | No
     group_of = _numbered(_same_files(data) if group is None else _matches(data, group))
     groups = int(group_of.max()) + 1
     if folds > groups:
-        what = "groups of equal files" if group is None else f"groups that '{group}' makes of the labelled images"
-        raise RequestError(f"--folds: {folds} is more than the {groups} {what}; give at most {groups}")
+        what = "different files" if group is None else f"groups that '{group}' makes of the labelled images"
+        raise RequestError(f"--folds: {folds} is more than the number of {what}, {groups}; give at most {groups}")
     has_class = np.zeros((len(data), len(data.classes)), np.int64)
     for row, image in enumerate(data.images):
         has_class[row, image.labels[~image.crowd]] = 1

@@ -37,7 +37,7 @@ from kd_vision.pipeline.label import LabelOptions
 from kd_vision.pipeline.models import best_device, load_model
 from kd_vision.pipeline.train import train
 
-PLAN, CONFIG, RESULT, STORE, MEASURED = "plan.json", "config.yaml", "crossfit.json", "store", "folds.json"
+PLAN, CONFIG, RESULT, STORE, MEASURED = "plan.json", "crossfit.yaml", "crossfit.json", "store", "folds.json"
 
 _log = logging.getLogger(__name__)
 

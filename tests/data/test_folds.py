@@ -90,7 +90,7 @@ def test_frames_of_a_video_and_copies_of_a_file_stay_together(train: DetectionDa
         (
             3,
             r"\.png",
-            "--folds: 3 is more than the 1 groups that '\\.png' makes of the labelled images; give at most 1",
+            "--folds: 3 is more than the number of groups that '\\.png' makes of the labelled images, 1; give",
         ),
         (2, "(", "--group: '(' is no regular expression ("),
         (2, "^1", "--group: '^1' matches nothing in 9 of 12 file names, e.g. 0.png; give an expression"),
