@@ -65,7 +65,9 @@ def measure_teachers(
         size = teacher.image_size or config.image_size
         boxes = predict_split(teacher, truth, size, config.evaluate, no_progress)
         after = evaluate_detections(truth, boxes, config.evaluate.backend)
-        yield TeacherScore(name, truth.name, after, before, systematic_errors(truth, boxes))
+        yield TeacherScore(
+            name, truth.name, after, before, systematic_errors(truth, boxes, teacher.spec.missing_classes)
+        )
     for offline in parts.offline.values():
         yield _measure_offline(config, parts.student, offline, truth, labelled)
 
@@ -88,7 +90,8 @@ def _measure_offline(
     boxes = {image_id: one if one.ignore is None else one.take(~one.ignore) for image_id, one in boxes.items()}
     before = measure(student, covered, config.image_size, config.evaluate)
     after = evaluate_detections(covered, boxes, config.evaluate.backend)
-    return TeacherScore(teacher.name, covered.name, after, before, systematic_errors(covered, boxes))
+    errors = systematic_errors(covered, boxes, teacher.spec.missing_classes)
+    return TeacherScore(teacher.name, covered.name, after, before, errors)
 
 
 def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:

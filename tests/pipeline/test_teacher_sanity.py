@@ -118,3 +118,11 @@ def test_noise_and_silence_are_no_systematic_error() -> None:
 def test_a_handful_of_boxes_shows_nothing() -> None:
     truth = data(images=1, boxes=4)
     assert systematic_errors(truth, said(truth, relabelled((1, 2, 0)))) == ""
+
+
+def test_what_is_said_of_a_class_that_was_never_learned_is_no_error() -> None:
+    truth = data()
+    found = said(truth, relabelled((0, 2, 2)))  # green was never learned, and is blue to the teacher
+    assert systematic_errors(truth, found, frozenset({"green"})) == ""
+    swapped = said(truth, relabelled((2, 2, 0)))
+    assert systematic_errors(truth, swapped, frozenset({"green"})).startswith("classes look permuted: ")
