@@ -13,7 +13,19 @@ from contextlib import contextmanager
 from kd_vision.core.errors import KDVisionError
 from kd_vision.core.version import __version__
 
-COMMANDS = ("demo", "check", "inherit", "train", "label", "evaluate", "benchmark", "export", "predict", "data")
+COMMANDS = (
+    "demo",
+    "check",
+    "inherit",
+    "crossfit",
+    "train",
+    "label",
+    "evaluate",
+    "benchmark",
+    "export",
+    "predict",
+    "data",
+)
 
 _EPILOG = """\
 The usual order of work:
@@ -31,6 +43,7 @@ _SAME = "; the same command continues"
 _CONTINUE = {
     "train": "; if it wrote a checkpoint, continue with --resume",
     "label": _SAME,
+    "crossfit": _SAME,
     "benchmark": _SAME,
     "demo": _SAME,
 }

@@ -20,10 +20,18 @@ Option = float | int | str | bool | None
 
 
 class TeacherNote(StrictModel):
-    """The teacher: its fingerprint, which is compared, and a description for people."""
+    """The teacher: its fingerprint, which is compared, and a description for people.
+
+    Attributes:
+        fingerprint: of the teacher; of several, of all of them and of who labelled which image.
+        description: for people.
+        by_folder: of several teachers, the fingerprint of the one that labelled the images below each top folder of
+            ``images.txt``; empty: there is one.
+    """
 
     fingerprint: str
     description: str
+    by_folder: dict[str, str] = Field(default_factory=dict)
 
 
 class ShardNote(StrictModel):

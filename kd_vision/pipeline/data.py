@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,13 @@ class RunData:
         self.descriptor = load_descriptor(path)
         self._splits: dict[str, DetectionData] = {}
         self._hashes: dict[str, str] = {}
+        self._labelled: DetectionData | None = None
+
+    def trained_on(self, labelled: DetectionData) -> RunData:
+        """Return the same data with `labelled` as the training images, and no unlabelled ones."""
+        other = copy.copy(self)
+        other._labelled = labelled
+        return other
 
     def split(self, name: str) -> DetectionData:
         """Return a split; see `load_split`."""
@@ -67,6 +75,8 @@ class RunData:
         Raises:
             RequestError: there are no images, no boxes, or only unlabelled images without a teacher.
         """
+        if self._labelled is not None:
+            return self._labelled, None
         labelled, rest = split_labelled(self.split("train"), config.train.label_fraction)
         if not len(labelled) and not len(rest):
             raise RequestError(f"{self.path}: split 'train' holds no images; see `kd-vision data check`")

@@ -157,7 +157,7 @@ def label(
     classes = predictor.spec.classes
     plan = None if dataset is None else _DatasetPlan.of(run, chosen, source, classes)
     note = TeacherNote(fingerprint=teacher_fingerprint(chosen), description=_description(chosen, predictor))
-    stored = _stored_options(options, image_size)
+    stored = stored_options(options, image_size)
     missing_classes = tuple(sorted(predictor.spec.missing_classes))
     writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, missing_classes)
     if writer.kept:
@@ -283,7 +283,7 @@ def _description(teacher: TeacherConfig, predictor: Predictor) -> str:
     return " ".join(dict.fromkeys(part for part in parts if part))
 
 
-def _stored_options(options: LabelOptions, image_size: int) -> dict[str, Option]:
+def stored_options(options: LabelOptions, image_size: int) -> dict[str, Option]:
     """Return the settings that the stored predictions depend on, besides the teacher."""
     return {
         "image_size": image_size,

@@ -1,24 +1,29 @@
-"""The teacher gate: refuses a teacher that is not better than the untrained student."""
+"""The teacher gate: refuses a teacher that is not better than the untrained student, or systematically wrong."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError
+from kd_vision.core.progress import no_progress
 from kd_vision.data.records import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.evaluate import measure, predict_split
 from kd_vision.pipeline.parts import RunParts
+from kd_vision.pipeline.teacher_sanity import systematic_errors
 from kd_vision.teachers.offline import OfflineTeacher
 
 _MARGIN = 0.01
 """Least lead in AP, as a fraction; more than a few boxes found by chance bring."""
 _MAX_IMAGES = 1000
 """Training images on which an offline teacher is measured at most."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,14 @@ class TeacherScore:
         name: of the teacher.
         split: name of the images.
         teacher, student: the metrics; None: there is no ground truth in the teacher's classes.
+        errors: what is systematically wrong with the teacher's boxes, see `teacher_sanity`; empty: nothing.
     """
 
     name: str
     split: str
     teacher: Metrics | None
     student: Metrics | None
+    errors: str = ""
 
 
 def measure_teachers(
@@ -55,8 +62,12 @@ def measure_teachers(
             yield TeacherScore(name, truth.name, None, None)
             continue
         before = before or measure(parts.student, truth, config.image_size, config.evaluate)
-        after = measure(teacher, truth, teacher.image_size or config.image_size, config.evaluate)
-        yield TeacherScore(name, truth.name, after, before)
+        size = teacher.image_size or config.image_size
+        boxes = predict_split(teacher, truth, size, config.evaluate, no_progress)
+        after = evaluate_detections(truth, boxes, config.evaluate.backend)
+        yield TeacherScore(
+            name, truth.name, after, before, systematic_errors(truth, boxes, teacher.spec.missing_classes)
+        )
     for offline in parts.offline.values():
         yield _measure_offline(config, parts.student, offline, truth, labelled)
 
@@ -79,27 +90,38 @@ def _measure_offline(
     boxes = {image_id: one if one.ignore is None else one.take(~one.ignore) for image_id, one in boxes.items()}
     before = measure(student, covered, config.image_size, config.evaluate)
     after = evaluate_detections(covered, boxes, config.evaluate.backend)
-    return TeacherScore(teacher.name, covered.name, after, before)
+    errors = systematic_errors(covered, boxes, teacher.spec.missing_classes)
+    return TeacherScore(teacher.name, covered.name, after, before, errors)
 
 
 def refuse_weak_teacher(config: RunConfig, score: TeacherScore) -> None:
-    """Refuse a teacher that is not better than the untrained student.
+    """Refuse a teacher that is not better than the untrained student, or whose classes or boxes are shuffled.
 
     Raises:
-        GateError: unless the config has ``allow_weak_teacher: true``.
+        GateError: unless the config has ``allow_weak_teacher: true``; then what is wrong is only logged.
     """
-    if score.teacher is None or score.student is None or config.allow_weak_teacher:
+    if score.teacher is None or score.student is None:
         return
-    if score.teacher.ap is None:
-        raise GateError(
-            f"{config.source}: {score.name}: '{score.split}' holds no box to measure a teacher by; give another "
-            f"evaluate.split, or set allow_weak_teacher: true"
-        )
-    teacher_ap, student_ap = score.teacher.ap, score.student.ap or 0.0
-    if teacher_ap >= student_ap + _MARGIN:
+    problems = _problems(score.teacher, score.student, score)
+    if not problems:
         return
-    raise GateError(
-        f"{config.source}: {score.name}: AP {100 * teacher_ap:.1f} on '{score.split}' is not better than the untrained "
-        f"student's {100 * student_ap:.1f} by a point; give a teacher trained for this data, or set "
-        f"allow_weak_teacher: true"
+    where = f"{config.source}: {score.name}: "
+    if not config.allow_weak_teacher:
+        raise GateError(f"{where}{'; '.join(problems)}, or set allow_weak_teacher: true")
+    if score.errors:
+        _log.warning("%s%s", where, score.errors)
+
+
+def _problems(teacher: Metrics, student: Metrics, score: TeacherScore) -> list[str]:
+    """Return what is wrong with a teacher, the last entry being what would be right; empty: nothing."""
+    if teacher.ap is None:
+        return [f"'{score.split}' holds no box to measure a teacher by", "give another evaluate.split"]
+    teacher_ap, student_ap = teacher.ap, student.ap or 0.0
+    weak = (
+        f"AP {100 * teacher_ap:.1f} on '{score.split}' is not better than the untrained student's "
+        f"{100 * student_ap:.1f} by a point"
     )
+    problems = [weak] if teacher_ap < student_ap + _MARGIN else []
+    if score.errors:
+        return [*problems, f"on '{score.split}' {score.errors}", "give it the right classes and boxes"]
+    return [*problems, "give a teacher trained for this data"] if problems else []
