@@ -11,7 +11,7 @@ _Stage = tuple[str, tuple[str, int]]
 
 
 def match_layers(student: Detector, teacher: Detector, mine: ChannelGraph, theirs: ChannelGraph) -> dict[str, str]:
-    """Return the teacher's layer for each layer of the student that has one, by name.
+    """Return the teacher's module for each module of the student that has one, by name.
 
     Parts are aligned in order by kind and stride, so that a P2 student, whose parts have other numbers, finds its own.
 
@@ -20,11 +20,12 @@ def match_layers(student: Detector, teacher: Detector, mine: ChannelGraph, their
         mine, theirs: their channels.
     """
     prefixes = _match_stages(_stages(student, mine), _stages(teacher, theirs))
+    there = dict(teacher.named_modules())
     found = {}
-    for name in mine.layers:
+    for name, _ in student.named_modules():
         prefix = next((one for one in prefixes if name == one or name.startswith(f"{one}.")), None)
         other = name if not prefixes else None if prefix is None else prefixes[prefix] + name[len(prefix) :]
-        if other in theirs.layers:
+        if other is not None and other in there:
             found[name] = other
     return found
 

@@ -26,7 +26,7 @@ class Matching:
 
     Attributes:
         student, teacher: the traced networks.
-        layers: the teacher's layer for a layer of the student, by name.
+        layers: the teacher's module for a module of the student, by name.
         classes: the teacher's class for a class of the student.
     """
 
@@ -70,7 +70,7 @@ def match_channels(
 
     Args:
         student, teacher: the traced networks.
-        layers: the teacher's layer for a layer of the student, by name; layers without a counterpart are left out.
+        layers: the teacher's module for a module of the student, by name; those without a counterpart are left out.
         strengths: (classes of the teacher,) indexed by class.
         fresh_rows: widths of last layers that stay fresh: those of class scores where the class names differ.
     """

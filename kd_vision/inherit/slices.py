@@ -67,7 +67,7 @@ def _tensors(
     theirs_by_name = dict(teacher.named_modules())
     for name, module in names.items():
         twin = theirs_by_name.get(matching.layers.get(name, name))
-        known = name in matching.layers and name in matching.student.layers
+        known = name in matching.student.layers and matching.layers.get(name) in matching.teacher.layers
         rows = matching.outputs(name) if known else None
         columns = matching.inputs(name) if known else None
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

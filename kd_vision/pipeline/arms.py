@@ -91,9 +91,12 @@ def arm_config(config: RunConfig, name: str, seed: int) -> RunConfig:
 
 
 def _baseline(config: RunConfig) -> RunConfig:
-    """Return the run without teacher and without unlabelled images."""
+    """Return the run without teacher, without unlabelled images, and without weights inherited from a teacher."""
     settings = config.train.model_copy(update={"unlabelled_ratio": 0.0})
-    return replace(config, teachers=(), terms=(), recipe=None, train=settings)
+    student = config.student
+    if getattr(student, "inherit", None) is not None:  # it is the teacher's gift, too
+        student = student.model_copy(update={"inherit": None})
+    return replace(config, student=student, teachers=(), terms=(), recipe=None, train=settings)
 
 
 def control_config(config: RunConfig) -> RunConfig:
