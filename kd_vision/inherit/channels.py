@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kd_vision.detectors.base import Detector
 
@@ -138,7 +137,7 @@ class _Tracer:
         return ChannelGraph(self.layers, classes, heads)
 
 
-def _leaf(tracer: _Tracer, name: str, module: nn.Module) -> Callable[..., Tensor] | None:
+def _leaf(tracer: _Tracer, name: str, module: nn.Module) -> Callable[..., Any] | None:
     """Return the tracing forward of a layer with weights; None: the module's own forward is run."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return lambda x, *_: _convolution(tracer, name, module, x)
@@ -173,15 +172,12 @@ def _convolution(tracer: _Tracer, name: str, module: Any, x: Tensor) -> Tensor:
 
 
 def _spatial(module: Any, x: Tensor) -> tuple[int, int]:
-    plain = x.as_subclass(Tensor)[:1, :1].float()
+    """Return height and width of a layer's output map, from a layer of the same geometry with one channel."""
+    settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
     if isinstance(module, nn.ConvTranspose2d):
-        weight = torch.zeros(1, 1, *module.kernel_size)
-        out = torch.conv_transpose2d(
-            plain, weight, None, module.stride, module.padding, module.output_padding, 1, module.dilation
-        )
-    else:
-        weight = torch.zeros(1, 1, *module.kernel_size)
-        out = functional.conv2d(plain, weight, None, module.stride, module.padding, module.dilation)
+        settings["output_padding"] = module.output_padding
+    twin = type(module)(1, 1, module.kernel_size, bias=False, **settings)
+    out = twin(x.as_subclass(Tensor)[:1, :1].float())
     return int(out.shape[-2]), int(out.shape[-1])
 
 
@@ -277,7 +273,8 @@ def _special(tracer: _Tracer, name: str, function: Any, args: tuple[Any, ...], k
 def _pooled(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     shape = function(torch.ones_like(args[0], dtype=torch.float32), *args[1:], **kwargs).shape
     middle = args[0][..., args[0].shape[-2] // 2, args[0].shape[-1] // 2]
-    return middle[..., None, None].expand(shape).clone()
+    pooled: Tensor = middle[..., None, None].expand(shape).clone()
+    return pooled
 
 
 def _blend(tracer: _Tracer, args: tuple[Any, ...]) -> Tensor:

@@ -228,7 +228,7 @@ def _solve(conv: nn.Conv2d, patches: Tensor, target: Tensor, centred: bool) -> T
     residual = y - x @ before.transpose(1, 2)
     weight = before + torch.linalg.solve(gram, x.transpose(1, 2) @ residual).transpose(1, 2)
     conv.weight.copy_(weight.reshape(conv.weight.shape))
-    intercept = (mean_y - mean_x @ weight.transpose(1, 2)).squeeze(1).reshape(-1)
+    intercept: Tensor = (mean_y - mean_x @ weight.transpose(1, 2)).squeeze(1).reshape(-1)
     if conv.bias is not None:
         conv.bias.copy_(intercept)
         return torch.zeros_like(intercept)
