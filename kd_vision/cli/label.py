@@ -66,7 +66,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is stored, and how fast")
-    group.add_argument("--score", type=float, metavar="S", help="leave out boxes below (default: 0.05; points: 0.03)")
+    group.add_argument(
+        "--score",
+        type=float,
+        metavar="S",
+        help="leave out boxes below (default: 0.05); with --dense points (default: 0.03)",
+    )
     group.add_argument("--max-boxes", type=int, metavar="N", help="boxes per image, best first (default: 100)")
     group.add_argument("--top-k", type=int, metavar="K", help="classes per box, likeliest first (default: 5)")
     group.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass (default: 16)")

@@ -14,7 +14,7 @@ from kd_vision.core.files import read_json, write_text
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.core.validation import StrictModel, validate
 from kd_vision.knowledge.config import DENSE_MANIFEST, DenseLabelsConfig, seed_folders, seeds_store
-from kd_vision.knowledge.manifest import TeacherNote
+from kd_vision.knowledge.manifest import MANIFEST, TeacherNote
 
 FORMAT_VERSION = 1
 
@@ -137,6 +137,8 @@ def read_dense_manifest(folder: Path) -> DenseManifest:
         RequestError: it is missing, damaged or of another version.
     """
     path = folder / DENSE_MANIFEST
+    if not path.is_file() and (folder / MANIFEST).is_file():
+        raise RequestError(f"{folder}: holds final boxes of images; give it as family: store")
     if not path.is_file():
         raise RequestError(
             f"{folder}: is no store of dense labels (no {DENSE_MANIFEST}); make one with `kd-vision label --dense`"

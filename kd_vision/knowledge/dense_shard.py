@@ -128,7 +128,7 @@ def _record(labels: DenseLabels, rows: int, schema: pa.Schema) -> pa.RecordBatch
     }
     if labels.box_bins is not None and labels.background_bins is not None:
         codes = np.rint(np.sqrt(-_array(labels.box_bins).clip(max=0.0)) * _BIN_STEPS).clip(0, 255)
-        arrays["box_bins"] = codes.astype(np.uint8).reshape(len(codes), -1).T.ravel()
+        arrays["box_bins"] = codes.astype(np.uint8).transpose(1, 2, 0).ravel()
         arrays["background_bins"] = _split(_array(labels.background_bins).astype(np.float16))
     columns = [pa.array([arrays[name]], pa.list_(pa.uint8())) for name in _COLUMNS]
     return pa.record_batch(columns, schema=schema)

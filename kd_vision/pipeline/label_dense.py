@@ -20,6 +20,7 @@ from kd_vision.core.predictions import ONE_TO_MANY, GridPredictions
 from kd_vision.core.progress import Progress, ProgressFactory, log_progress
 from kd_vision.data.loader import LoaderConfig, TrainStream
 from kd_vision.detectors.base import Detector
+from kd_vision.knowledge.config import DENSE_MANIFEST
 from kd_vision.knowledge.dense_manifest import FORMAT_VERSION, DenseManifest, MeasuredTeacher
 from kd_vision.knowledge.dense_shard import StoredStep
 from kd_vision.knowledge.dense_store import SHARD_STEPS, DenseWriter, image_checksum, layout_bytes
@@ -113,6 +114,8 @@ def label_dense(
     errors = options.problems()
     if len(set(seeds)) != len(seeds) or min(seeds, default=0) < 0:
         errors.append(f"--seeds: give different seeds from 0 up, e.g. 0 1 2; given {' '.join(map(str, seeds))}")
+    if seeds and (folder / DENSE_MANIFEST).is_file():
+        errors.append(f"--out: {folder} is a store of one seed; give a folder for one store for each seed")
     if errors:
         raise RequestError(*errors)
     maker = _Maker.of(run, choose_teacher(run, teacher, online=True), options)

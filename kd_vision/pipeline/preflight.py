@@ -21,7 +21,7 @@ def refuse_low_thresholds(config: RunConfig, parts: RunParts) -> None:
         lowest = min((float(getattr(term.config, key)) for key in keys), default=1.0)
         if lowest < floor:
             cure = (
-                f"label again with --score {lowest:g}"
+                f"label again with {'--dense ' if term.teacher in parts.dense else ''}--score {lowest:g}"
                 if term.teacher in {**parts.offline, **parts.dense}
                 else "lower the teacher's postprocess.score_threshold"
             )

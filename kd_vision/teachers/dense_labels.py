@@ -47,9 +47,9 @@ class GridLayout:
     def sparse(self, grid: GridPredictions, threshold: float, max_points: int) -> DenseLabels:
         """Return the rows whose best class probability is above `threshold`, at most `max_points` an image.
 
-        Background logits are those of the mean probability over the other rows of a stride, which keeps the sum of
-        probabilities, by which losses on grids are normalised. Background bins are those of the mean distribution,
-        weighted by the best class probability, as losses weight them.
+        Background logits are those of the mean probabilities over the other rows of a stride; the likeliest class has
+        the mean of the best class probabilities, so that their sum, by which losses on grids are normalised, stays.
+        Background bins are those of the mean distribution, weighted by the best class probability, as losses do.
 
         Args:
             grid: predictions on B images, in this layout.
@@ -69,7 +69,7 @@ class GridLayout:
             rows,
             grid.logits.detach().float().flatten(0, 1)[rows],
             self._sides(grid.boxes_xyxy.detach().float().flatten(0, 1)[rows], rows),
-            torch.logit(self._level_means(probs, (~kept).float()), eps=_LEAST_PROB),
+            torch.logit(self._background_probs(probs, best, (~kept).float()), eps=_LEAST_PROB),
             None if bins is None else bins.flatten(0, 1)[rows],
             None if bins is None else self._level_means(bins.exp(), others).clamp(min=_LEAST_PROB).log(),
         )
@@ -85,6 +85,11 @@ class GridLayout:
         if labels.box_bins is not None and labels.background_bins is not None:
             bins = self._filled(labels.background_bins[self.levels], labels.rows, labels.box_bins, images)
         return GridPredictions(logits, boxes, self.points_xy, self.strides, bins)
+
+    def _background_probs(self, probs: Tensor, best: Tensor, weights: Tensor) -> Tensor:
+        means = self._level_means(probs, weights)
+        likeliest = means.argmax(dim=-1, keepdim=True)
+        return means.scatter(1, likeliest, self._level_means(best, weights)[:, None])
 
     def _level_means(self, values: Tensor, weights: Tensor) -> Tensor:
         """Return (S, ...) means of (B, A, ...) values by stride, with (B, A) weights; 0 where all weights are 0."""
