@@ -1,8 +1,8 @@
 """The file format of dense labels: an Arrow file of several training steps, one record batch a step and branch.
 
 Class logits are 16-bit fixed point (steps of 1/32, limits +-1000), sides of boxes are half precision (relative error
-2^-11). The log-probability of a box bin is -(n / 4)^2 with n in 8 bits: fine near 0, where the distribution is, and
-coarse in the tail. Values of one kind lie together, low bytes before high bytes, and are compressed by Zstandard.
+2^-11). The log-probability of a box bin is (1 - exp(n / 8)) / 2 with n in 8 bits: fine near 0, where the distribution is,
+and coarse in the tail. Values of one kind lie together, low bytes before high bytes, and are compressed by Zstandard.
 
 Shapes: B images, A rows of a head, N stored rows of the batch, S strides, K classes, R bins per box side.
 """
@@ -23,7 +23,7 @@ import torch
 from kd_vision.core.dense_labels import DenseLabels
 
 _LOGIT_STEPS, _LIMIT = 32, 1000.0
-_BIN_STEPS = 4
+_BIN_STEPS, _BIN_SCALE = 8, 0.5
 _LEVEL = 9
 _FACTS = b"steps"
 _COLUMNS = ("rows", "logits", "sides", "background_logits", "box_bins", "background_bins")
@@ -102,7 +102,7 @@ class DenseShard:
         bins = background_bins = None
         if self._bins is not None:
             codes = part["box_bins"].reshape(4 * self._bins, count).T.reshape(count, 4, self._bins)
-            bins = -np.square(codes.astype(np.float32) / _BIN_STEPS)
+            bins = -_BIN_SCALE * np.expm1(codes.astype(np.float32) / _BIN_STEPS)
             background_bins = _joined(part["background_bins"], "<f2").reshape(-1, 4, self._bins).astype(np.float32)
         return DenseLabels(
             _tensor(rows),
@@ -127,7 +127,8 @@ def _record(labels: DenseLabels, rows: int, schema: pa.Schema) -> pa.RecordBatch
         "background_bins": np.zeros(0, np.uint8),
     }
     if labels.box_bins is not None and labels.background_bins is not None:
-        codes = np.rint(np.sqrt(-_array(labels.box_bins).clip(max=0.0)) * _BIN_STEPS).clip(0, 255)
+        distance = -_array(labels.box_bins).clip(max=0.0) / _BIN_SCALE
+        codes = np.rint(np.log1p(distance) * _BIN_STEPS).clip(0, 255)
         arrays["box_bins"] = codes.astype(np.uint8).transpose(1, 2, 0).ravel()
         arrays["background_bins"] = _split(_array(labels.background_bins).astype(np.float16))
     columns = [pa.array([arrays[name]], pa.list_(pa.uint8())) for name in _COLUMNS]

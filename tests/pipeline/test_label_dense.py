@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -68,9 +69,12 @@ def assert_grids_agree(live: list[dict[str, Any]], stored: list[dict[str, Any]])
             again = other[branch]
             assert torch.equal(again.points_xy, grid.points_xy)
             assert torch.equal(again.strides, grid.strides)
-            assert torch.allclose(again.logits[kept], grid.logits[kept], atol=0.02)
-            assert torch.allclose(again.boxes_xyxy[kept], grid.boxes_xyxy[kept], atol=0.1)
-            assert float(again.logits[~kept].sigmoid().amax()) <= 0.03 if (~kept).any() else True
+            limits = grid.logits[kept].clamp(-1000, 1000)
+            assert float((again.logits[kept] - limits).abs().max()) < 0.02
+            sides = (grid.boxes_xyxy - grid.points_xy.repeat(1, 2)).abs()[kept]
+            assert float(((again.boxes_xyxy - grid.boxes_xyxy)[kept].abs() / (sides + 1)).max()) < 2**-11
+            if (~kept).any():
+                assert float(again.logits[~kept].sigmoid().amax()) <= 0.03
 
 
 def test_a_run_from_the_store_is_the_run_with_the_teacher(tmp_path: Path, write_config: Write) -> None:
@@ -83,7 +87,7 @@ def test_a_run_from_the_store_is_the_run_with_the_teacher(tmp_path: Path, write_
     live = train(config, tmp_path / "live")
     replayed = train(config, tmp_path / "replay", overrides=from_store)
     first, again = logged(live.directory)[0], logged(replayed.directory)[0]
-    assert losses(again) == pytest.approx(losses(first), rel=0.02)
+    assert losses(again) == pytest.approx(losses(first), rel=0.03)
     assert read_json(replayed.directory / "teacher.json")["knowledge"] == pytest.approx(
         read_json(live.directory / "teacher.json")["teacher"]
     )
@@ -154,12 +158,8 @@ def test_a_larger_view_is_stored_in_the_layout_of_the_teacher(tmp_path: Path, wr
     assert len(live[0]["one_to_many"].strides) == 4 * (64 + 16 + 4)
     assert_grids_agree(live, stored)
     alone = tmp_path / "alone.yaml"
-    alone.write_text(
-        write_config(teacher=False).read_text()
-        + f"teacher: {{family: dense_labels, store: {store}}}\ndistill: [class_qfl]\nallow_weak_teacher: true\n".replace(
-            "[class_qfl]", "[{loss: class_qfl}]"
-        )
-    )
+    taught = f"teacher: {{family: dense_labels, store: {store}}}\ndistill: [{{loss: class_qfl}}]\n"
+    alone.write_text(write_config(teacher=False).read_text() + taught)
     assert_grids_agree(live, grids(alone))
 
 
@@ -201,33 +201,22 @@ def test_another_teacher_is_refused(tmp_path: Path, write_config: Write, awake_f
         train(config, tmp_path / "run", overrides=other)
 
 
-def test_a_changed_image_stops_the_run(tmp_path: Path, write_config: Write) -> None:
-    """An image of as many bytes: the hash of the data does not see it, the checksum of the batch does."""
-    import shutil
-
-    import cv2
-    import numpy as np
-
+def test_changed_pixels_stop_the_run(tmp_path: Path, write_config: Write) -> None:
+    """Images of as many bytes as before: the hash of the data does not see it, the checksum of the batch does."""
     config = write_config()
     source = load_config(config).data
     shutil.copytree(source.parent, tmp_path / "data")
     own = f"data={tmp_path / 'data' / source.name}"
+    for image in (tmp_path / "data" / "train").glob("*.png"):
+        cv2.imwrite(str(image.with_suffix(".bmp")), cv2.imread(str(image)))
+        image.with_suffix(".bmp").replace(image)  # uncompressed, under the old name
     store = made(config, tmp_path / "store", own)
-    images = sorted((tmp_path / "data" / "train").glob("*.png"))
-    size = images[0].stat().st_size
-    for image in images:
-        noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8)
-        cv2.imwrite(str(image), noise, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    run = load_config(config, [own, f"knowledge={store}"])
-    stored = DenseStore(store).manifest.stream
-    data = RunData(run.data)
-    assert size > 0
+    for image in (tmp_path / "data" / "train").glob("*.png"):
+        content = bytearray(image.read_bytes())
+        content[-3000:] = bytes(3000)
+        image.write_bytes(content)
     with pytest.raises(RequestError, match=r"step 0: the batch has other pixels than those that the teacher of"):
-        from kd_vision.knowledge.dense_store import DenseReplay
-
-        labelled, _ = data.training(run)
-        plain = build_stream(replace(run, teachers=(), terms=()), labelled, None, stored.channels)
-        DenseReplay({"t": DenseStore(store)}, keep_view=False, versions={})(0, plain.batch_at(0))
+        train(config, tmp_path / "run", overrides=[own, f"knowledge={store}"])
 
 
 def test_losses_that_need_more_than_the_grid_are_refused_as_ever(tmp_path: Path, write_config: Write) -> None:
@@ -237,7 +226,7 @@ def test_losses_that_need_more_than_the_grid_are_refused_as_ever(tmp_path: Path,
     alone.write_text(
         write_config(teacher=False).read_text() + f"knowledge: {store}\ndistill: [{{loss: feature_pkd}}]\n"
     )
-    with pytest.raises(RequestError, match="needs the signal 'features', which the teacher .* does not provide"):
+    with pytest.raises(RequestError, match=r"needs the signal 'features', which the teacher .* does not provide"):
         train(alone, tmp_path / "run")
     low = [f"knowledge={store}", "distill.1.min_score=0.01"]
     with pytest.raises(RequestError, match=r"min_score: 0.01 is below 0.03.*or label again with --dense --score 0.01"):
