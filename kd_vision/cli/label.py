@@ -39,7 +39,7 @@ the classes of the config's data; the other splits of that data are added, image
 --dense stores the teacher's dense predictions (class scores, boxes, distributions over box bins of every point with a
 score) on the augmented training batches of the config. Any student, recipe and loss on the dense grid that is trained
 on the same batches (same data, image size, batch size, epochs, seed and augmentation) then learns from them without
-running the teacher; about ten kilobytes an image and step with many objects.
+running the teacher; about twelve kilobytes an image with many objects.
 """
 
 

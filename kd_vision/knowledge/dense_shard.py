@@ -1,8 +1,8 @@
 """The file format of dense labels: an Arrow file of several training steps, one record batch a step and branch.
 
 Class logits are 16-bit fixed point (steps of 1/32, limits +-1000), sides of boxes are half precision (relative error
-2^-11). The log-probability of a box bin is (1 - exp(n / 8)) / 2 with n in 8 bits: fine near 0, where the distribution is,
-and coarse in the tail. Values of one kind lie together, low bytes before high bytes, and are compressed by Zstandard.
+2^-11). The log-probability of a box bin is (1 - exp(n / 8)) / 2 with n in 8 bits: fine near 0, where the distribution
+is, and coarse in the tail. Values of one kind lie together, low bytes before high bytes, compressed by Zstandard.
 
 Shapes: B images, A rows of a head, N stored rows of the batch, S strides, K classes, R bins per box side.
 """

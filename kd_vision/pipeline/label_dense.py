@@ -169,8 +169,9 @@ class _Maker:
 
     def make(self, config: RunConfig, folder: Path, progress: ProgressFactory) -> DenseResult:
         """Make the store of a run's seed in `folder`."""
-        train = config.train.model_copy(update={"workers": self.options.workers or config.train.workers})
-        config = replace(config, train=train)
+        train = config.train
+        if self.options.workers is not None:
+            config = replace(config, train=train.model_copy(update={"workers": self.options.workers}))
         parts = self.data.training(config)
         loader = loader_config(config, self.channels, self.sample_size)
         stream = TrainStream(*parts, config.augment, loader, train.epochs)
