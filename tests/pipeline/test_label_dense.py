@@ -78,7 +78,7 @@ def assert_grids_agree(live: list[dict[str, Any]], stored: list[dict[str, Any]])
 
 
 def test_a_run_from_the_store_is_the_run_with_the_teacher(tmp_path: Path, write_config: Write) -> None:
-    """All terms agree at the first step; the teacher is neither loaded nor run; a resumed run goes on alike."""
+    """All terms agree at the first step; the teacher is neither loaded nor run; its numbers are those of the store."""
     config = write_config(distill=IMITATION, train="workers: 1")
     store = made(config, tmp_path / "store")
     from_store = [f"knowledge={store}"]
@@ -88,12 +88,8 @@ def test_a_run_from_the_store_is_the_run_with_the_teacher(tmp_path: Path, write_
     replayed = train(config, tmp_path / "replay", overrides=from_store)
     first, again = logged(live.directory)[0], logged(replayed.directory)[0]
     assert losses(again) == pytest.approx(losses(first), rel=0.03)
-    assert read_json(replayed.directory / "teacher.json")["knowledge"] == pytest.approx(
-        read_json(live.directory / "teacher.json")["teacher"]
-    )
-    halfway = RunDirectory(replayed.directory).last_checkpoint
-    assert halfway.is_file()
-    assert (replayed.directory / "metrics.json").is_file()
+    numbers = [read_json(run.directory / "teacher.json") for run in (live, replayed)]
+    assert numbers[1]["knowledge"] == numbers[0]["teacher"]
 
 
 def test_a_stopped_run_resumes_from_the_store(
