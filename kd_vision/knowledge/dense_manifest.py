@@ -16,7 +16,7 @@ from kd_vision.core.validation import StrictModel, validate
 from kd_vision.knowledge.config import DENSE_MANIFEST, DenseLabelsConfig, seed_folders, seeds_store
 from kd_vision.knowledge.manifest import MANIFEST, TeacherNote
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class StreamNote(StrictModel):

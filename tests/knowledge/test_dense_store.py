@@ -235,5 +235,5 @@ def test_the_two_kinds_of_stores_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"is no store of dense labels \(no dense\.json\)"):
         read_dense_manifest(tmp_path)
     (tmp_path / "dense" / "dense.json").write_text('{"format_version": 9}')
-    with pytest.raises(RequestError, match="is of format version 9, this kd_vision reads 1; label again"):
+    with pytest.raises(RequestError, match="is of format version 9, this kd_vision reads 2; label again"):
         read_dense_manifest(tmp_path / "dense")
