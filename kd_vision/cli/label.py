@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Names of the thresholds in `PseudoLabelThresholds`, and their flags.
 _THRESHOLDS = {"positive": "--min-score", "ignore": "--ignore-score", "keep_ignored": "--keep-ignored"}
+_OF_BOXES = ("images", "split", "max_boxes", "top_k", "batch_size", "as_dataset", "positive", "keep_ignored", "ignore")
+_OF_DENSE = ("seeds", "max_points")
 _EPILOG = """\
 Runs the config's teacher once on every image and stores its predictions: boxes, scores and class probabilities, in
 the teacher's classes, in about half a kilobyte an image. Training with
@@ -29,9 +31,15 @@ examples:
   kd-vision label configs/bccd_yolov8s_to_yolov8n.yaml --split train unlabelled --out stores/bccd
   kd-vision label configs/pair.yaml --images footage/ --out stores/footage --set teacher.image_size=1280
   kd-vision label configs/pair.yaml --images footage/ --out stores/footage --as-dataset sets/footage --min-score 0.6
+  kd-vision label configs/bccd_yolov8s_to_yolov8n.yaml --dense --seeds 0 1 2 --out stores/bccd_dense
 
 --as-dataset writes COCO labels and a descriptor, dataset.yaml, that any trainer takes: boxes from --min-score on, in
 the classes of the config's data; the other splits of that data are added, images are not copied.
+
+--dense stores the teacher's dense predictions (class scores, boxes, distributions over box bins of every point with a
+score) on the augmented training batches of the config. Any student, recipe and loss on the dense grid that is trained
+on the same batches (same data, image size, batch size, epochs, seed and augmentation) then learns from them without
+running the teacher; about twelve kilobytes an image with many objects.
 """
 
 
@@ -45,19 +53,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--images", type=Path, metavar="DIR", help="folder of images, searched with its subfolders")
     which.add_argument("--split", nargs="+", metavar="NAME", help="splits of the config's data; also: unlabelled")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the store: new, empty, or unfinished")
     parser.add_argument("--teacher", metavar="NAME", help="which teacher, where the config has several")
     _add_options(parser)
+    _add_dense(parser)
     _add_dataset(parser)
     parser.set_defaults(run=run)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is stored, and how fast")
-    group.add_argument("--score", type=float, metavar="S", help="leave out boxes below (default: 0.05)")
+    group.add_argument(
+        "--score",
+        type=float,
+        metavar="S",
+        help="leave out boxes below (default: 0.05); with --dense points (default: 0.03)",
+    )
     group.add_argument("--max-boxes", type=int, metavar="N", help="boxes per image, best first (default: 100)")
     group.add_argument("--top-k", type=int, metavar="K", help="classes per box, likeliest first (default: 5)")
     group.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass (default: 16)")
@@ -65,6 +79,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--workers", default="auto", metavar="N", help="processes that load images (default: one less than cores)"
     )
     add_device(group)
+
+
+def _add_dense(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("dense predictions on the training batches")
+    group.add_argument("--dense", action="store_true", help="instead of boxes of images; see below")
+    group.add_argument("--seeds", type=int, nargs="+", metavar="N", help="one store DIR/seed<N> for each of the seeds")
+    group.add_argument("--max-points", type=int, metavar="N", help="points per image, best first (default: 1000)")
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +115,9 @@ def run(options: argparse.Namespace) -> int:
     from kd_vision.cli.progress import show_progress
     from kd_vision.pipeline.label import LabelOptions, LabelResult, label
 
+    _refuse_mixed(options)
+    if options.dense:
+        return _run_dense(options)
     result: LabelResult = label(
         options.config,
         options.out,
@@ -118,6 +142,41 @@ def run(options: argparse.Namespace) -> int:
     if result.dataset is not None:
         ignored = f", {result.dataset.ignored} ignored" if result.dataset.ignored else ""
         console.print(f"data set {result.dataset.descriptor} ({result.dataset.labels} labels{ignored})")
+    return 0
+
+
+def _refuse_mixed(options: argparse.Namespace) -> None:
+    """Refuse flags of boxes with --dense, and those of dense predictions without it."""
+    from kd_vision.core.errors import RequestError
+
+    names = _OF_BOXES if options.dense else _OF_DENSE
+    wrong = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+    if wrong:
+        raise RequestError(f"{', '.join(wrong)}: used only {'without' if options.dense else 'with'} --dense; leave out")
+
+
+def _run_dense(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from kd_vision.cli.progress import show_progress
+    from kd_vision.pipeline.label_dense import DenseOptions, label_dense
+
+    workers = None if options.workers == "auto" else _workers(options.workers)
+    results = label_dense(
+        options.config,
+        options.out,
+        options.seeds or (),
+        options.overrides,
+        options.teacher,
+        DenseOptions(workers=workers, **given(options, "score", "max_points", "device")),
+        progress=show_progress,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    for result in results:
+        speed = f", {result.made / result.seconds:.2f} steps/s" if result.made else ""
+        console.print(f"{result.steps} steps, labelled now: {result.made}{speed}")
+        console.print(f"{result.bytes / 1e6:.1f} MB, {result.bytes / result.images:.0f} bytes an image")
+        console.print(f"store    {result.store}")
     return 0
 
 

@@ -16,6 +16,8 @@ from kd_vision.core.errors import RequestError, suggest
 from kd_vision.core.strict_yaml import load_mapping, parse_scalar, resolve_path
 from kd_vision.core.validation import StrictModel, try_validate
 from kd_vision.detectors import DEFAULT_FAMILY, FAMILIES, family_config, head_kind
+from kd_vision.knowledge.config import DenseLabelsConfig, is_dense_store
+from kd_vision.knowledge.dense_manifest import any_dense_manifest
 from kd_vision.losses import LOSSES, load_loss
 from kd_vision.teachers.build import kind_of, parse_teacher
 from kd_vision.teachers.options import ONLINE_OPTIONS
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
+DIRECT_RECIPE = "imitation_direct"
 BOXES_RECIPE = "boxes"
 STORE_NAME = "knowledge"
 """Name of the teacher that the top-level key `knowledge` describes."""
-_OFFLINE_SIGNALS = frozenset({"detections"})
 
 _log = logging.getLogger(__name__)
 
@@ -218,16 +220,28 @@ def _store_part(content: Mapping[str, Any], where: str, errors: list[str]) -> di
         errors.append(f"{where}: knowledge: expected a folder that `kd-vision label` wrote, or {{store: FOLDER}}")
         return {}
     settings = {"store": given} if isinstance(given, str) else dict(given)
-    return {"knowledge": {"family": "store", "name": STORE_NAME, "same_teacher": True, **settings}}
+    family = "dense_labels" if is_dense_store(Path(str(settings.get("store")))) else "store"
+    return {"knowledge": {"family": family, "name": STORE_NAME, "same_teacher": True, **settings}}
 
 
 def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> str:
-    """Return the imitation recipe for two dense heads with box bins, else that of final boxes, which fits any pair."""
+    """Return the imitation recipe for two dense heads with box bins, else that of final boxes, which fits any pair.
+
+    With dense labels it is the recipe on the dense grid, with box bins where both sides have them.
+    """
+    for teacher in teachers:
+        if isinstance(teacher.config, DenseLabelsConfig):
+            return _dense_recipe(student, teacher.config)
     for teacher in teachers:
         if kind_of(teacher.config) not in FAMILIES or teacher.options.tiles or teacher.options.tta:
             return BOXES_RECIPE
     heads = {head_kind(kind_of(config), config) for config in (student, *(teacher.config for teacher in teachers))}
     return DEFAULT_RECIPE if heads == {"dense_bins"} else BOXES_RECIPE
+
+
+def _dense_recipe(student: StrictModel, config: DenseLabelsConfig) -> str:
+    has_bins = is_dense_store(config.store) and any_dense_manifest(config.store).spec.box_bins is not None
+    return DEFAULT_RECIPE if has_bins and head_kind(kind_of(student), student) == "dense_bins" else DIRECT_RECIPE
 
 
 def _distill_items(
@@ -328,11 +342,12 @@ def _term(
 
 
 def _teachers_of(kind: type[DistillationLoss], teachers: Sequence[TeacherConfig]) -> list[str]:
-    """Return the teachers of a term that names none: the offline ones if it needs only boxes, else the others."""
-    offline = [teacher.name for teacher in teachers if teacher.entry.offline]
-    if offline and kind.requires <= _OFFLINE_SIGNALS:
-        return offline
-    return [teacher.name for teacher in teachers if not teacher.entry.offline] or offline
+    """Return the teachers of a term that names none: the offline ones that have all it needs, else the others."""
+    offline = [teacher for teacher in teachers if teacher.entry.offline]
+    fitting = [teacher.name for teacher in offline if kind.requires <= teacher.entry.offline_signals]
+    if fitting:
+        return fitting
+    return [teacher.name for teacher in teachers if teacher not in offline] or [teacher.name for teacher in offline]
 
 
 def _spell_out_recipe(content: dict[str, Any]) -> None:

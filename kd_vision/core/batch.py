@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kd_vision.core.dense_labels import DenseLabels
+
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
@@ -130,6 +132,7 @@ class ImageBatch:
             noise, or of a larger size; None where teacher and student get the same pixels.
         pseudo_labels: precomputed boxes of offline teachers by name, augmented with the images, in
             pixels of `images`.
+        dense_labels: stored dense predictions by teacher and branch of its head.
     """
 
     images: Tensor
@@ -139,6 +142,7 @@ class ImageBatch:
     letterboxes: tuple[Letterbox, ...] = ()
     teacher_images: Tensor | None = None
     pseudo_labels: Mapping[str, PseudoLabels] = field(default_factory=dict)
+    dense_labels: Mapping[str, Mapping[str, DenseLabels]] = field(default_factory=dict)
 
     @classmethod
     def of_images(cls, images: Tensor, image_ids: Sequence[int], letterboxes: Sequence[Letterbox]) -> ImageBatch:
@@ -162,6 +166,10 @@ class ImageBatch:
             labelled=self.labelled.to(device, non_blocking=non_blocking),
             teacher_images=None if teacher is None else teacher.to(device, non_blocking=non_blocking),
             pseudo_labels={name: boxes.to(device, non_blocking) for name, boxes in self.pseudo_labels.items()},
+            dense_labels={
+                name: {branch: labels.to(device, non_blocking) for branch, labels in branches.items()}
+                for name, branches in self.dense_labels.items()
+            },
         )
 
     def as_float(self) -> ImageBatch:

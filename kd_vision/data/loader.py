@@ -149,6 +149,7 @@ class TrainStream:
         epochs: int,
         rank: int = 0,
         world_size: int = 1,
+        add_labels: Callable[[int, ImageBatch], ImageBatch] | None = None,
     ) -> None:
         """Prepare the images.
 
@@ -161,6 +162,8 @@ class TrainStream:
             epochs: of the whole run.
             rank: of this process.
             world_size: number of processes; each gets its share of every step.
+            add_labels: returns the batch of a step with a teacher's stored dense labels; runs in the loader's
+                processes. None: there are none.
 
         Raises:
             RequestError: there are no images, an image cannot be read, or a teacher has pseudo labels for only some
@@ -173,6 +176,7 @@ class TrainStream:
         self._augment = augment
         self._epochs = epochs
         self._rank, self._world = rank, world_size
+        self._add_labels = add_labels
         self._augmenter = Augmenter(augment, config.image_size, config.channels, config.teacher_size)
         main = labelled if extra is None or len(labelled) else extra
         if main is extra or config.unlabelled_ratio == 0:
@@ -198,13 +202,26 @@ class TrainStream:
         """Batches of all epochs."""
         return self._epochs * self.steps_per_epoch
 
+    @property
+    def total_images(self) -> int:
+        """Images of all epochs, on this process."""
+        share = math.ceil(len(self._main) / self._world)
+        return self._epochs * share + self.total_steps * self._extra_count
+
     def batches(self, start_step: int = 0) -> Iterator[ImageBatch]:
         """Yield the batches from `start_step` to the end of the last epoch.
 
         Raises:
             RequestError: an image cannot be read.
         """
-        steps = range(start_step, self.total_steps)
+        return self.batches_of(range(start_step, self.total_steps))
+
+    def batches_of(self, steps: Sequence[int]) -> Iterator[ImageBatch]:
+        """Yield the batches of some steps.
+
+        Raises:
+            RequestError: an image cannot be read, or is another than the one that has stored dense labels.
+        """
         return _run(_Steps(self.batch_at, steps), min(self._config.workers, len(steps)))
 
     def batch_at(self, step: int) -> ImageBatch:
@@ -220,7 +237,8 @@ class TrainStream:
                 self._sample(self._extra, 1, turn, position, index, use_mosaic)
                 for turn, position, index in self._extra_share(self._extra, step)
             ]
-        return _collate(made, self._config.channels, self._table)
+        batch = _collate(made, self._config.channels, self._table)
+        return batch if self._add_labels is None else self._add_labels(step, batch)
 
     def _uses_mosaic(self, epoch: int) -> bool:
         last = self._epochs - self._augment.close_mosaic
@@ -346,7 +364,7 @@ def _order(seed: int, kind: int, turn: int, count: int) -> npt.NDArray[np.int64]
 class _Steps(Dataset[Union[ImageBatch, _Failure]]):
     """Batches by step, for torch's loader: item i is the whole batch of the i-th step."""
 
-    def __init__(self, make: Callable[[int], ImageBatch], steps: range) -> None:
+    def __init__(self, make: Callable[[int], ImageBatch], steps: Sequence[int]) -> None:
         self._make = make
         self._steps = steps
 

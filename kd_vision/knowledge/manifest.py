@@ -12,6 +12,7 @@ from pydantic import Field
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import read_json, write_text
 from kd_vision.core.validation import StrictModel, validate
+from kd_vision.knowledge.config import is_dense_store
 
 FORMAT_VERSION = 1
 MANIFEST, NAMES = "manifest.json", "images.txt"
@@ -90,6 +91,8 @@ def read_manifest(folder: Path) -> Manifest:
         RequestError: it is missing, damaged or of another version.
     """
     path = folder / MANIFEST
+    if not path.is_file() and is_dense_store(folder):
+        raise RequestError(f"{folder}: holds dense labels of training batches; give it as family: dense_labels")
     if not path.is_file():
         raise RequestError(f"{folder}: is no knowledge store (no {MANIFEST}); make one with `kd-vision label`")
     content = read_json(path)

@@ -11,7 +11,7 @@ from kd_vision.core.fingerprint import file_sha256
 from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData, ImageRecord
 from kd_vision.knowledge.config import StoreConfig, Verify
-from kd_vision.knowledge.manifest import Manifest, ShardNote, read_manifest
+from kd_vision.knowledge.manifest import Manifest, ShardNote, TeacherNote, read_manifest
 from kd_vision.knowledge.shard import ShardRows, StoredImage
 
 _AGAIN = "run the same `kd-vision label` command again"
@@ -132,21 +132,21 @@ def open_store(config: StoreConfig, train: DetectionData, where: str) -> Store:
     return read_store(config.store, config.verify)
 
 
-def refuse_other_teacher(store: Store, fingerprint: str, where: str) -> None:
+def refuse_other_teacher(store: Path, teacher: TeacherNote, fingerprint: str, where: str) -> None:
     """Refuse a store of another teacher than the one in the config.
 
     Args:
-        store: the predictions.
+        store: its folder.
+        teacher: that made it.
         fingerprint: of the config's teacher.
         where: file and key, for the message.
 
     Raises:
         RequestError: another teacher made the store.
     """
-    teacher = store.manifest.teacher
     if teacher.fingerprint != fingerprint:
         raise RequestError(
-            f"{where}: {store.path} was labelled by another teacher ({teacher.description}, "
+            f"{where}: {store} was labelled by another teacher ({teacher.description}, "
             f"{teacher.fingerprint[:12]}; 'teacher:' is {fingerprint[:12]}); label again, or leave 'teacher:' out"
         )
 

@@ -128,7 +128,7 @@ def _student_arms(root: Path, seeds: Sequence[int], control: bool) -> dict[str, 
 
 def _unmeasured(config: RunConfig) -> str:
     """Return a name for teachers without an arm, for the title."""
-    if any(kind_of(teacher.config) == "store" for teacher in config.teachers):
+    if any(kind_of(teacher.config) in ("store", "dense_labels") for teacher in config.teachers):
         return "stored knowledge"
     return " and ".join("itself" if teacher.entry.follows_student else teacher.name for teacher in config.teachers)
 

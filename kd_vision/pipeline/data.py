@@ -15,6 +15,7 @@ from kd_vision.data.dataset import DetectionData, load_split, load_unlabelled
 from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.loader import LoaderConfig, TrainStream
 from kd_vision.data.records import split_labelled
+from kd_vision.pipeline.dense_stores import open_replay
 
 UNLABELLED = "unlabelled"
 
@@ -115,9 +116,26 @@ def build_stream(
     world_size: int = 1,
     teacher_size: int | None = None,
 ) -> TrainStream:
-    """Build the stream of training batches."""
+    """Build the stream of training batches, with the dense labels of the config's stores of such.
+
+    Raises:
+        RequestError: there is nothing to train on, or a store was made for another stream.
+    """
+    loader = loader_config(config, channels, teacher_size)
+    replay = open_replay(config, (labelled, unlabelled), loader, world_size)
+    return TrainStream(labelled, unlabelled, config.augment, loader, config.train.epochs, rank, world_size, replay)
+
+
+def loader_config(config: RunConfig, channels: int, teacher_size: int | None) -> LoaderConfig:
+    """Return the settings of the loader of a run's training batches.
+
+    Args:
+        config: the run.
+        channels: of the images.
+        teacher_size: see `LoaderConfig`.
+    """
     train = config.train
-    loader = LoaderConfig(
+    return LoaderConfig(
         image_size=config.image_size,
         batch_size=train.batch_size,
         workers=worker_count(train.workers),
@@ -127,7 +145,6 @@ def build_stream(
         cache=train.cache,
         teacher_size=teacher_size,
     )
-    return TrainStream(labelled, unlabelled, config.augment, loader, train.epochs, rank, world_size)
 
 
 def worker_count(workers: int | str) -> int:

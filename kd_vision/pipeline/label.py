@@ -17,6 +17,7 @@ from kd_vision.core.errors import KDVisionError, RequestError, suggest
 from kd_vision.core.label_map import LabelMap, build_label_map
 from kd_vision.core.predictions import Detections
 from kd_vision.core.progress import Progress, ProgressFactory, log_progress
+from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData, ImageRecord, records_of, without_labels
 from kd_vision.data.loader import eval_batches
 from kd_vision.detectors.base import PredictOptions, Predictor
@@ -144,7 +145,7 @@ def label(
         RequestError: an argument is wrong, an image cannot be read, or `out` holds other files.
     """
     run, folder = load_config(Path(config), overrides), Path(out)
-    chosen = _choose_teacher(run, teacher)
+    chosen = choose_teacher(run, teacher)
     if errors := options.problems():
         raise RequestError(*errors)
     if dataset is not None:
@@ -156,7 +157,7 @@ def label(
     predictor, image_size = _build_teacher(run, chosen, source, options.device)
     classes = predictor.spec.classes
     plan = None if dataset is None else _DatasetPlan.of(run, chosen, source, classes)
-    note = TeacherNote(fingerprint=teacher_fingerprint(chosen), description=_description(chosen, predictor))
+    note = TeacherNote(fingerprint=teacher_fingerprint(chosen), description=describe_teacher(chosen, predictor.spec))
     stored = stored_options(options, image_size)
     missing_classes = tuple(sorted(predictor.spec.missing_classes))
     writer = StoreWriter(folder, note, classes, stored, data.images, options.shard_size, missing_classes)
@@ -248,16 +249,25 @@ def _write(writer: StoreWriter, shard: int, detections: Sequence[Detections]) ->
         ) from None
 
 
-def _choose_teacher(config: RunConfig, name: str | None) -> TeacherConfig:
-    """Return the config's only teacher, or that of `name`; it must be online."""
-    named = {teacher.name: teacher for teacher in config.teachers}
+def choose_teacher(config: RunConfig, name: str | None, online: bool = False) -> TeacherConfig:
+    """Return the config's only teacher, or that of `name`; it must be online.
+
+    Args:
+        config: the run.
+        name: of the teacher.
+        online: teachers that have predicted before are not counted: the config may name the store that is made.
+
+    Raises:
+        RequestError: there is none, there are several and no name, or it cannot be run.
+    """
+    named = {teacher.name: teacher for teacher in config.teachers if not (online and teacher.entry.offline)}
     if not named:
         raise RequestError(f"{config.source}: teacher: is missing; name one there, its predictions are stored")
     if name is None and len(named) > 1:
         raise RequestError(f"{config.source}: has {len(named)} teachers; give --teacher with one of {', '.join(named)}")
     if name is not None and name not in named:
         raise RequestError(f"--teacher: {config.source} has no teacher '{name}'{suggest(name, named)}")
-    chosen = named[name] if name is not None else config.teachers[0]
+    chosen = named[name] if name is not None else next(iter(named.values()))
     if not chosen.is_online:
         reason = "holds predictions already" if chosen.entry.offline else "is the student itself, which is untrained"
         raise RequestError(f"{config.source}: {chosen.name}: {reason}; name a model")
@@ -278,8 +288,9 @@ def _build_teacher(
     return built.source, built.image_size or config.image_size
 
 
-def _description(teacher: TeacherConfig, predictor: Predictor) -> str:
-    parts = (predictor.spec.family, predictor.spec.name, teacher.weights.name if teacher.weights else "")
+def describe_teacher(teacher: TeacherConfig, spec: DetectorSpec) -> str:
+    """Return family, architecture and file of a teacher, for people."""
+    parts = (spec.family, spec.name, teacher.weights.name if teacher.weights else "")
     return " ".join(dict.fromkeys(part for part in parts if part))
 
 

@@ -9,8 +9,11 @@ from kd_vision.core.spec import DetectorSpec
 from kd_vision.data.dataset import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.losses.distiller import Distiller
+from kd_vision.teachers.dense_labels import DenseLabelsTeacher
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.offline import OfflineTeacher
+
+AnyTeacher = FrozenTeacher | OfflineTeacher | DenseLabelsTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class RunParts:
     """
 
     student: Detector
-    teachers: Mapping[str, FrozenTeacher | OfflineTeacher]
+    teachers: Mapping[str, AnyTeacher]
     distiller: Distiller | None
 
     @property
@@ -38,14 +41,20 @@ class RunParts:
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, OfflineTeacher)}
 
     @property
+    def dense(self) -> dict[str, DenseLabelsTeacher]:
+        """The teachers whose dense predictions on the batches were stored."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, DenseLabelsTeacher)}
+
+    @property
     def specs(self) -> dict[str, DetectorSpec]:
         """Facts about each teacher, by name."""
         return {name: teacher.spec for name, teacher in self.teachers.items()}
 
     @property
     def channels(self) -> int:
-        """Number of channels of the images: the largest of student and online teachers."""
-        return max(self.student.spec.input_channels, *(t.spec.input_channels for t in self.online.values()), 1)
+        """Number of channels of the images: the largest of student and of teachers that look, or looked, at batches."""
+        looking = [*self.online, *self.dense]
+        return max(self.student.spec.input_channels, *(self.specs[name].input_channels for name in looking), 1)
 
     def with_pseudo_labels(self, data: DetectionData) -> DetectionData:
         """Return the data with the pseudo labels of every offline teacher."""

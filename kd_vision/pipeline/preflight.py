@@ -14,14 +14,15 @@ def refuse_low_thresholds(config: RunConfig, parts: RunParts) -> None:
         RequestError: naming the term.
     """
     for position, term in enumerate(config.terms):
-        keys = [key for key in ("ignore_threshold", "score_threshold") if hasattr(term.config, key)]
+        thresholds = ("min_score",) if term.teacher in parts.dense else ("ignore_threshold", "score_threshold")
+        keys = [key for key in thresholds if hasattr(term.config, key)]
         teacher = parts.teachers[term.teacher]
         floor = teacher.score_threshold
         lowest = min((float(getattr(term.config, key)) for key in keys), default=1.0)
         if lowest < floor:
             cure = (
-                f"label again with --score {lowest:g}"
-                if term.teacher in parts.offline
+                f"label again with {'--dense ' if term.teacher in parts.dense else ''}--score {lowest:g}"
+                if term.teacher in {**parts.offline, **parts.dense}
                 else "lower the teacher's postprocess.score_threshold"
             )
             raise RequestError(

@@ -13,6 +13,7 @@ from kd_vision.data.records import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
 from kd_vision.evaluation.metrics import Metrics
+from kd_vision.pipeline.dense_stores import recorded_metrics
 from kd_vision.pipeline.evaluate import measure, predict_split
 from kd_vision.pipeline.parts import RunParts
 from kd_vision.pipeline.teacher_sanity import systematic_errors
@@ -49,6 +50,8 @@ def measure_teachers(
 ) -> Iterator[TeacherScore]:
     """Measure every teacher: online ones on the validation split, offline ones see `_measure_offline`.
 
+    The numbers of a teacher with stored dense labels were measured when it was run.
+
     Args:
         config: the run.
         parts: models of the run.
@@ -70,6 +73,11 @@ def measure_teachers(
         )
     for offline in parts.offline.values():
         yield _measure_offline(config, parts.student, offline, truth, labelled)
+    for stored in (teacher for teacher in config.teachers if teacher.name in parts.dense):
+        recorded = recorded_metrics(config, stored, truth)
+        if recorded is not None and before is None:
+            before = measure(parts.student, truth, config.image_size, config.evaluate)
+        yield TeacherScore(stored.name, truth.name, recorded, before)
 
 
 def _measure_offline(

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 
 from kd_vision.config.schema import RunConfig, TeacherConfig
-from kd_vision.core.fingerprint import fingerprint
+from kd_vision.core.fingerprint import file_sha256, fingerprint
 from kd_vision.core.label_map import DROP, build_label_map
 from kd_vision.core.lazy import load_attribute
 from kd_vision.data.records import DetectionData
 from kd_vision.detectors.base import Detector
-from kd_vision.knowledge.config import StoreConfig
+from kd_vision.knowledge.config import DENSE_MANIFEST, DenseLabelsConfig, StoreConfig
+from kd_vision.knowledge.dense_manifest import any_dense_manifest, dense_folder, open_dense_manifest
+from kd_vision.knowledge.dense_store import read_layout
+from kd_vision.knowledge.manifest import TeacherNote
 from kd_vision.knowledge.store import Store, refuse_other_teacher
 from kd_vision.losses import load_loss
 from kd_vision.pipeline.data import RunData
+from kd_vision.pipeline.parts import AnyTeacher
 from kd_vision.teachers.base import Teacher
 from kd_vision.teachers.build import build_teacher
+from kd_vision.teachers.dense_labels import DenseLabelsTeacher
 from kd_vision.teachers.frozen import FrozenTeacher
 from kd_vision.teachers.offline import OfflineTeacher, PrecomputedBoxes
 
 
-def build_teachers(config: RunConfig, data: RunData, student: Detector) -> dict[str, FrozenTeacher | OfflineTeacher]:
+def build_teachers(config: RunConfig, data: RunData, student: Detector) -> dict[str, AnyTeacher]:
     """Build every teacher with the student's classes.
+
+    An online teacher without a term is left out where there are dense labels, which were made to replace it.
 
     Args:
         config: the run.
@@ -32,10 +40,16 @@ def build_teachers(config: RunConfig, data: RunData, student: Detector) -> dict[
     Raises:
         RequestError: a file cannot be read, classes or a size do not fit, or a store is another teacher's.
     """
-    teachers: dict[str, FrozenTeacher | OfflineTeacher] = {}
+    teachers: dict[str, AnyTeacher] = {}
+    dense = any(isinstance(teacher.config, DenseLabelsConfig) for teacher in config.teachers)
+    used = {term.teacher for term in config.terms}
     for teacher in config.teachers:
+        if teacher.is_online and dense and teacher.name not in used:
+            continue
         if teacher.entry.follows_student:  # the trainer replaces the copy by its moving average
             teachers[teacher.name] = FrozenTeacher(copy.deepcopy(student), image_size=config.image_size)
+        elif isinstance(teacher.config, DenseLabelsConfig):
+            teachers[teacher.name] = _build_dense(config, teacher, teacher.config, data.classes)
         elif teacher.entry.offline:
             teachers[teacher.name] = _build_offline(config, teacher, data)
         else:
@@ -67,8 +81,8 @@ def _build_offline(config: RunConfig, teacher: TeacherConfig, data: RunData) -> 
     where = f"{config.source}: {teacher.name}"
     train: DetectionData = data.split("train")
     source: PrecomputedBoxes = load_attribute(teacher.entry.build)(teacher.config, train, where)
-    if isinstance(source, Store):
-        _refuse_other_teacher(config, teacher.config, source)
+    if isinstance(source, Store) and isinstance(teacher.config, StoreConfig) and teacher.config.same_teacher:
+        _refuse_other_teacher(config, source.path, source.manifest.teacher)
     given = teacher.options.labels
     missing = dict.fromkeys(source.missing_classes, DROP)  # classes that no member of an ensemble ever learned
     if missing:
@@ -76,14 +90,27 @@ def _build_offline(config: RunConfig, teacher: TeacherConfig, data: RunData) -> 
     return OfflineTeacher(teacher.name, source, build_label_map(source.classes, data.classes, given, f"{where}.labels"))
 
 
-def _refuse_other_teacher(config: RunConfig, settings: object, store: Store) -> None:
-    """Refuse a store of none of the config's online teachers, where its settings require one of them."""
-    if not isinstance(settings, StoreConfig) or not settings.same_teacher:
-        return
+def _build_dense(
+    config: RunConfig, teacher: TeacherConfig, settings: DenseLabelsConfig, classes: tuple[str, ...]
+) -> DenseLabelsTeacher:
+    where = f"{config.source}: {teacher.name}"
+    folder, manifest = open_dense_manifest(settings, config.train.seed)
+    if settings.same_teacher:
+        _refuse_other_teacher(config, folder, manifest.teacher)
+    missing = dict.fromkeys(manifest.spec.missing_classes, DROP)
+    given = missing | (teacher.options.labels or {}) if missing else teacher.options.labels
+    labels = build_label_map(manifest.spec.classes, classes, given, f"{where}.labels")
+    layout = read_layout(folder, manifest)
+    size = manifest.stream.sample_size
+    return DenseLabelsTeacher(teacher.name, manifest.spec, layout, labels, size, manifest.score_threshold)
+
+
+def _refuse_other_teacher(config: RunConfig, store: Path, made_by: TeacherNote) -> None:
+    """Refuse a store of none of the config's online teachers."""
     online = {teacher.name: teacher_fingerprint(teacher) for teacher in config.teachers if teacher.is_online}
-    if online and store.manifest.teacher.fingerprint not in online.values():
+    if online and made_by.fingerprint not in online.values():
         name, expected = next(iter(online.items()))
-        refuse_other_teacher(store, expected, f"{config.source}: {name}")
+        refuse_other_teacher(store, made_by, expected, f"{config.source}: {name}")
 
 
 def teacher_fingerprint(teacher: TeacherConfig) -> str:
@@ -97,10 +124,22 @@ def teacher_hash(config: RunConfig) -> str | None:
     if not config.is_distilled:
         return None
     labels = [teacher.options.labels for teacher in config.teachers]
-    return fingerprint([[teacher_fingerprint(teacher) for teacher in config.teachers], labels])
+    return fingerprint([[_fingerprint_of(teacher, config.train.seed) for teacher in config.teachers], labels])
+
+
+def _fingerprint_of(teacher: TeacherConfig, seed: int) -> str:
+    """Return `teacher_fingerprint`; of dense labels the hash of the seed's manifest, which has those of the files."""
+    if not isinstance(teacher.config, DenseLabelsConfig):
+        return teacher_fingerprint(teacher)
+    return file_sha256(dense_folder(teacher.config.store, seed) / DENSE_MANIFEST)
 
 
 def teacher_input_size(config: RunConfig, teachers: Mapping[str, Teacher]) -> int | None:
-    """Return the largest image size of the teachers where it exceeds the student's, else None."""
-    largest = max((teacher.image_size or 0 for teacher in teachers.values()), default=0)
+    """Return the largest image size of the teachers where it exceeds the student's, else None.
+
+    That of stored dense labels counts too, whether or not it is among the given teachers.
+    """
+    stores = [teacher.config.store for teacher in config.teachers if isinstance(teacher.config, DenseLabelsConfig)]
+    stored = (any_dense_manifest(store).stream.sample_size for store in stores)
+    largest = max((*(teacher.image_size or 0 for teacher in teachers.values()), *stored), default=0)
     return largest if largest > config.image_size else None

@@ -1,9 +1,9 @@
 """The table of teachers: torch detectors, ONNX files, ensembles, stored predictions, ground truth.
 
-An online teacher is run on the images of each batch. The boxes of an offline teacher were predicted before training:
-they are attached to the data set, augmented with the images and part of the batch. The table is data: nothing is
-imported until a teacher is built. Every family of `FAMILIES` is a kind of teacher; another kind is one file and one
-line here.
+An online teacher is run on the images of each batch. An offline teacher has predicted before training. Its boxes are
+attached to the data set and augmented with the images; its dense labels were predicted on the batches themselves. The
+table is data: nothing is imported until a teacher is built. Every family of `FAMILIES` is a kind of teacher; another
+kind is one file and one line here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kd_vision.core.errors import RequestError, suggest
+from kd_vision.core.predictions import Signal
 from kd_vision.detectors import FAMILIES
 
 
@@ -22,11 +23,13 @@ class TeacherEntry:
     Attributes:
         config: ``module:class`` of its typed settings; its import loads no torch.
         build: ``module:function``. Online: ``(config, classes, where)`` to a `Detector` or a `BlackBoxDetector`.
-            Offline: ``(config, train, where)`` to `PrecomputedBoxes`, `train` being the training split.
+            Offline: ``(config, train, where)`` to `PrecomputedBoxes`, `train` being the training split; of the kind
+            `dense_labels` ``(config, seed)`` to the folder and the manifest of its store.
         summary: one line for people.
         offline: it predicts nothing during training; its boxes are part of the batch.
         follows_student: it is the moving average of the student's weights.
         why_no_member: reason why it cannot be a member of an ensemble; empty: it can.
+        offline_signals: what it provides where it is offline.
     """
 
     config: str
@@ -35,6 +38,7 @@ class TeacherEntry:
     offline: bool = False
     follows_student: bool = False
     why_no_member: str = ""
+    offline_signals: frozenset[Signal] = frozenset({"detections"})
 
 
 TEACHERS: Mapping[str, TeacherEntry] = {
@@ -61,6 +65,14 @@ TEACHERS: Mapping[str, TeacherEntry] = {
         "a store that `kd-vision label` wrote",
         offline=True,
         why_no_member="it holds boxes of images already and predicts nothing; give it as another teacher",
+    ),
+    "dense_labels": TeacherEntry(
+        "kd_vision.knowledge.config:DenseLabelsConfig",
+        "kd_vision.knowledge.dense_manifest:open_dense_manifest",
+        "dense predictions on the training batches that `kd-vision label --dense` stored",
+        offline=True,
+        why_no_member="it holds predictions on training batches and predicts nothing; give it as another teacher",
+        offline_signals=frozenset({"grid"}),
     ),
     "predictions": TeacherEntry(
         "kd_vision.teachers.predictions_file:PredictionsConfig",

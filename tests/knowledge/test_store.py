@@ -213,13 +213,13 @@ def test_by_size_no_file_is_read_and_a_change_of_size_is_seen(
 
 def test_another_teachers_store_is_refused(kit: Any, tmp_path: Path, images: Make) -> None:
     store = kit.finish(kit.begin(tmp_path / "store", images(1)), [kit.said(0, 2, 40, 30)])
-    refuse_other_teacher(store, kit.TEACHER.fingerprint, "c.yaml: knowledge")
+    refuse_other_teacher(store.path, store.manifest.teacher, kit.TEACHER.fingerprint, "c.yaml: knowledge")
     message = (
         f"c.yaml: knowledge: {tmp_path / 'store'} was labelled by another teacher (yolov8s teacher.pt, ffffffffffff; "
         "'teacher:' is 0123456789ab); label again, or leave 'teacher:' out"
     )
     with pytest.raises(RequestError, match=re.escape(message)):
-        refuse_other_teacher(store, "0123456789abcdef", "c.yaml: knowledge")
+        refuse_other_teacher(store.path, store.manifest.teacher, "0123456789abcdef", "c.yaml: knowledge")
 
 
 def test_a_store_remembers_the_classes_that_nobody_learned(kit: Any, tmp_path: Path, images: Make) -> None:
