@@ -13,7 +13,7 @@ from kd_vision.core.errors import RequestError
 from kd_vision.core.predictions import GridPredictions, Signals
 from kd_vision.core.spec import DetectorSpec
 from kd_vision.losses import LOSSES, load_loss
-from kd_vision.losses.grid import GridLoss
+from kd_vision.losses.grid import GridLoss, GridPair
 from kd_vision.losses.grid_coverage import Coverage, measure_coverage
 
 GRID_LOSSES = [name for name in sorted(LOSSES) if issubclass(load_loss(name), GridLoss)]
@@ -123,9 +123,9 @@ def test_coverage_is_that_of_the_rows_that_the_loss_compares(
     calls = []
     pair = loss.pair
 
-    def silent(*sides: Signals | Targets) -> object:
+    def silent(student: Signals, teacher: Signals, targets: Targets) -> GridPair:
         calls.append(1)
-        made = pair(*sides)
+        made = pair(student, teacher, targets)
         return replace(made, teacher_logits=torch.full_like(made.teacher_logits, -50.0))
 
     monkeypatch.setattr(loss, "pair", silent)
