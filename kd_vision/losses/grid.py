@@ -25,6 +25,7 @@ from kd_vision.losses.base import (
     computed,
     select_levels,
 )
+from kd_vision.losses.grid_coverage import Coverage, measure_coverage
 from kd_vision.losses.grid_resample import Resampler
 
 _UNKNOWN_LOGIT = -1000.0
@@ -167,6 +168,23 @@ class GridLoss(DistillationLoss[ConfigT_co]):
             class_weights(teacher_logits, self._balance, self.known),
             mask,
         )
+
+    def coverage(self, student: Signals, teacher: Signals, targets: Targets) -> Coverage:
+        """Return how many of the teacher's confident final boxes the targets of this loss show.
+
+        Args:
+            student: with its grid.
+            teacher: with its grid and its final boxes (signal `detections`).
+            targets: ground truth of the batch.
+
+        Raises:
+            RequestError: see `pair`; or the final boxes were not computed.
+        """
+        boxes = computed(teacher.pseudo_labels, "detections", "teacher")
+        pair = self.pair(student, teacher, targets)
+        if self.missing_labels:
+            boxes = boxes.take(~torch.isin(boxes.labels, boxes.labels.new_tensor(self.missing_labels)))
+        return measure_coverage(pair.teacher, pair.teacher_logits.sigmoid(), pair.mask, boxes)
 
     def _corresponding(
         self, student_whole: GridPredictions, teacher_whole: GridPredictions

@@ -14,12 +14,14 @@ from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import GateError, RequestError, TrainingError
 from kd_vision.data.check import check_data
+from kd_vision.data.loader import TrainStream
 from kd_vision.data.records import DetectionData
 from kd_vision.engine.step import TermGuard, TrainingStep, gradient_norms, terms
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.losses import load_loss
 from kd_vision.losses.distiller import Distiller
 from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.coverage import measure_term_coverage, refuse_low_coverage
 from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.inherit import start_as_copy
 from kd_vision.pipeline.parts import RunParts
@@ -85,6 +87,8 @@ def check(config: RunConfig | Path | str, progress: Callable[[str], None] = lamb
     if config.is_distilled:
         progress("teacher's mAP")
         findings += _teachers(config, parts, truth, labelled)
+        progress("coverage of grid losses")
+        findings += _coverage(config, parts, stream)
     progress("gradients on two batches")
     return findings + _liveness(config, parts, stream)
 
@@ -157,6 +161,26 @@ def _teachers(config: RunConfig, parts: RunParts, truth: DetectionData, labelled
 
 def _compare(teacher: Metrics, student: Metrics, split: str) -> str:
     return f"AP {100 * (teacher.ap or 0):.1f} on '{split}'; untrained student {100 * (student.ap or 0):.1f}"
+
+
+def _coverage(config: RunConfig, parts: RunParts, stream: TrainStream) -> list[Finding]:
+    """Measure how many of its teacher's boxes the targets of each grid loss show."""
+    findings = []
+    run = TrainingStep(parts.student, parts.distiller, parts.teachers)
+    try:
+        measured = measure_term_coverage(run, stream, torch.device("cpu"))
+    except RequestError:
+        return []  # of a term that cannot be computed, which the check of gradients reports
+    for coverage in measured:
+        text = f"{coverage.term}: {coverage}"
+        try:
+            refuse_low_coverage(config, coverage)
+        except GateError as error:
+            findings.append(Finding("coverage", "gate", str(error)))
+            continue
+        state: State = "ok" if coverage.is_measured else "warning"
+        findings.append(Finding("coverage", state, text if coverage.is_measured else f"{text}: too few to judge"))
+    return findings
 
 
 def _liveness(config: RunConfig, parts: RunParts, stream: Any) -> list[Finding]:

@@ -20,6 +20,7 @@ from kd_vision.core.progress import ProgressFactory, log_progress, no_progress
 from kd_vision.core.run_directory import RunDirectory
 from kd_vision.core.strict_yaml import dump_yaml
 from kd_vision.data.dataset import DetectionData
+from kd_vision.data.loader import TrainStream
 from kd_vision.detectors.base import Detector
 from kd_vision.engine.checkpoint import read_checkpoint
 from kd_vision.engine.loggers import build_loggers, log_hyperparameters, log_result
@@ -30,6 +31,7 @@ from kd_vision.evaluation.coco import load_backend
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.adapter_init import fit_adapters
 from kd_vision.pipeline.build import build_parts
+from kd_vision.pipeline.coverage import measure_term_coverage, refuse_low_coverage
 from kd_vision.pipeline.data import RunData, build_stream, hashes_of, output_directory
 from kd_vision.pipeline.environment import describe_environment
 from kd_vision.pipeline.evaluate import measure
@@ -111,6 +113,7 @@ def train(
     refuse_dead_steps(config, config.train.epochs * stream.steps_per_epoch)
     run = TrainingStep(parts.student, parts.distiller, parts.teachers).to(fabric.device)
     if not resume:
+        _gate_coverage(config, run, stream, fabric)
         fit_adapters(run, stream, fabric.device)  # before DDP, which hands the first process's weights to all
     steps = config.train.epochs * stream.steps_per_epoch // config.train.accumulate
     optimizer = build_optimizer([run], config.train, steps, len(data.classes))
@@ -189,6 +192,22 @@ def _gate_teachers(
                 if score.teacher is not None:
                     numbers[score.name] = {"split": score.split, **score.teacher.to_json()}
             write_json(directory.root / "teacher.json", numbers)
+        except GateError as error:
+            refusal = str(error)
+    refusal = fabric.broadcast(refusal)
+    if refusal:
+        raise GateError(refusal)
+
+
+def _gate_coverage(config: RunConfig, run: TrainingStep, stream: TrainStream, fabric: Fabric) -> None:
+    """Measure the coverage of grid losses on the first process; the gate's refusal ends all processes."""
+    for teacher in run.teachers.values():
+        teacher.to(fabric.device)
+    refusal = ""
+    if fabric.is_global_zero:
+        try:
+            for coverage in measure_term_coverage(run, stream, fabric.device):
+                refuse_low_coverage(config, coverage)
         except GateError as error:
             refusal = str(error)
     refusal = fabric.broadcast(refusal)

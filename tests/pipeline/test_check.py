@@ -21,7 +21,7 @@ def test_a_sound_run_passes_with_every_topic_and_nothing_is_written(
     findings = check(load_config(path))
     assert exit_code(findings) == 0
     topics = {finding.topic for finding in findings}
-    assert topics == {"data", "student", "teacher", "teacher's mAP", "gradients", "memory", "disk"}
+    assert topics == {"data", "student", "teacher", "teacher's mAP", "coverage", "gradients", "memory", "disk"}
     alive = [f.text for f in findings if f.topic == "gradients"]
     assert len(alive) == 2
     assert all("has a gradient" in text and "% of the task's gradient" in text for text in alive)
