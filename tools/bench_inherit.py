@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="yolov8s")
     parser.add_argument("--student", default="yolov8n")
     parser.add_argument("--image-size", type=int, default=640)
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from kd_vision.core.validation import StrictModel
 
-Strength = Literal["activation", "score", "batchnorm", "l1"]
+Strength = Literal["score", "activation", "batchnorm", "l1"]
 
 
 class InheritConfig(StrictModel):
@@ -17,8 +17,8 @@ class InheritConfig(StrictModel):
 
     Attributes:
         source: `from` in a config: the name of a teacher of the config, or the path of a ``.pt`` of the same family.
-        strength: which channels are kept: `activation`, those with the most energy on the images; `score`, the same
-            where the teacher finds objects; `batchnorm`, those with the largest scale; `l1`, those with the largest
+        strength: which channels are kept: `score`, those with the most energy where the teacher finds objects;
+            `activation`, everywhere; `batchnorm`, those with the largest scale; `l1`, those with the largest
             weights.
         fit: fit the layers to the teacher's maps in closed form.
         images: training and unlabelled images for the fit and the strengths; no label is used.
@@ -28,7 +28,7 @@ class InheritConfig(StrictModel):
     model_config = ConfigDict(populate_by_name=True)
 
     source: Path | str = Field(alias="from")
-    strength: Strength = "activation"
+    strength: Strength = "score"
     fit: bool = True
-    images: int = Field(default=48, ge=1, le=4096)
+    images: int = Field(default=96, ge=1, le=4096)
     least_share: float = Field(default=0.5, ge=0.0, le=1.0)

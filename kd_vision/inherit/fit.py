@@ -19,10 +19,13 @@ from kd_vision.core.errors import RequestError
 from kd_vision.detectors.base import Detector
 from kd_vision.inherit.channels import NO_CHANNEL
 from kd_vision.inherit.matching import Matching
+from kd_vision.inherit.strengths import score_map
 
 _RIDGE = 1e-2
-_ROWS_PER_WEIGHT = 4
-_LEAST_ROWS = 4096
+_ROWS_PER_WEIGHT = 8
+_LEAST_ROWS = 8192
+_AT_OBJECTS = 0.5
+"""Share of the positions that lie where the teacher finds objects: background would outweigh small ones."""
 _BATCH = 8
 
 
@@ -69,11 +72,12 @@ def fit_to_teacher(student: Detector, teacher: Detector, matching: Matching, ima
 
     """
     plans = _plans(student, teacher, matching)
-    targets = _teacher_outputs(teacher, plans, seen)
+    sampler = _Sampler(score_map(teacher, seen))
+    targets = _teacher_outputs(teacher, plans, seen, sampler)
     student.eval()
     with ExitStack() as stack:
         for name, plan in plans.items():
-            stack.enter_context(_solved_on_arrival(plan, targets.get(name)))
+            stack.enter_context(_solved_on_arrival(plan, targets.get(name), sampler))
         student.raw_outputs(images)
     return len(plans)
 
@@ -123,16 +127,38 @@ def _norms(net: nn.Module, layers: Mapping[str, Any]) -> dict[str, nn.Module]:
     return found
 
 
-def _positions(plan: _Plan, images: int, height: int, width: int) -> Tensor:
-    """Return (R,) sampled positions of a map, rising; the same for teacher and student."""
-    total = images * height * width
-    if total <= plan.count:
-        return torch.arange(total)
-    chosen = np.random.default_rng(0).choice(total, plan.count, replace=False)
-    return torch.as_tensor(np.sort(chosen))
+class _Sampler:
+    """Chooses positions of a map, the same for teacher and student: half of them where the teacher finds objects.
+
+    Args:
+        scores: (B, 1, H, W) how sure the teacher is of an object at each place; see `score_map`.
+    """
+
+    def __init__(self, scores: Tensor) -> None:
+        self._scores = scores
+        self._chosen: dict[tuple[int, int, int], Tensor] = {}
+
+    def positions(self, count: int, height: int, width: int) -> Tensor:
+        """Return (R,) positions of a (B, H, W) map, rising; all where there are at most `count`."""
+        key = (count, height, width)
+        if key not in self._chosen:
+            self._chosen[key] = self._sample(*key)
+        return self._chosen[key]
+
+    def _sample(self, count: int, height: int, width: int) -> Tensor:
+        scores = functional.interpolate(self._scores, (height, width), mode="area").flatten().double().numpy()
+        if len(scores) <= count:
+            return torch.arange(len(scores))
+        chance = np.full(len(scores), 1 / len(scores))
+        if scores.sum() > 0:
+            chance = (1 - _AT_OBJECTS) * chance + _AT_OBJECTS * scores / scores.sum()
+        chosen = np.random.default_rng(0).choice(len(scores), count, replace=False, p=chance / chance.sum())
+        return torch.as_tensor(np.sort(chosen))
 
 
-def _teacher_outputs(teacher: Detector, plans: Mapping[str, _Plan], images: Tensor) -> dict[str, Tensor]:
+def _teacher_outputs(
+    teacher: Detector, plans: Mapping[str, _Plan], images: Tensor, sampler: _Sampler
+) -> dict[str, Tensor]:
     """Return (R, C_out) outputs of the teacher's convolutions at the sampled positions, by the student's names."""
     modules = dict(teacher.named_modules())
     rows: dict[str, list[Tensor]] = {name: [] for name in plans}
@@ -143,7 +169,7 @@ def _teacher_outputs(teacher: Detector, plans: Mapping[str, _Plan], images: Tens
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             size = output.shape[-2] * output.shape[-1]
-            chosen = _positions(plan, len(images), *output.shape[-2:])
+            chosen = sampler.positions(plan.count, *output.shape[-2:])
             inside = chosen[(chosen >= first * size) & (chosen < (first + len(output)) * size)] - first * size
             flat = output[:, plan.rows].permute(0, 2, 3, 1).reshape(-1, len(plan.rows))
             rows[name].append(flat[inside].float())
@@ -164,13 +190,13 @@ def _teacher_outputs(teacher: Detector, plans: Mapping[str, _Plan], images: Tens
 
 
 @contextmanager
-def _solved_on_arrival(plan: _Plan, target: Tensor | None) -> Iterator[None]:
+def _solved_on_arrival(plan: _Plan, target: Tensor | None, sampler: _Sampler) -> Iterator[None]:
     conv = plan.conv
     if target is not None:
 
         def forward(x: Tensor) -> Tensor:
             size = _output_size(conv, x)
-            positions = _positions(plan, len(x), *size)
+            positions = sampler.positions(plan.count, *size)
             if len(positions) == len(target):
                 intercept = _solve(conv, _patches(conv, x, positions, size), target, centred=_centred(plan))
                 out = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -69,7 +69,7 @@ def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, weighted: 
 
     for batch in torch.split(images, _BATCH):
         if weighted:
-            maps.append(_score_map(teacher, batch))
+            maps.append(score_map(teacher, batch))
         handles = [
             module.register_forward_hook(record(name))
             for name, module in teacher.named_modules()
@@ -81,12 +81,18 @@ def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, weighted: 
     return totals
 
 
-def _score_map(teacher: Detector, images: Tensor) -> Tensor:
-    """Return (B, 1, H / 4, W / 4): the score of the surest box that covers each place."""
+def score_map(teacher: Detector, images: Tensor) -> Tensor:
+    """Return (B, 1, H / 4, W / 4): the score of the surest box that covers each place.
+
+    Args:
+        teacher: gives the boxes.
+        images: (B, C, H, W) in [0, 1].
+    """
     height, width = (side // 4 for side in images.shape[-2:])
     score = torch.zeros(len(images), 1, height, width)
-    for one, boxes in zip(score, teacher.detect(images), strict=True):
-        for (x1, y1, x2, y2), sure in zip((boxes.boxes_xyxy / 4).tolist(), boxes.scores.tolist()):
-            part = one[0, int(max(y1, 0)) : int(y2) + 1, int(max(x1, 0)) : int(x2) + 1]
+    found = [boxes for batch in torch.split(images, _BATCH) for boxes in teacher.detect(batch)]
+    for one, boxes in zip(score, found, strict=True):
+        for (x1, y1, x2, y2), sure in zip((boxes.boxes_xyxy / 4).tolist(), boxes.scores.tolist(), strict=True):
+            part = one[0, int(max(y1, 0)) : int(max(y2, 0)) + 1, int(max(x1, 0)) : int(max(x2, 0)) + 1]
             part.clamp_(min=sure)
     return score
