@@ -10,8 +10,8 @@ _EPILOG = """\
 Checks the data (every defect), the classes, the signals that each loss needs, the input size, the teacher's mAP on
 the validation split, the gradient of every distillation term on two batches, memory and disk.
 
-exit status: 0 no mistake; 2 at least one mistake; 3 the teacher is not better than the untrained student
-(allow_weak_teacher: true permits it).
+exit status: 0 no mistake; 2 at least one mistake; 3 the teacher is not better than the untrained student, or its
+classes look permuted or its boxes shifted (allow_weak_teacher: true permits it).
 
 example:
   kd-vision check configs/bccd_yolov8s_to_yolov8n.yaml

@@ -19,7 +19,6 @@ from kd_vision.core.errors import RequestError
 from kd_vision.detectors.base import Detector
 from kd_vision.inherit.channels import NO_CHANNEL
 from kd_vision.inherit.matching import Matching
-from kd_vision.inherit.strengths import score_map
 
 _RIDGE = 1e-2
 _ROWS_PER_WEIGHT = 8
@@ -51,7 +50,9 @@ class _Plan:
 
 
 @torch.no_grad()
-def fit_to_teacher(student: Detector, teacher: Detector, matching: Matching, images: Tensor, seen: Tensor) -> int:
+def fit_to_teacher(
+    student: Detector, teacher: Detector, matching: Matching, images: Tensor, seen: Tensor, scores: Tensor
+) -> int:
     """Fit every convolution whose channels continue the teacher's, in the order of the forward pass.
 
     Each is solved by ridge regression from the student's own input patches, that is behind layers that are fitted
@@ -66,13 +67,14 @@ def fit_to_teacher(student: Detector, teacher: Detector, matching: Matching, ima
         matching: of the channels.
         images: (B, C, H, W) in [0, 1], as the student sees them.
         seen: the same images as the teacher sees them, where it has another number of channels.
+        scores: (B, 1, H / 4, W / 4) how sure the teacher is of an object at each place; see `score_map`.
 
     Returns:
         The number of layers that were fitted.
 
     """
     plans = _plans(student, teacher, matching)
-    sampler = _Sampler(score_map(teacher, seen))
+    sampler = _Sampler(scores)
     targets = _teacher_outputs(teacher, plans, seen, sampler)
     student.eval()
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from kd_vision.inherit.fit import fit_to_teacher, refuse_blank
 from kd_vision.inherit.layers import match_layers
 from kd_vision.inherit.matching import match_channels
 from kd_vision.inherit.slices import Inherited, copy_slices
-from kd_vision.inherit.strengths import channel_strengths
+from kd_vision.inherit.strengths import channel_strengths, score_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ def inherit_weights(
     teacher.eval()
     mine, theirs = channel_graph(student), channel_graph(teacher)
     seen = _for_teacher(images, teacher.spec.input_channels)
-    strengths = channel_strengths(teacher, theirs, settings.strength, seen)
+    scores = score_map(teacher, seen)
+    strengths = channel_strengths(teacher, theirs, settings.strength, seen, scores)
     same_classes = student.spec.classes == teacher.spec.classes
     rows = frozenset() if same_classes else _class_rows(student) | _class_rows(teacher)
     matching = match_channels(mine, theirs, match_layers(student, teacher, mine, theirs), strengths, rows)
@@ -85,7 +86,7 @@ def inherit_weights(
             f"{teacher.spec.name}, below least_share {settings.least_share:g} (without one: {_some(weights.fresh)}); "
             f"give a larger model of the same generation"
         )
-    fitted = fit_to_teacher(student, teacher, matching, images, seen) if settings.fit else 0
+    fitted = fit_to_teacher(student, teacher, matching, images, seen, scores) if settings.fit else 0
     student.train(was_training)
     return Inheritance(weights, fitted, len(images), time.perf_counter() - start)
 

@@ -21,7 +21,9 @@ from kd_vision.inherit.matching import Strengths
 _BATCH = 8
 
 
-def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, images: Tensor) -> Strengths:
+def channel_strengths(
+    teacher: Detector, graph: ChannelGraph, kind: Strength, images: Tensor, scores: Tensor
+) -> Strengths:
     """Return (classes,) the strength of each class of channels, indexed by class.
 
     Each layer's values are divided by their mean, so that layers of one class count alike; a class has the sum.
@@ -31,6 +33,7 @@ def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, im
         graph: its channels.
         kind: see `InheritConfig.strength`.
         images: (B, C, H, W) in [0, 1]; used by the two kinds that measure activations.
+        scores: (B, 1, H / 4, W / 4) of `score_map`.
     """
     strengths = np.zeros(len(graph.classes), np.float64)
 
@@ -40,7 +43,7 @@ def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, im
         np.add.at(strengths, classes[known], share[known])
 
     if kind in ("activation", "score"):
-        for name, energy in _energies(teacher, graph, images, kind == "score").items():
+        for name, energy in _energies(teacher, graph, images, scores if kind == "score" else None).items():
             add(graph.inputs(name), energy)
         return strengths
     for name, layer in graph.layers.items():
@@ -53,29 +56,29 @@ def channel_strengths(teacher: Detector, graph: ChannelGraph, kind: Strength, im
 
 
 @torch.no_grad()
-def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, weighted: bool) -> dict[str, Tensor]:
-    """Return the mean squared input of each convolution, (C_in,) by name, weighted by the teacher's scores if asked."""
+def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, scores: Tensor | None) -> dict[str, Tensor]:
+    """Return the mean squared input of each convolution, (C_in,) by name, weighted by scores if given."""
     totals: dict[str, Tensor] = {}
-    maps: list[Tensor] = []
+    first = 0
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             square = inputs[0].float().pow(2)
-            if weighted:
-                square = square * functional.interpolate(maps[-1], square.shape[-2:], mode="area")
+            if scores is not None:
+                here = scores[first : first + len(square)]
+                square = square * functional.interpolate(here, square.shape[-2:], mode="area")
             totals[name] = totals.get(name, torch.zeros(())) + square.sum(dim=(0, 2, 3)) / square[0, 0].numel()
 
         return hook
 
     for batch in torch.split(images, _BATCH):
-        if weighted:
-            maps.append(score_map(teacher, batch))
         handles = [
             module.register_forward_hook(record(name))
             for name, module in teacher.named_modules()
             if name in graph.layers and isinstance(module, nn.Conv2d)
         ]
         teacher.raw_outputs(batch)
+        first += len(batch)
         for handle in handles:
             handle.remove()
     return totals

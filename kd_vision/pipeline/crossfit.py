@@ -123,16 +123,15 @@ def crossfit(
     """
     if not isinstance(config, RunConfig):
         config = load_config(Path(config), overrides)
-    _refuse_wrong_request(config)
+    options = options or LabelOptions(workers=config.train.workers)
+    _refuse_wrong_request(config, options)
     root, data = Path(out), RunData(config.data)
     labelled, _ = data.training(config)
     fold_of = assign_folds(labelled, folds, config.train.seed, group)
     _refuse_empty_folds(labelled, fold_of)
+    others = _unlabelled(config, data)  # before training: a missing folder is told now
     _open(root, config, labelled, fold_of, group)
     results = tuple(_fold(config, root, fold, folds, data, labelled, fold_of, progress) for fold in range(folds))
-    rest = split_labelled(data.split("train"), config.train.label_fraction)[1]
-    others = unlabelled_folders(rest, data.unlabelled if data.descriptor.unlabelled is not None else None)
-    options = options or LabelOptions(workers=config.train.workers)
     store = write_fold_store(config, root, labelled, fold_of, others, options, progress)
     boxes = {image.image_id: store.of(image) for image in labelled.images}
     stored = evaluate_detections(labelled, boxes, config.evaluate.backend)
@@ -142,7 +141,15 @@ def crossfit(
     return result
 
 
-def _refuse_wrong_request(config: RunConfig) -> None:
+def _unlabelled(config: RunConfig, data: RunData) -> dict[str, DetectionData]:
+    """Return the images without labels: those beyond `train.label_fraction`, and those of the data's folder."""
+    rest = split_labelled(data.split("train"), config.train.label_fraction)[1]
+    return unlabelled_folders(rest, data.unlabelled if data.descriptor.unlabelled is not None else None)
+
+
+def _refuse_wrong_request(config: RunConfig, options: LabelOptions) -> None:
+    if errors := options.problems():
+        raise RequestError(*errors)
     if config.is_distilled:
         raise RequestError(
             f"{config.source}: teacher: has seen the images of every fold, and would tell their labels to the teachers "

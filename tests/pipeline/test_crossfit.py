@@ -31,6 +31,7 @@ from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.crossfit import FoldResult, crossfit
 from kd_vision.pipeline.data import RunData
 from kd_vision.pipeline.evaluate import predict_split
+from kd_vision.pipeline.label import LabelOptions
 from kd_vision.pipeline.models import load_model
 
 ONE_EPOCH = ["train.epochs=1", "train.loggers=[]"]
@@ -143,7 +144,11 @@ def test_a_student_takes_the_store_and_its_teacher_is_measured_on_unseen_images(
 
 
 def test_wrong_requests_are_told_before_anything_is_written(
-    config: Path, write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    squares: Path,
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     for folds, text in ((1, "--folds: 1 leaves no images"), (13, "--folds: 13 is more than the 12 labelled images")):
@@ -151,6 +156,15 @@ def test_wrong_requests_are_told_before_anything_is_written(
         assert capsys.readouterr().err.startswith(f"kd-vision: {text}")
     with pytest.raises(RequestError, match=r"train.devices: crossfit runs on one device"):
         crossfit(config, 2, out, ["train.devices=2"])
+    with pytest.raises(RequestError, match=r"--top-k: 0 is too few; give 1 or more"):
+        crossfit(config, 2, out, options=LabelOptions(top_k=0))
+    missing = tmp_path / "data.yaml"
+    text = (
+        squares.read_text().replace("root: .", f"root: {squares.parent}").replace("unlabelled: free", "unlabelled: no")
+    )
+    missing.write_text(text)
+    with pytest.raises(RequestError, match=rf"{squares.parent}/no"):
+        crossfit(config, 2, out, [f"data={missing}"])
     assert not out.exists()
     with pytest.raises(RequestError, match=r"exists and holds no folds of `kd-vision crossfit`; give another --out"):
         crossfit(config, 2, tmp_path)
