@@ -192,7 +192,9 @@ def _interpolated(found: Counts, total: Counts, reached: npt.NDArray[np.int16]) 
     best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     thresholds = np.take_along_axis(reached, found.astype(np.intp), axis=0)
     new = np.diff(thresholds, axis=0, prepend=np.zeros((1, thresholds.shape[1]), np.int16))
-    return np.einsum("pb,pb->b", best, new.astype(np.float32)) / np.float32(len(_RECALLS))
+    sums: Floats = np.einsum("pb,pb->b", best, new.astype(np.float32))
+    sums /= len(_RECALLS)
+    return sums
 
 
 def _thresholds_reached(boxes: Counts) -> npt.NDArray[np.int16]:
