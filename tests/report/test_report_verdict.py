@@ -22,14 +22,16 @@ Intervals = Callable[[BenchmarkData, dict[tuple[str, str], tuple[float, float]]]
             [0.45, 0.46, 0.47],
             [0.52, 0.51, 0.53],
             "gain",
-            "The distilled student is better: +6.0 AP points (3 seeds, 95 % interval over seeds alone +3.5 to +8.5); every seed improved.",
+            "The distilled student is better: +6.0 AP points (3 seeds, "
+            "95 % interval over seeds alone +3.5 to +8.5); every seed improved.",
         ),
         # Differences 3, 0, 1: mean 4/3, sd 1.53, half width 3.79.
         (
             [0.45, 0.46, 0.47],
             [0.48, 0.46, 0.48],
             "unclear",
-            "No difference is shown, as the interval contains 0: +1.3 AP points (3 seeds, 95 % interval over seeds alone −2.5 to +5.1); "
+            "No difference is shown, as the interval contains 0: +1.3 AP points (3 seeds, "
+            "95 % interval over seeds alone −2.5 to +5.1); "
             "2 of 3 seeds improved.",
         ),
         # Differences 1, 3, 5: every seed is up, but 3 - 4.3027 x 2 / sqrt(3) = -1.97.
@@ -37,7 +39,8 @@ Intervals = Callable[[BenchmarkData, dict[tuple[str, str], tuple[float, float]]]
             [0.45, 0.46, 0.47],
             [0.46, 0.49, 0.52],
             "unclear",
-            "No difference is shown, as the interval contains 0: +3.0 AP points (3 seeds, 95 % interval over seeds alone −2.0 to +8.0); "
+            "No difference is shown, as the interval contains 0: +3.0 AP points (3 seeds, "
+            "95 % interval over seeds alone −2.0 to +8.0); "
             "every seed improved.",
         ),
         # Differences -1, 0: t(0.975) of one degree of freedom is 12.706.
@@ -45,7 +48,8 @@ Intervals = Callable[[BenchmarkData, dict[tuple[str, str], tuple[float, float]]]
             [0.46, 0.46],
             [0.45, 0.46],
             "unclear",
-            "No difference is shown, as the interval contains 0: −0.5 AP points (2 seeds, 95 % interval over seeds alone −6.9 to +5.9); "
+            "No difference is shown, as the interval contains 0: −0.5 AP points (2 seeds, "
+            "95 % interval over seeds alone −6.9 to +5.9); "
             "no seed improved.",
         ),
         # Differences -3, -2, -4: mean -3, sd 1.
@@ -53,7 +57,8 @@ Intervals = Callable[[BenchmarkData, dict[tuple[str, str], tuple[float, float]]]
             [0.46, 0.46, 0.46],
             [0.43, 0.44, 0.42],
             "loss",
-            "The distilled student is worse: −3.0 AP points (3 seeds, 95 % interval over seeds alone −5.5 to −0.5); no seed improved.",
+            "The distilled student is worse: −3.0 AP points (3 seeds, "
+            "95 % interval over seeds alone −5.5 to −0.5); no seed improved.",
         ),
         ([0.46, 0.47], [0.46, 0.47], "unclear", "No difference is shown, as the interval contains 0: +0.0 AP points "
          "(2 seeds, 95 % interval over seeds alone +0.0 to +0.0); no seed improved."),
