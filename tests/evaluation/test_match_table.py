@@ -13,7 +13,7 @@ from kd_vision.core.predictions import Detections
 from kd_vision.data.records import DetectionData
 from kd_vision.evaluation.bootstrap import drawn_ap
 from kd_vision.evaluation.coco import evaluate_detections
-from kd_vision.evaluation.match_table import MatchTable, match_table
+from kd_vision.evaluation.match_table import MatchTable, evaluate_with_matches, match_table
 from kd_vision.evaluation.matches import match_detections
 
 Disturb = Callable[..., dict[int, Detections]]
@@ -80,3 +80,12 @@ def test_mistakes_are_those_of_the_pictures(coco_tiny: DetectionData, disturb: D
 def test_boxes_are_counted_by_size_without_crowd(scene: DetectionData) -> None:
     # Areas: 50 x 50, 200 x 120, 20 x 20; the crowd region of 200 x 200 does not count.
     assert match_table(scene, {}).box_counts() == {"all": 3, "small": 1, "medium": 1, "large": 1}
+
+
+def test_one_evaluation_gives_numbers_and_matches(coco_tiny: DetectionData, disturb: Disturb) -> None:
+    detections = disturb(coco_tiny)
+    metrics, table = evaluate_with_matches(coco_tiny, detections)
+    alone = match_table(coco_tiny, detections)
+    assert metrics == evaluate_detections(coco_tiny, detections)
+    assert np.array_equal(table.matched, alone.matched)
+    assert np.array_equal(table.box_ignored, alone.box_ignored)
