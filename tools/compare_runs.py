@@ -3,20 +3,25 @@
     python tools/compare_runs.py runs/bccd_tenth/plain100 runs/bccd_fcos/distilled
     python tools/compare_runs.py runs/bccd_tenth/plain10 runs/bccd_tenth/distilled --ceiling runs/bccd_tenth/plain100
 
-Each folder holds seed0, seed1, ...: run directories of `kd-vision train`. Runs of the same seed are a pair. The
-interval is Student's t interval of the paired differences, at 95 %; with three seeds it is wide.
+Each folder holds seed0, seed1, ...: run directories of `kd-vision train`. Runs of the same seed are a pair. The 95 %
+interval is over images and seeds where every run has its matches.npz, and else Student's over seeds alone; with three
+seeds it is wide.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
+
 from kd_vision.core.files import read_json
+from kd_vision.evaluation.bootstrap import NUMBERS, Counts, Floats, draw_images, drawn_ap, paired_bootstrap
+from kd_vision.evaluation.match_table import MatchTable
 from kd_vision.evaluation.metrics import Metrics
-from kd_vision.evaluation.statistics import paired_differences, paired_interval
+from kd_vision.evaluation.statistics import Interval, paired_differences, paired_interval
 
 
 def main() -> None:
@@ -30,8 +35,11 @@ def main() -> None:
     seeds = sorted(before.keys() & after.keys())
     if len(seeds) < 2:
         parser.error(f"{options.before} and {options.after} share {len(seeds)} seeds; give two or more for an interval")
+    resampled = resampled_intervals(options.before, options.after, seeds)
+    print(f"intervals over {'images and seeds' if resampled else 'seeds alone'}")
     for name in before[seeds[0]]:
-        print(f"{name:12} {describe({s: before[s][name] for s in seeds}, {s: after[s][name] for s in seeds})}")
+        values = ({seed: runs[seed][name] for seed in seeds} for runs in (before, after))
+        print(f"{name:12} {describe(*values, resampled.get(name))}")
     if options.ceiling:
         ceiling = read_points(options.ceiling)
         low, high, reached = (fmean(runs[seed]["AP"] for seed in seeds) for runs in (before, ceiling, after))
@@ -50,9 +58,39 @@ def read_points(folder: Path) -> dict[int, dict[str, float]]:
     return points
 
 
-def describe(before: dict[int, float], after: dict[int, float]) -> str:
-    """Return mean and standard deviation of both, and the mean difference with its interval."""
-    interval = paired_interval(paired_differences(after, before).values())
+def resampled_intervals(before: Path, after: Path, seeds: Sequence[int]) -> dict[str, Interval]:
+    """Return the interval over images and seeds of AP, AP50 and each class, in points; empty without all matches."""
+    files = [[folder / f"seed{seed}" / "matches.npz" for seed in seeds] for folder in (before, after)]
+    if not all(file.is_file() for arm in files for file in arm):
+        return {}
+    tables = [[MatchTable.load(file) for file in arm] for arm in files]
+    first = tables[0][0]
+    if not all(np.array_equal(table.image_ids, first.image_ids) for arm in tables for table in arm):
+        return {}
+    images = len(first.image_ids)
+    names = (*NUMBERS, *first.classes)
+    own, drawn = (
+        [[_columns(table, times) for table in arm] for arm in tables]
+        for times in (np.ones((images, 1), np.float32), draw_images(images))
+    )
+    intervals = {}
+    for column, name in enumerate(names):
+        differences = [float(new[0, column] - old[0, column]) for old, new in zip(*own, strict=True)]
+        old, new = ([run[:, column] for run in arm] for arm in drawn)
+        if not np.isnan(differences).any():
+            intervals[name] = paired_bootstrap(new, old, differences)
+    return intervals
+
+
+def _columns(table: MatchTable, times: Counts) -> Floats:
+    """Return (B, 6 + K): the numbers and the AP of each class for each draw, in points."""
+    drawn = drawn_ap(table, times)
+    return 100 * np.concatenate([drawn.overall, drawn.per_class], axis=1)
+
+
+def describe(before: dict[int, float], after: dict[int, float], interval: Interval | None = None) -> str:
+    """Return mean and standard deviation of both, and the mean difference with its interval, or Student's."""
+    interval = interval or paired_interval(paired_differences(after, before).values())
     assert interval is not None  # two seeds or more
     gain = f"{interval.mean:+.1f}  [{interval.low:+.1f}, {interval.high:+.1f}]"
     return f"{spread(before.values())} -> {spread(after.values())}   {gain}"

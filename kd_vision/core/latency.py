@@ -17,6 +17,7 @@ class Latency(StrictModel):
         median_ms: median of the runs.
         p90_ms: 90th percentile of the runs.
         min_ms: the fastest run; None in files written before it was kept.
+        ratio: median over rounds of this call over that of the reference in the same round; None: measured alone.
         runs: number of measured calls.
         threads: of onnxruntime within one operator.
     """
@@ -26,5 +27,6 @@ class Latency(StrictModel):
     median_ms: float = Field(gt=0)
     p90_ms: float = Field(gt=0)
     min_ms: float | None = Field(default=None, gt=0)
+    ratio: float | None = Field(default=None, gt=0)
     runs: int = Field(gt=0)
     threads: int = Field(gt=0)

@@ -26,6 +26,7 @@ class RunDirectory:
         self.environment = root / "environment.json"
         self.log = root / "metrics.jsonl"
         self.metrics = root / "metrics.json"
+        self.matches = root / "matches.npz"
         self.fit = root / "fit.json"
         self.student = root / "student.pt"
         self.last_checkpoint = root / "checkpoints" / "last.ckpt"

@@ -58,12 +58,21 @@ def evaluate_detections(
         RequestError: a detection is not finite, or names an image or label that the data does not
             have; an image has no labels; the backend is unknown or not installed.
     """
+    return metrics_of(data, run_cocoeval(data, detections, backend))
+
+
+def run_cocoeval(data: DetectionData, detections: Mapping[int, Detections], backend: Backend) -> Any:
+    """Return a COCOeval object that has matched, accumulated and summarised.
+
+    Raises:
+        RequestError: see `evaluate_detections`.
+    """
     evaluation = prepare_cocoeval(data, detections, backend)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return _metrics(data, evaluation)
+    return evaluation
 
 
 def prepare_cocoeval(data: DetectionData, detections: Mapping[int, Detections], backend: Backend) -> Any:
@@ -121,7 +130,8 @@ def _load_results(coco: Any, ground_truth: Any, results: list[dict[str, Any]]) -
     return _index(coco, {**ground_truth.dataset, "annotations": []})
 
 
-def _metrics(data: DetectionData, evaluation: Any) -> Metrics:
+def metrics_of(data: DetectionData, evaluation: Any) -> Metrics:
+    """Return the numbers of a COCOeval object that has run."""
     numbers = [fraction_or_none(value) for value in evaluation.stats[:12]]
     return Metrics(
         ap=numbers[0],

@@ -13,12 +13,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kd_vision.config.schema import RunConfig
-from kd_vision.core.errors import GateError
 from kd_vision.core.files import read_json
-from kd_vision.core.latency import Latency
 from kd_vision.core.predictions import Detections
 from kd_vision.core.progress import ProgressFactory, log_progress
 from kd_vision.core.run_directory import RunDirectory
+from kd_vision.core.validation import StrictModel, validate
 from kd_vision.data.records import DetectionData
 from kd_vision.detectors.base import Detector
 from kd_vision.evaluation.coco import evaluate_detections
@@ -27,7 +26,7 @@ from kd_vision.pipeline.arms import ARMS, CONTROL, DISTILLED, PLAIN, control_con
 from kd_vision.pipeline.data import RunData
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.evaluate import predict_split
-from kd_vision.pipeline.export import run_export
+from kd_vision.pipeline.measurements import check_budget, predict_run, read_matches, with_errors, with_latencies
 from kd_vision.pipeline.models import best_device, load_model
 from kd_vision.pipeline.teachers import build_online_teachers
 from kd_vision.report.benchmark_data import (
@@ -39,6 +38,7 @@ from kd_vision.report.benchmark_data import (
     Role,
     write_benchmark,
 )
+from kd_vision.report.differences import Differences
 from kd_vision.report.examples import pick_examples, write_examples
 from kd_vision.report.write import write_benchmark_report
 from kd_vision.teachers.build import kind_of
@@ -77,30 +77,32 @@ def assemble(
     The runs of an earlier control are left out unless `control` is True.
     """
     truth = data.final_split(config)
-    detections: dict[str, dict[int, Detections]] = {}
-    arms: list[Arm] = []
-    for name, teacher in build_online_teachers(config, truth.classes).items():
-        if teacher.spec.classes != truth.classes:  # a teacher of features only; its boxes are of other classes
-            continue
-        teacher.to(best_device())
-        image_size = teacher.image_size or config.image_size
-        detections[name] = predict_split(teacher, truth, image_size, config.evaluate, progress)
-        metrics = evaluate_detections(truth, detections[name], config.evaluate.backend)
-        arms.append(_teacher_arm(name, teacher.to("cpu"), image_size, metrics, _teacher_file(config, name)))
-    for name, arm_seeds in _student_arms(root, seeds, control).items():
-        arms.append(_student_arm(config, name, arm_seeds, root, with_latency))
-        if arm_seeds[0] == seeds[0]:
-            detections[name] = _predictions(config, root / name / f"seed{seeds[0]}", truth, progress)
+    teachers = _teachers(config, truth, progress)
+    students = _student_arms(root, seeds, control)
+    detections = {name: found for name, (_, found) in teachers.items()}
+    for name, finished in students.items():
+        if finished[0] == seeds[0]:
+            detections[name] = predict_run(config, root / name / f"seed{seeds[0]}", truth, progress)
+    arms = [arm for arm, _ in teachers.values()]
+    arms += [_student_arm(config, name, finished, root) for name, finished in students.items()]
+    if with_latency:
+        arms = with_latencies(config, arms, root)
+    arms = [with_errors(arm, truth, detections) for arm in arms]
+    tables = {
+        (name, seed): read_matches(config, RunDirectory(root / name / f"seed{seed}"), truth, progress)
+        for name, finished in students.items()
+        for seed in finished
+    }
     picks = pick_examples(truth, detections[PLAIN], detections[DISTILLED], _EXAMPLES)
     result = BenchmarkData(
         title=_title(arms, _unmeasured(config)),
-        data=DataFacts(
-            name=_data_name(config.data), split=truth.name, n_images=len(truth.images), classes=truth.classes
-        ),
+        data=_data_facts(config, truth),
         image_size=config.image_size,
         steps=_steps(root, arms),
         seeds=tuple(seeds),
         arms=tuple(arms),
+        box_counts=next(iter(tables.values())).box_counts(),
+        budget=check_budget(config, root, seeds[0], data, progress),
         examples=write_examples(root, truth, picks, detections),
         examples_seed=seeds[0],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -108,14 +110,35 @@ def assemble(
         hardware={k: v for k, v in hardware().items() if not isinstance(v, list)},
         versions=versions(),
     )
+    result = result.model_copy(update={"differences": Differences(tables).of_all(result.comparisons())})
     write_benchmark(root, result)
     markdown, html = write_benchmark_report(root)
     return BenchmarkResult(root, result, html, markdown)
 
 
-def _data_name(descriptor: Path) -> str:
-    """Return the name of the descriptor, or of its folder where the file is called ``data.yaml``."""
-    return descriptor.parent.name if descriptor.stem == "data" else descriptor.stem
+def _teachers(
+    config: RunConfig, truth: DetectionData, progress: ProgressFactory
+) -> dict[str, tuple[Arm, dict[int, Detections]]]:
+    """Return the arm and the detections of every teacher whose classes are those of the data."""
+    arms = {}
+    for name, teacher in build_online_teachers(config, truth.classes).items():
+        if teacher.spec.classes != truth.classes:  # a teacher of features only; its boxes are of other classes
+            continue
+        teacher.to(best_device())
+        image_size = teacher.image_size or config.image_size
+        detections = predict_split(teacher, truth, image_size, config.evaluate, progress)
+        metrics = evaluate_detections(truth, detections, config.evaluate.backend)
+        arms[name] = (
+            _teacher_arm(name, teacher.to("cpu"), image_size, metrics, _teacher_file(config, name)),
+            detections,
+        )
+    return arms
+
+
+def _data_facts(config: RunConfig, truth: DetectionData) -> DataFacts:
+    """Return the facts of the split, named after its descriptor, or the folder of a file called ``data.yaml``."""
+    name = config.data.parent.name if config.data.stem == "data" else config.data.stem
+    return DataFacts(name=name, split=truth.name, n_images=len(truth.images), classes=truth.classes)
 
 
 def _student_arms(root: Path, seeds: Sequence[int], control: bool) -> dict[str, list[int]]:
@@ -157,34 +180,50 @@ def _teacher_arm(name: str, teacher: FrozenTeacher, image_size: int, metrics: Me
     )
 
 
-def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path, with_latency: bool) -> Arm:
-    first = root / name / f"seed{seeds[0]}"
-    loaded = load_model(first / "student.pt", config.image_size)
+def _student_arm(config: RunConfig, name: str, seeds: Sequence[int], root: Path) -> Arm:
+    student = root / name / f"seed{seeds[0]}" / "student.pt"
+    loaded = load_model(student, config.image_size)
     assert loaded.detector is not None
-    roles: Mapping[str, Role] = {PLAIN: "plain", DISTILLED: "distilled", CONTROL: "control"}
-    texts = {
-        PLAIN: "the same student, seed and steps without a teacher",
-        DISTILLED: f"learns by {_terms_of(config)}",
-        CONTROL: f"no teacher: its own labels through {_terms_of(control_config(config))}",
-    }
-    described = first / "description.txt"
-    text = described.read_text(encoding="utf-8").strip() if described.is_file() else texts.get(name, name)
-    student = first / "student.pt"
-    latency = _latency(student, config) if with_latency else None
-    if isinstance(latency, GateError):
-        text += f"; no latency, as its export failed the parity gate: {str(latency).splitlines()[-1]}"
-        latency = None
+    facts = _arm_facts(config, student.parent)
     return Arm(
         name=name,
-        role=roles.get(name, "other"),
-        description=text,
+        role=facts.role,
+        description=facts.description,
         model=loaded.detector.spec.name,
         parameters=loaded.detector.spec.parameters,
         gflops=gflops(loaded.detector, config.image_size),
         file_bytes=student.stat().st_size,
-        onnx_latency_ms=latency,
         runs=tuple(_arm_run(root, name, seed) for seed in seeds),
     )
+
+
+class _ArmFacts(StrictModel):
+    """The content of ``arm.json``, which an arm that is trained from a config of its own has in its folder."""
+
+    role: Role
+    description: str
+
+
+def _arm_facts(config: RunConfig, run: Path) -> _ArmFacts:
+    """Return role and description of a student from the ``arm.json`` of its folder, or by the folder's name.
+
+    A run that was made by another tool may describe itself in ``description.txt``.
+
+    Raises:
+        RequestError: ``arm.json`` is wrong.
+    """
+    given, described, name = run.parent / "arm.json", run / "description.txt", run.parent.name
+    if given.is_file():
+        return validate(_ArmFacts, read_json(given), str(given))
+    known: Mapping[str, tuple[Role, str]] = {
+        PLAIN: ("plain", "the same student, seed and steps without a teacher"),
+        DISTILLED: ("distilled", f"learns by {_terms_of(config)}"),
+        CONTROL: ("control", f"no teacher: its own labels through {_terms_of(control_config(config))}"),
+    }
+    role, text = known.get(name, ("other", name))
+    if described.is_file():
+        text = described.read_text(encoding="utf-8").strip()
+    return _ArmFacts(role=role, description=text)
 
 
 def _terms_of(config: RunConfig) -> str:
@@ -211,24 +250,6 @@ def _steps(root: Path, arms: Sequence[Arm]) -> int | None:
     runs = [run.directory for arm in arms if arm.role != "teacher" for run in arm.runs]
     counts = {int(read_json(RunDirectory(root / run).fit)["steps"]) for run in runs if run is not None}
     return counts.pop() if len(counts) == 1 else None
-
-
-def _predictions(
-    config: RunConfig, directory: Path, truth: DetectionData, progress: ProgressFactory
-) -> dict[int, Detections]:
-    loaded = load_model(directory / "student.pt", config.image_size, device=best_device())
-    return predict_split(loaded.predictor, truth, config.image_size, config.evaluate, progress)
-
-
-def _latency(student: Path, config: RunConfig) -> Latency | GateError:
-    """Export the student and return the latency of the file, or the error of the parity gate."""
-    out = student.with_suffix(".onnx")
-    try:
-        exported = run_export(student, out, config.data, image_size=config.image_size, split=config.evaluate.split)
-    except GateError as refusal:
-        return refusal  # e.g. no boxes to compare, of a student without detections; its AP shows it
-    assert exported.latency is not None  # one image at a time
-    return exported.latency
 
 
 def gflops(detector: Detector, image_size: int) -> float:

@@ -28,13 +28,14 @@ from kd_vision.engine.optimizer import build_optimizer
 from kd_vision.engine.step import TrainingStep
 from kd_vision.engine.trainer import FitResult, Trainer, build_fabric, seed_everything
 from kd_vision.evaluation.coco import load_backend
+from kd_vision.evaluation.match_table import evaluate_with_matches
 from kd_vision.evaluation.metrics import Metrics
 from kd_vision.pipeline.adapter_init import fit_adapters
 from kd_vision.pipeline.build import build_parts
 from kd_vision.pipeline.coverage import measure_term_coverage, refuse_low_coverage
 from kd_vision.pipeline.data import RunData, build_stream, hashes_of, output_directory
 from kd_vision.pipeline.environment import describe_environment
-from kd_vision.pipeline.evaluate import measure
+from kd_vision.pipeline.evaluate import measure, predict_split
 from kd_vision.pipeline.inherit import start_as_copy
 from kd_vision.pipeline.models import load_model
 from kd_vision.pipeline.parts import RunParts
@@ -160,11 +161,13 @@ def _finish(
 def measure_run(
     config: RunConfig, directory: RunDirectory, truth: DetectionData, device: str, write: bool = True
 ) -> Metrics:
-    """Measure a run's student on the final split; write ``metrics.json``, the hash of the split, and the report."""
+    """Measure a run's student on the final split; write ``metrics.json``, its matches and hash, and the report."""
     loaded = load_model(directory.student, config.image_size, device=device)
-    metrics = measure(loaded.predictor, truth, config.image_size, config.evaluate)
+    detections = predict_split(loaded.predictor, truth, config.image_size, config.evaluate, no_progress)
+    metrics, matches = evaluate_with_matches(truth, detections, config.evaluate.backend)
     if write:
         directory.metrics.unlink(missing_ok=True)
+        matches.save(directory.matches)
         fit = read_json(directory.fit)
         write_json(directory.fit, fit | {"split": truth.name, "measured_on": truth.content_hash()})
         write_json(directory.metrics, metrics.to_json())  # last: its existence marks a run as finished

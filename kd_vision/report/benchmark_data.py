@@ -19,6 +19,7 @@ from kd_vision.report.files import read_json_object
 BENCHMARK_FILE = "benchmark.json"
 
 Role = Literal["teacher", "plain", "distilled", "control", "other"]
+_REFERENCES: tuple[Role, ...] = ("plain", "control")
 Corners = tuple[float, float, float, float]
 Fact = str | int | float | bool | None
 
@@ -50,18 +51,26 @@ class ArmRun(StrictModel):
     directory: str | None = None
 
 
+class ErrorKindFacts(StrictModel):
+    """Errors of one kind: their number, and by how much AP50 rises where they are mended (a fraction)."""
+
+    count: int = Field(ge=0)
+    cost: float = Field(allow_inf_nan=False)
+
+
 class Arm(StrictModel):
     """One detector of the comparison, trained once per seed.
 
     Attributes:
         name: short, e.g. "plain"; the head of its column.
-        role: its part in comparisons; gains are those of `distilled` arms over `plain`, `control` and `other` ones.
+        role: its part in comparisons: every student is compared with `plain` and `control` ones.
         description: one sentence on how it was made.
         model: architecture, e.g. "yolov8n".
         parameters: number of parameters; None: a black box.
         gflops: billions of floating point operations for one image of the benchmark's size.
         file_bytes: size of the weights file.
         onnx_latency_ms: latency of the exported file.
+        errors: by kind (`evaluation.tide`), of the run whose detections the examples show.
         runs: one per seed.
     """
 
@@ -73,6 +82,7 @@ class Arm(StrictModel):
     gflops: float | None = Field(default=None, ge=0)
     file_bytes: int | None = Field(default=None, ge=0)
     onnx_latency_ms: Latency | None = None
+    errors: Mapping[str, ErrorKindFacts] = Field(default_factory=dict)
     runs: tuple[ArmRun, ...] = Field(min_length=1)
 
 
@@ -135,6 +145,60 @@ class Comparison(NamedTuple):
     before: Arm
 
 
+class Bounds(StrictModel):
+    """A 95 % interval of a difference of fractions."""
+
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+
+
+class ImageCounts(StrictModel):
+    """On how many images `after` makes fewer mistakes than `before` (won), more (lost), or as many (equal)."""
+
+    won: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    equal: int = Field(ge=0)
+
+
+class Difference(StrictModel):
+    """What resampling the images says about a comparison.
+
+    Attributes:
+        after, before: arm names.
+        seeds: pairs of runs; with two or more the intervals are over images and seeds, with one over images alone.
+        draws: of the images.
+        overall: by the keys of `metrics.json` (``AP AP50 AP75 APs APm APl``), those that are defined.
+        per_class: of the AP of each class that has boxes.
+        images: images won and lost, by mistakes averaged over seeds.
+    """
+
+    after: str
+    before: str
+    seeds: int = Field(gt=0)
+    draws: int = Field(gt=0)
+    overall: Mapping[str, Bounds]
+    per_class: Mapping[str, Bounds]
+    images: ImageCounts
+
+
+class BudgetCheck(StrictModel):
+    """AP of the plain student after the benchmark's steps, and after more of them, on the same split.
+
+    Attributes:
+        split: name of the split, which is not the one reported where there are two.
+        seed: of both runs.
+        steps, longer_steps: batches of training.
+        ap, longer_ap: fractions; None: not defined.
+    """
+
+    split: str
+    seed: int
+    steps: int = Field(gt=0)
+    longer_steps: int = Field(gt=0)
+    ap: Fraction | None
+    longer_ap: Fraction | None
+
+
 class BenchmarkData(StrictModel):
     """A whole benchmark.
 
@@ -144,7 +208,10 @@ class BenchmarkData(StrictModel):
         image_size: side of the network's input in pixels.
         steps: training batches of every student; None: arms differ.
         seeds: of the students.
-        arms: in the order of the columns.
+        arms: in the order of the rows.
+        differences: intervals of `comparisons`; empty in files of earlier versions.
+        box_counts: ground-truth boxes of the split by size (``all small medium large``), without crowd regions.
+        budget: whether training is long enough; None: not checked.
         examples: images for the side-by-side view.
         examples_seed: the runs whose detections the examples show.
         created: date and time (ISO 8601).
@@ -159,6 +226,9 @@ class BenchmarkData(StrictModel):
     steps: int | None = Field(default=None, ge=0)
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...] = Field(min_length=1)
+    differences: tuple[Difference, ...] = ()
+    box_counts: Mapping[str, int] = Field(default_factory=dict)
+    budget: BudgetCheck | None = None
     examples: tuple[Example, ...] = ()
     examples_seed: int | None = None
     created: str
@@ -185,15 +255,23 @@ class BenchmarkData(StrictModel):
         return tuple(arm for arm in self.arms if arm.role == role)
 
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Return the pairs whose differences are gains; the first is the headline's.
+        """Return the pairs whose differences are gains; the first is the headline's, distilled over plain.
 
-        Every distilled arm over every plain one, then the first distilled arm over the others.
+        Every student over every plain one, then over every control; distilled arms come first.
         """
-        distilled = self.with_role("distilled")
-        over_plain = [Comparison(after, before) for after in distilled for before in self.with_role("plain")]
-        others = (*self.with_role("control"), *self.with_role("other"))
-        over_other = [Comparison(after, before) for after in distilled[:1] for before in others]
-        return (*over_plain, *over_other)
+        students = (*self.with_role("distilled"), *self.with_role("other"), *self.with_role("control"))
+        return tuple(
+            Comparison(after, before)
+            for role in _REFERENCES
+            for after in students
+            for before in self.with_role(role)
+            if after.role != role
+        )
+
+    def difference(self, pair: Comparison) -> Difference | None:
+        """Return the intervals of a comparison; None in files of earlier versions."""
+        names = (pair.after.name, pair.before.name)
+        return next((one for one in self.differences if (one.after, one.before) == names), None)
 
 
 def read_benchmark(directory: Path) -> BenchmarkData:

@@ -10,6 +10,8 @@ from kd_vision.report.tables import (
     Table,
     class_table,
     cost_table,
+    difference_table,
+    error_table,
     metrics_class_table,
     metrics_table,
     result_table,
@@ -25,11 +27,13 @@ def benchmark_markdown(data: BenchmarkData) -> str:
     lines += [f"- {line}" for line in verdict.details]
     tables = [
         result_table(data),
+        difference_table(data),
         class_table(data),
-        cost_table(data).without_empty_columns(),
+        error_table(data),
+        cost_table(data).without_empty_rows(),
         seed_table(data),
     ]
-    lines += _tables(tables)
+    lines += _tables([table for table in tables if table is not None and table.rows])
     lines += ["", "## Arms", ""]
     lines += [f"- **{arm.name}** ({arm.model}): {arm.description}" for arm in data.arms]
     if data.examples:

@@ -17,17 +17,11 @@ from typing import Any
 import numpy as np
 
 from kd_vision.core.run_directory import read_log
+from kd_vision.evaluation.tide import ERROR_KINDS
 from kd_vision.report.benchmark_data import Arm, BenchmarkData
 from kd_vision.report.files import VAL, History, Series
-from kd_vision.report.tables import (
-    RESULTS,
-    Number,
-    arm_spread,
-    class_ap,
-    classes_to_show,
-    gains,
-    signed,
-)
+from kd_vision.report.gains import RESULTS, Number, class_ap, class_gain, gains, overall_gain
+from kd_vision.report.tables import arm_spread, boxes_of, classes_to_show, pair_name, signed
 
 _WIDTH = 4.7
 _MOST_CLASSES = 20
@@ -83,7 +77,7 @@ def benchmark_plots(data: BenchmarkData, directory: Path | None = None) -> list[
         data: the benchmark.
         directory: of the benchmark; the logs of distilled runs are read from the run directories in it.
     """
-    plots = [_validation_curves(data), _pairs(data), _sizes(data), _classes(data)]
+    plots = [_validation_curves(data), _pairs(data), _intervals(data), _errors(data), _sizes(data), _classes(data)]
     histories = {} if directory is None else _histories_of_distilled(data, directory)
     plots += [_terms(histories), _shares(histories)]
     return [plot for plot in plots if plot is not None]
@@ -147,7 +141,7 @@ def _pairs(data: BenchmarkData) -> Plot | None:
     pair = next((pair for pair in data.comparisons() if pair.before.role == "plain"), None)
     if pair is None:
         return None
-    number = RESULTS[0][1]
+    number = RESULTS[0][2]
     difference = gains(pair, number)
     if not difference:
         return None
@@ -177,8 +171,68 @@ def _pairs(data: BenchmarkData) -> Plot | None:
     return _plot("Seed by seed", caption, "pairs", draw, height=1.3 + 0.45 * len(seeds))
 
 
+def _intervals(data: BenchmarkData) -> Plot | None:
+    """Plot the headline's difference with its interval: overall, by size, by class."""
+    pair = next(iter(data.comparisons()), None)
+    if pair is None:
+        return None
+    rows = [(label, overall_gain(data, pair, key)) for label, key, _ in RESULTS]
+    rows += [(f"{_short(name)} ({boxes_of(data, name)})", class_gain(data, pair, name))
+             for name in classes_to_show(data, _MOST_CLASSES)]  # fmt: skip
+    shown = [(label, gain) for label, gain in rows if gain is not None and gain.over != "nothing"]
+    if not shown:
+        return None
+    tones = {"better": "#00674f", "worse": "#a63c00"}
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color="#39424a", linewidth=1)
+        for row, (_, gain) in enumerate(shown):
+            colour = tones.get(gain.outcome, "#7d868e")
+            axes.plot(
+                [100 * bound for bound in (gain.low, gain.high) if bound is not None],
+                [row, row],
+                color=colour,
+                linewidth=2.2,
+            )
+            axes.scatter([100 * gain.mean], [row], 30, colour, zorder=2)
+        axes.set_yticks(range(len(shown)), [label for label, _ in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_xlabel("difference, AP points")
+        axes.grid(axis="y", visible=False)
+
+    caption = (
+        f"{pair_name(pair)}: the mean over seeds and its 95 % interval over {shown[0][1].over}; by class with the "
+        "number of boxes. Green or red: the interval leaves 0 out, with two seeds or more."
+    )
+    return _plot(
+        "Differences and their intervals", caption, "intervals", draw, height=max(2.4, 0.9 + 0.26 * len(shown))
+    )
+
+
+def _errors(data: BenchmarkData) -> Plot | None:
+    arms = [arm for arm in data.arms if arm.errors and arm.role != "teacher"]
+    if not arms:
+        return None
+
+    def draw(axes: Any) -> None:
+        height = 0.8 / len(arms)
+        colours = arm_colours(data.arms)
+        for index, arm in enumerate(arms):
+            where = np.arange(len(ERROR_KINDS)) + (index - (len(arms) - 1) / 2) * height
+            costs = [100 * arm.errors[kind].cost if kind in arm.errors else 0.0 for kind in ERROR_KINDS]
+            axes.barh(where, costs, height * 0.92, color=colours[arm.name], label=arm.name)
+        axes.set_yticks(range(len(ERROR_KINDS)), ERROR_KINDS)
+        axes.set_ylim(len(ERROR_KINDS) - 0.45, -0.55)
+        axes.set_xlabel("cost, AP50 points")
+        axes.grid(axis="y", visible=False)
+
+    caption = "AP50 points that would be gained if all errors of a kind were mended; shorter is better."
+    height = 1.2 + len(ERROR_KINDS) * (0.12 * len(arms) + 0.14)
+    return _plot("What the errors cost", caption, "errors", draw, height=max(2.8, height))
+
+
 def _sizes(data: BenchmarkData) -> Plot | None:
-    rows = [RESULTS[index] for index in (0, 3, 4, 5)]
+    rows = [(RESULTS[index][0], RESULTS[index][2]) for index in (0, 3, 4, 5)]
     shown = [row for row in rows if any(arm_spread(arm, row[1]) for arm in data.arms)]
     if not shown:
         return None

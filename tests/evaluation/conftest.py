@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from kd_vision.core.predictions import Detections
+from kd_vision.data.dataset import load_split
+from kd_vision.data.descriptor import load_descriptor
 from kd_vision.data.records import DetectionData, ImageRecord
 
-SHARED = Path(__file__).parents[2] / ".." / "shared"
+REAL_DATA = Path(os.environ.get("KDV_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
 
 
 def record(image_id: int, boxes: Any, labels: Any, crowd: Any = None, labelled: bool = True) -> ImageRecord:
@@ -79,7 +82,7 @@ def scene() -> DetectionData:
 @pytest.fixture(scope="session")
 def coco_tiny() -> DetectionData:
     """All 38 real images of COCO with their crowd boxes (ground truth only, no pixels are read)."""
-    folder = SHARED / "data" / "coco_tiny" / "annotations"
+    folder = REAL_DATA / "coco_tiny" / "annotations"
     if not folder.is_dir():
         pytest.skip(f"the real data {folder} is not there")
     images: list[ImageRecord] = []
@@ -91,6 +94,15 @@ def coco_tiny() -> DetectionData:
         names = tuple(entry["name"] for entry in content["categories"])
         images += [_real(entry, content["annotations"], category_ids) for entry in content["images"]]
     return DetectionData("coco_tiny", names, category_ids, tuple(images))
+
+
+@pytest.fixture
+def bccd_test(monkeypatch: pytest.MonkeyPatch) -> DetectionData:
+    """The 72 test images of bccd."""
+    if not (REAL_DATA / "bccd").is_dir():
+        pytest.skip(f"the real data {REAL_DATA / 'bccd'} is not there")
+    monkeypatch.setenv("KDV_DATA", str(REAL_DATA))
+    return load_split(load_descriptor(Path(__file__).parents[2] / "datasets" / "bccd.yaml"), "test")
 
 
 def _real(image: dict[str, Any], annotations: list[dict[str, Any]], ids: tuple[int, ...]) -> ImageRecord:

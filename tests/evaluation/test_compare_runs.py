@@ -34,6 +34,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     # Differences 7, 5, 6: mean 6, half width 4.3027 / sqrt(3); of the class half of it. From 46 to 58: 6 of 12.
     assert result.stdout.splitlines() == [
+        "intervals over seeds alone",
         "AP            46.0 ± 1.0 ->  52.0 ± 1.0   +6.0  [+3.5, +8.5]",
         "AP50          46.0 ± 1.0 ->  52.0 ± 1.0   +6.0  [+3.5, +8.5]",
         "car           23.0 ± 0.5 ->  26.0 ± 0.5   +3.0  [+1.8, +4.2]",

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from kd_vision.core.errors import RequestError
-from kd_vision.export.latency import measure_latency
+from kd_vision.export.latency import measure_in_turn, measure_latency
 
 
 def write_graph(path: Path, batch: int | str, repeats: int = 1) -> Path:
@@ -41,3 +41,13 @@ def test_more_than_one_image_at_a_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         measure_latency(path)
     assert str(caught.value) == f"{path}: takes 4 images at a time; latency is that of one: export with batch 1"
+
+
+def test_several_files_are_timed_in_turn_and_compared(tmp_path: Path) -> None:
+    files = {"plain": write_graph(tmp_path / "a.onnx", 1), "slow": write_graph(tmp_path / "b.onnx", 1, repeats=60)}
+    timed = measure_in_turn(files, runs=15, warmup=2, reference="plain")
+    assert list(timed) == ["plain", "slow"]
+    assert timed["plain"].ratio == 1.0
+    assert timed["slow"].ratio > 5
+    assert measure_in_turn(files, runs=3, warmup=0)["slow"].ratio is None
+    assert measure_in_turn({}) == {}

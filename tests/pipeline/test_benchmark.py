@@ -233,7 +233,7 @@ def test_the_gates_refusal_is_handed_on(
     def refuse(*_: object, **__: object) -> None:
         raise GateError("parity: not the same boxes\ntrain it first")
 
-    monkeypatch.setattr("kd_vision.pipeline.assemble.run_export", refuse)
+    monkeypatch.setattr("kd_vision.pipeline.measurements.run_export", refuse)
     result = benchmark(write_config(), [0], tmp_path / "bench", overrides=["train.epochs=1"])
     plain = next(arm for arm in result.data.arms if arm.name == "plain")
     assert plain.onnx_latency_ms is None

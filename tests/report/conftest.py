@@ -13,15 +13,21 @@ import pytest
 
 from kd_vision.core.latency import Latency
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics
+from kd_vision.evaluation.tide import ERROR_KINDS
 from kd_vision.report.benchmark_data import (
     Arm,
     ArmRun,
     BenchmarkData,
+    Bounds,
+    BudgetCheck,
     CurvePoint,
     DataFacts,
     DetectedBox,
+    Difference,
+    ErrorKindFacts,
     Example,
     GroundTruthBox,
+    ImageCounts,
     write_benchmark,
 )
 
@@ -108,9 +114,33 @@ def benchmark() -> Callable[..., BenchmarkData]:
     return build
 
 
+def with_intervals(data: BenchmarkData, overall: dict[tuple[str, str], tuple[float, float]]) -> BenchmarkData:
+    """The benchmark with intervals of the comparisons (after, before), the same for every number and class."""
+    differences = []
+    for (after, before), (low, high) in overall.items():
+        bounds = Bounds(low=low, high=high)
+        difference = Difference(
+            after=after,
+            before=before,
+            seeds=len(data.seeds),
+            draws=1000,
+            overall=dict.fromkeys(("AP", "AP50", "AP75", "APm", "APl"), bounds),
+            per_class=dict.fromkeys(data.data.classes, bounds),
+            images=ImageCounts(won=31, lost=12, equal=29),
+        )
+        differences.append(difference)
+    return data.model_copy(update={"differences": tuple(differences)})
+
+
+@pytest.fixture
+def intervals() -> Callable[..., BenchmarkData]:
+    """Gives `with_intervals`."""
+    return with_intervals
+
+
 @pytest.fixture
 def benchmark_directory(tmp_path: Path, benchmark: Callable[..., BenchmarkData]) -> Path:
-    """A complete benchmark directory: three seeds, four arms, two examples, logs of distilled runs."""
+    """A complete benchmark directory: three seeds, five arms, two examples, logs of distilled runs."""
     directory = tmp_path / "bench"
     (directory / "examples").mkdir(parents=True)
     examples = tuple(_example(directory, number) for number in (4, 9))
@@ -118,8 +148,24 @@ def benchmark_directory(tmp_path: Path, benchmark: Callable[..., BenchmarkData])
         [0.455, 0.46, 0.465],
         [0.509, 0.513, 0.515],
         other=[0.485, 0.49, 0.489],
+        control=[0.47, 0.468, 0.473],
         examples=examples,
         examples_seed=0,
+        box_counts={"all": 967, "small": 12, "medium": 205, "large": 750},
+        budget=BudgetCheck(split="val", seed=0, steps=325, longer_steps=488, ap=0.46, longer_ap=0.463),
+    )
+    errors = [{kind: ErrorKindFacts(count=9 + 7 * row, cost=0.01 + 0.012 * row * (1 + place % 3))
+               for row, kind in enumerate(ERROR_KINDS)} for place in range(len(data.arms))]  # fmt: skip
+    arms = tuple(arm.model_copy(update={"errors": own}) for arm, own in zip(data.arms, errors, strict=True))
+    data = with_intervals(
+        data.model_copy(update={"arms": arms}),
+        {
+            ("distilled", "plain"): (0.021, 0.083),
+            ("distilled", "control"): (0.009, 0.071),
+            ("built-in", "plain"): (-0.004, 0.061),
+            ("built-in", "control"): (-0.011, 0.048),
+            ("control", "plain"): (-0.017, 0.039),
+        },
     )
     for seed in range(3):
         write_log(directory / f"distilled/seed{seed}", seed)
