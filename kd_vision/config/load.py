@@ -30,6 +30,7 @@ RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "imitation"
 DIRECT_RECIPE = "imitation_direct"
 BOXES_RECIPE = "boxes"
+LARGER_VIEW_RECIPE = "teacher_sees_more"
 STORE_NAME = "knowledge"
 """Name of the teacher that the top-level key `knowledge` describes."""
 
@@ -112,7 +113,7 @@ def _build(content: dict[str, Any], path: Path, errors: list[str]) -> RunConfig:
         raise RequestError(*dict.fromkeys(errors))
     recipe = content.get("distill") if isinstance(content.get("distill"), str) else None
     if items is None:
-        recipe = _default_recipe(student, teachers)
+        recipe = _default_recipe(student, teachers, root.image_size)
         items = _recipe_items(recipe)
     terms = _terms(items, teachers, where, errors)
     if errors:
@@ -224,10 +225,11 @@ def _store_part(content: Mapping[str, Any], where: str, errors: list[str]) -> di
     return {"knowledge": {"family": family, "name": STORE_NAME, "same_teacher": True, **settings}}
 
 
-def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> str:
+def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig], image_size: int) -> str:
     """Return the imitation recipe for two dense heads with box bins, else that of final boxes, which fits any pair.
 
-    With dense labels it is the recipe on the dense grid, with box bins where both sides have them.
+    Bins are in units of the stride: a teacher that sees larger images has its recipe without them. With dense labels
+    it is the recipe on the dense grid, with box bins where both sides have them.
     """
     for teacher in teachers:
         if isinstance(teacher.config, DenseLabelsConfig):
@@ -236,7 +238,10 @@ def _default_recipe(student: StrictModel, teachers: Sequence[TeacherConfig]) -> 
         if kind_of(teacher.config) not in FAMILIES or teacher.options.tiles or teacher.options.tta:
             return BOXES_RECIPE
     heads = {head_kind(kind_of(config), config) for config in (student, *(teacher.config for teacher in teachers))}
-    return DEFAULT_RECIPE if heads == {"dense_bins"} else BOXES_RECIPE
+    if heads != {"dense_bins"}:
+        return BOXES_RECIPE
+    sees_more = any((teacher.options.image_size or 0) > image_size for teacher in teachers)
+    return LARGER_VIEW_RECIPE if sees_more else DEFAULT_RECIPE
 
 
 def _dense_recipe(student: StrictModel, config: DenseLabelsConfig) -> str:
@@ -358,7 +363,8 @@ def _spell_out_recipe(content: dict[str, Any]) -> None:
         student, teachers = _student(content.get("student"), "", errors), _teachers(content, "", errors)
         if errors or student is None or not teachers:
             return  # `_build` reports the errors
-        recipe = _default_recipe(student, teachers)
+        size = content.get("image_size", RootConfig.model_fields["image_size"].default)
+        recipe = _default_recipe(student, teachers, size if isinstance(size, int) else 0)
     if isinstance(recipe, str) and recipe in recipe_names():
         content["distill"] = _recipe_items(recipe)
     elif isinstance(recipe, list):

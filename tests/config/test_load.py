@@ -162,6 +162,14 @@ def test_the_default_recipe_is_one_that_the_pair_can(tmp_path: Path, families: s
     assert config.recipe == recipe
 
 
+@pytest.mark.parametrize(("size", "recipe"), [(640, "imitation"), (1280, "teacher_sees_more")])
+def test_a_teacher_that_sees_more_has_a_recipe_without_bins(tmp_path: Path, size: int, recipe: str) -> None:
+    text = BASE + f"teacher: {{weights: t.pt, image_size: {size}}}\n"
+    config = load_config(write(tmp_path, text.replace("image_size: 64\n", "")), ["image_size=640"])
+    assert config.recipe == recipe
+    assert ("box_ld" in [term.loss for term in config.terms]) == (recipe == "imitation")
+
+
 def test_missing_file_and_unset_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):
         load_config(tmp_path / "none.yaml")
