@@ -111,7 +111,7 @@ def _classes(data: BenchmarkData) -> Table:
     few = any(boxes_of(data, name) < FEW_BOXES for name in names)
     notes = [f"{hidden} more classes in report.md"] * bool(hidden) + [f"dimmed: fewer than {FEW_BOXES} boxes"] * few
     title = f"AP of each class, {pair_name(pair)}"
-    table = _table(title, "; ".join(notes), ["", "boxes", "before", "after", "AP", "95 % interval"])
+    table = _table(title, "; ".join(notes), ["", "boxes", "before", "after", "change", "95 % interval"])
     for name in names:
         gain, boxes = class_gain(data, pair, name), boxes_of(data, name)
         before, after = (_mean(arm, name) for arm in (pair.before, pair.after))

@@ -257,13 +257,13 @@ class BenchmarkData(StrictModel):
     def comparisons(self) -> tuple[Comparison, ...]:
         """Return the pairs whose differences are gains; the first is the headline's, distilled over plain.
 
-        Every student over every plain one, then over every control; distilled arms come first.
+        Every student over every plain one and every control; distilled arms come first.
         """
         students = (*self.with_role("distilled"), *self.with_role("other"), *self.with_role("control"))
         return tuple(
             Comparison(after, before)
-            for role in _REFERENCES
             for after in students
+            for role in _REFERENCES
             for before in self.with_role(role)
             if after.role != role
         )

@@ -95,7 +95,7 @@ def difference_table(data: BenchmarkData) -> Table:
         cells = [_dim(data, key, gain_cell(overall_gain(data, pair, key))) for _, key, _ in RESULTS]
         headline, own = overall_gain(data, pair), data.difference(pair)
         images = MISSING if own is None else f"{own.images.won} / {own.images.lost} / {own.images.equal}"
-        outcome = MISSING if headline is None else headline.outcome
+        outcome = MISSING if headline is None else headline.outcome.replace(" shown", "\nshown")
         rows.append((pair_name(pair), (Cell(outcome, cells[0].tone), *cells, Cell(images))))
     return Table(
         "Differences",
