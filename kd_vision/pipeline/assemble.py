@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,17 +83,13 @@ def assemble(
     detections = {name: found for name, (_, found) in teachers.items()}
     for name, finished in students.items():
         if finished[0] == seeds[0]:
-            detections[name] = predict_run(config, root / name / f"seed{seeds[0]}", truth, progress)
+            detections[name] = predict_run(config, _run_of(root, name, seeds[0]).root, truth, progress)
     arms = [arm for arm, _ in teachers.values()]
     arms += [_student_arm(config, name, finished, root) for name, finished in students.items()]
-    if with_latency:
-        arms = with_latencies(config, arms, root)
+    arms = with_latencies(config, arms, root) if with_latency else arms
     arms = [with_errors(arm, truth, detections) for arm in arms]
-    tables = {
-        (name, seed): read_matches(config, RunDirectory(root / name / f"seed{seed}"), truth, progress)
-        for name, finished in students.items()
-        for seed in finished
-    }
+    runs = [(name, seed) for name, finished in students.items() for seed in finished]
+    tables = {run: read_matches(config, _run_of(root, *run), truth, progress) for run in runs}
     picks = pick_examples(truth, detections[PLAIN], detections[DISTILLED], _EXAMPLES)
     result = BenchmarkData(
         title=_title(arms, _unmeasured(config)),
@@ -105,15 +102,29 @@ def assemble(
         budget=check_budget(config, root, seeds[0], data, progress),
         examples=write_examples(root, truth, picks, detections),
         examples_seed=seeds[0],
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["kd-vision", *sys.argv[1:]]),
-        hardware={k: v for k, v in hardware().items() if not isinstance(v, list)},
-        versions=versions(),
+        **_circumstances(),
     )
-    result = result.model_copy(update={"differences": Differences(tables).of_all(result.comparisons())})
-    write_benchmark(root, result)
+    return _write(root, result.model_copy(update={"differences": Differences(tables).of_all(result.comparisons())}))
+
+
+def _circumstances() -> dict[str, Any]:
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["kd-vision", *sys.argv[1:]]),
+        "hardware": {name: value for name, value in hardware().items() if not isinstance(value, list)},
+        "versions": versions(),
+    }
+
+
+def _write(root: Path, data: BenchmarkData) -> BenchmarkResult:
+    write_benchmark(root, data)
     markdown, html = write_benchmark_report(root)
-    return BenchmarkResult(root, result, html, markdown)
+    return BenchmarkResult(root, data, html, markdown)
+
+
+def _run_of(root: Path, name: str, seed: int) -> RunDirectory:
+    """Return the directory of a run of a student in the benchmark directory `root`."""
+    return RunDirectory(root / name / f"seed{seed}")
 
 
 def _teachers(
@@ -232,7 +243,7 @@ def _terms_of(config: RunConfig) -> str:
 
 
 def _arm_run(root: Path, name: str, seed: int) -> ArmRun:
-    directory = RunDirectory(root / name / f"seed{seed}")
+    directory = _run_of(root, name, seed)
     fit = read_json(directory.fit)
     curve = [row for row in directory.read_log() if row.get("split") == "val"]
     return ArmRun(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from kd_vision.core.predictions import Detections
+from kd_vision.data.records import DetectionData
+from kd_vision.evaluation.match_table import match_table
 from kd_vision.evaluation.metrics import ClassMetrics, Metrics
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
@@ -47,3 +51,22 @@ def test_one_common_seed_makes_no_interval(tmp_path: Path) -> None:
     result = compare(before, after)
     assert result.returncode == 2
     assert f"{before} and {after} share 1 seeds; give two or more for an interval" in result.stderr
+
+
+def test_with_kept_matches_the_interval_is_over_images_and_seeds(
+    tmp_path: Path, scene: DetectionData, make_detections: Callable[..., Detections]
+) -> None:
+    """Nothing is found before and everything after, on any draw of the images."""
+    before, after = write_runs(tmp_path / "a", {0: 0.0, 1: 0.0}), write_runs(tmp_path / "b", {0: 1.0, 1: 1.0})
+    every = {
+        image.image_id: make_detections(image.boxes_xyxy[~image.crowd], 0.9 - 0 * image.areas[~image.crowd],
+                                        image.labels[~image.crowd])
+        for image in scene.images
+    }  # fmt: skip
+    for seed in (0, 1):
+        match_table(scene, {}).save(before / f"seed{seed}" / "matches.npz")
+        match_table(scene, every).save(after / f"seed{seed}" / "matches.npz")
+    lines = compare(before, after).stdout.splitlines()
+    assert lines[0] == "intervals over images and seeds"
+    assert [line.split()[0] for line in lines[1:]] == ["AP", "AP50", "car"]
+    assert all(line.endswith("+100.0  [+100.0, +100.0]") for line in lines[1:])

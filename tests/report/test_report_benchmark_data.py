@@ -11,6 +11,7 @@ import pytest
 
 from kd_vision.core.errors import RequestError
 from kd_vision.report.benchmark_data import BenchmarkData, read_benchmark, write_benchmark
+from kd_vision.report.write import write_benchmark_report
 
 Build = Callable[..., BenchmarkData]
 
@@ -116,3 +117,18 @@ def test_parts_that_do_not_fit_each_other(
 def test_a_directory_without_benchmark_json(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"benchmark\.json: cannot be read \(No such file or directory\)"):
         read_benchmark(tmp_path)
+
+
+def test_files_without_intervals_boxes_errors_and_budget_are_read(benchmark: Build, tmp_path: Path) -> None:
+    data = benchmark([0.46, 0.47], [0.51, 0.52])
+    content = data.model_dump(mode="json", by_alias=True)
+    for key in ("differences", "box_counts", "budget"):
+        del content[key]
+    for arm in content["arms"]:
+        del arm["errors"]
+        if arm["onnx_latency_ms"]:
+            del arm["onnx_latency_ms"]["ratio"]
+    (tmp_path / "benchmark.json").write_text(json.dumps(content))
+    assert read_benchmark(tmp_path) == data
+    markdown, _ = write_benchmark_report(tmp_path)
+    assert "95 % interval over seeds alone" in markdown.read_text(encoding="utf-8")
