@@ -89,6 +89,16 @@ class MatchTable:
         found, false = (np.bincount(self.image[chosen], minlength=images) for chosen in (right, wrong))
         return np.asarray(boxes - found + false, np.int64)
 
+    def matched_count_threshold(self) -> float:
+        """Return the score above which there are as many detections as ground-truth boxes, all sizes.
+
+        Scores of two detectors mean different things: at one fixed score the one with higher scores reports more boxes.
+        At as many detections as boxes, a choice that looks at no match, both are asked for the same.
+        """
+        boxes = int((~self.box_ignored[:, 0]).sum())
+        scores = np.sort(self.score[self.counted(0, 0)])[::-1]
+        return float(scores[min(boxes, len(scores)) - 1]) if boxes and len(scores) else 1.0
+
     def box_counts(self) -> dict[str, int]:
         """Return the number of ground-truth boxes that count, by area."""
         return {area: int((~self.box_ignored[:, number]).sum()) for number, area in enumerate(AREAS)}

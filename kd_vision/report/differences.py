@@ -10,7 +10,6 @@ import numpy as np
 from kd_vision.evaluation.bootstrap import DRAWS, NUMBERS, DrawnAP, Floats, draw_images, drawn_ap, paired_bootstrap
 from kd_vision.evaluation.match_table import MatchTable
 from kd_vision.report.benchmark_data import Bounds, Comparison, Difference, ImageCounts
-from kd_vision.report.examples import SCORE_THRESHOLD
 
 Run = tuple[str, int]
 """Arm and seed."""
@@ -71,8 +70,12 @@ class Differences:
             images = len(table.image_ids)
             own = drawn_ap(table, np.ones((images, 1), np.float32))
             drawn = drawn_ap(table, draw_images(images, self.draws))
-            self._numbers[run] = _RunNumbers(own, drawn, table.mistakes(SCORE_THRESHOLD).astype(np.float64))
+            self._numbers[run] = _RunNumbers(own, drawn, _mistakes(table))
         return self._numbers[run]
+
+
+def _mistakes(table: MatchTable) -> Floats:
+    return table.mistakes(table.matched_count_threshold()).astype(np.float64)
 
 
 def _bounds(

@@ -100,8 +100,9 @@ def difference_table(data: BenchmarkData) -> Table:
     return Table(
         "Differences",
         f"AP points with the 95 % interval {_interval_facts(data)}. Coloured: an interval that leaves 0 out, from two "
-        "seeds on. Images: those with fewer mistakes (false positives and missed boxes at IoU 0.5 and a score of 0.25 "
-        f"or more), with more, and with as many.{_few_note(data, _SIZES)}",
+        "seeds on. Images: those with fewer mistakes, with more, and with as many: false positives and missed boxes at "
+        "IoU 0.5, at the score with which each student reports as many boxes as there are."
+        f"{_few_note(data, _SIZES)}",
         ("", "AP is", *result_heads(data), "images won / lost / equal"),
         tuple(rows),
     )

@@ -77,6 +77,16 @@ def test_mistakes_are_those_of_the_pictures(coco_tiny: DetectionData, disturb: D
     assert by_id == {image_id: one.mistakes for image_id, one in pictures.items()}
 
 
+def test_the_threshold_keeps_as_many_detections_as_boxes(coco_tiny: DetectionData, disturb: Disturb) -> None:
+    table = match_table(coco_tiny, disturb(coco_tiny))
+    counted = table.score[table.counted(0, 0)]
+    boxes = table.box_counts()["all"]
+    threshold = table.matched_count_threshold()
+    kept = int((counted >= threshold).sum())
+    assert kept >= min(boxes, len(counted))
+    assert int((counted > threshold).sum()) < min(boxes, len(counted))
+
+
 def test_boxes_are_counted_by_size_without_crowd(scene: DetectionData) -> None:
     # Areas: 50 x 50, 200 x 120, 20 x 20; the crowd region of 200 x 200 does not count.
     assert match_table(scene, {}).box_counts() == {"all": 3, "small": 1, "medium": 1, "large": 1}
