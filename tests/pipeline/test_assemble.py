@@ -24,7 +24,7 @@ def test_the_report_reads_matches_a_longer_run_and_roles_of_further_arms(
     """One benchmark; then a longer plain run, a further arm with a role of its own, and a run without matches."""
     out, config = tmp_path / "bench", load_config(write_config(train="epochs: 1"))
     data = RunData(config.data)
-    first = benchmark(config, [0], out, with_latency=False).data
+    first = benchmark(config, [0], out, with_latency=False, control=False).data
     assert first.budget is None
     (difference,) = first.differences
     assert (difference.after, difference.before, difference.seeds) == ("distilled", "plain", 1)

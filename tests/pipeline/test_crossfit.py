@@ -160,10 +160,12 @@ def test_wrong_requests_are_told_before_anything_is_written(
         crossfit(config, 2, out, options=LabelOptions(top_k=0))
     missing = tmp_path / "data.yaml"
     text = (
-        squares.read_text().replace("root: .", f"root: {squares.parent}").replace("unlabelled: free", "unlabelled: no")
+        squares.read_text()
+        .replace("root: .", f"root: {squares.parent}")
+        .replace("unlabelled: free", "unlabelled: gone")
     )
     missing.write_text(text)
-    with pytest.raises(RequestError, match=rf"{squares.parent}/no"):
+    with pytest.raises(RequestError, match=rf"{squares.parent}/gone"):
         crossfit(config, 2, out, [f"data={missing}"])
     assert not out.exists()
     with pytest.raises(RequestError, match=r"exists and holds no folds of `kd-vision crossfit`; give another --out"):

@@ -256,7 +256,7 @@ def test_a_benchmark_takes_the_store_of_each_seed(
     said = capsys.readouterr().out
     assert "3 steps, labelled now: 3" in said
     assert re.search(r"\d MB, \d+ bytes an image", said)
-    result = benchmark(config, (0, 1), tmp_path / "bench", [f"knowledge={store}"], with_latency=False)
+    result = benchmark(config, (0, 1), tmp_path / "bench", [f"knowledge={store}"], with_latency=False, control=False)
     assert [arm.role for arm in result.data.arms] == ["teacher", "plain", "distilled"]
     assert all((tmp_path / "bench" / "distilled" / f"seed{seed}" / "student.pt").is_file() for seed in (0, 1))
     with pytest.raises(RequestError, match=r"holds dense labels of seed0, seed1, and this run has train\.seed 2"):

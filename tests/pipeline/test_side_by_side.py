@@ -93,7 +93,14 @@ def test_a_break_ends_all_processes_and_a_rerun_goes_on(write_config: Callable[.
     config, out = write_config(train="epochs: 8"), tmp_path / "bench"
     command = [sys.executable, "-m", "kd_vision", "benchmark", str(config), "--out", str(out), "--jobs", "2"]
     command += ["--no-control", "--no-latency"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as it:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def take_interrupts() -> None:  # a shell has its jobs in the background ignore them
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=take_interrupts
+    ) as it:  # fmt: skip
         folders = [out / arm / "seed0" for arm in ("plain", "distilled")]
         deadline = time.monotonic() + 600
         while not all((folder / "metrics.jsonl").is_file() for folder in folders):
