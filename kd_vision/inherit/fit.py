@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.progress import Progress
 from kd_vision.detectors.base import Detector
 from kd_vision.inherit.channels import NO_CHANNEL
 from kd_vision.inherit.matching import Matching
@@ -51,7 +53,13 @@ class _Plan:
 
 @torch.no_grad()
 def fit_to_teacher(
-    student: Detector, teacher: Detector, matching: Matching, images: Tensor, seen: Tensor, scores: Tensor
+    student: Detector,
+    teacher: Detector,
+    matching: Matching,
+    images: Tensor,
+    seen: Tensor,
+    scores: Tensor,
+    report: Progress | None = None,
 ) -> int:
     """Fit every convolution whose channels continue the teacher's, in the order of the forward pass.
 
@@ -68,20 +76,27 @@ def fit_to_teacher(
         images: (B, C, H, W) in [0, 1], as the student sees them.
         seen: the same images as the teacher sees them, where it has another number of channels.
         scores: (B, 1, H / 4, W / 4) how sure the teacher is of an object at each place; see `score_map`.
+        report: receives a step for each layer.
 
     Returns:
         The number of layers that were fitted.
-
     """
     plans = _plans(student, teacher, matching)
     sampler = _Sampler(scores)
     targets = _teacher_outputs(teacher, plans, seen, sampler)
     student.eval()
+    solved: list[str] = []
+
+    def one_more(name: str) -> None:
+        solved.append(name)
+        if report is not None:
+            report.step(len(solved), len(targets), "layers fitted")
+
     with ExitStack() as stack:
-        for name, plan in plans.items():
-            stack.enter_context(_solved_on_arrival(plan, targets.get(name), sampler))
+        for name, target in targets.items():
+            stack.enter_context(_solved_on_arrival(plans[name], target, sampler, partial(one_more, name)))
         student.raw_outputs(images)
-    return len(plans)
+    return len(solved)
 
 
 def refuse_blank(images: Tensor, where: str) -> None:
@@ -192,22 +207,23 @@ def _teacher_outputs(
 
 
 @contextmanager
-def _solved_on_arrival(plan: _Plan, target: Tensor | None, sampler: _Sampler) -> Iterator[None]:
+def _solved_on_arrival(plan: _Plan, target: Tensor, sampler: _Sampler, solved: Callable[[], None]) -> Iterator[None]:
+    """Solve a convolution when its input arrives."""
     conv = plan.conv
-    if target is not None:
 
-        def forward(x: Tensor) -> Tensor:
-            size = _output_size(conv, x)
-            positions = sampler.positions(plan.count, *size)
-            if len(positions) == len(target):
-                intercept = _solve(conv, _patches(conv, x, positions, size), target, centred=_centred(plan))
-                out = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-                _make_consistent(plan, out, intercept)
-                return out if conv.bias is None else out + conv.bias[:, None, None]
+    def forward(x: Tensor) -> Tensor:
+        size = _output_size(conv, x)
+        positions = sampler.positions(plan.count, *size)
+        if len(positions) != len(target):  # a map of another size than the teacher's
             unfitted: Tensor = conv._conv_forward(x, conv.weight, conv.bias)
             return unfitted
+        intercept = _solve(conv, _patches(conv, x, positions, size), target, centred=_centred(plan))
+        out = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        _make_consistent(plan, out, intercept)
+        solved()
+        return out if conv.bias is None else out + conv.bias[:, None, None]
 
-        conv.__dict__["forward"] = forward
+    conv.__dict__["forward"] = forward
     yield
     conv.__dict__.pop("forward", None)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_vision.core.errors import RequestError
+from kd_vision.core.progress import Progress
 from kd_vision.detectors.base import Detector
 from kd_vision.detectors.inherit_config import InheritConfig
 from kd_vision.inherit.channels import channel_graph
@@ -50,7 +51,12 @@ class Inheritance:
 
 
 def inherit_weights(
-    student: Detector, teacher: Detector, settings: InheritConfig, images: Tensor, where: str
+    student: Detector,
+    teacher: Detector,
+    settings: InheritConfig,
+    images: Tensor,
+    where: str,
+    report: Progress | None = None,
 ) -> Inheritance:
     """Make a student a small copy of its teacher.
 
@@ -60,6 +66,7 @@ def inherit_weights(
         settings: which channels, and whether the layers are fitted.
         images: (B, C, H, W) in [0, 1] with the student's number of channels; without labels.
         where: key of the config for messages, e.g. ``pair.yaml: student.inherit``.
+        report: receives a step for each layer that is fitted.
 
     Raises:
         RequestError: the two are of different families, the images are blank, or too little has a counterpart.
@@ -86,7 +93,7 @@ def inherit_weights(
             f"{teacher.spec.name}, below least_share {settings.least_share:g} (without one: {_some(weights.fresh)}); "
             f"give a larger model of the same generation"
         )
-    fitted = fit_to_teacher(student, teacher, matching, images, seen, scores) if settings.fit else 0
+    fitted = fit_to_teacher(student, teacher, matching, images, seen, scores, report) if settings.fit else 0
     student.train(was_training)
     return Inheritance(weights, fitted, len(images), time.perf_counter() - start)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.errors import RequestError
-from kd_vision.core.progress import ProgressFactory, log_progress
+from kd_vision.core.progress import ProgressFactory, log_progress, no_progress
 from kd_vision.data.dataset import DetectionData
 from kd_vision.data.loader import eval_batches
 from kd_vision.data.records import without_labels
@@ -47,7 +47,9 @@ class InheritResult:
     teacher: Metrics
 
 
-def start_as_copy(student: Detector, config: RunConfig, data: RunData) -> Inheritance | None:
+def start_as_copy(
+    student: Detector, config: RunConfig, data: RunData, progress: ProgressFactory = no_progress
+) -> Inheritance | None:
     """Give the student of a run its first weights where its config has ``inherit``.
 
     Raises:
@@ -59,7 +61,8 @@ def start_as_copy(student: Detector, config: RunConfig, data: RunData) -> Inheri
     where = f"{config.source}: student.inherit"
     ancestor = open_detector(Path(settings.source), getattr(config.student, "trust", False), where)
     images = _images(config, data, settings.images, student.spec.input_channels)
-    return inherit_weights(student, ancestor, settings, images, where)
+    with progress("inherit") as report:
+        return inherit_weights(student, ancestor, settings, images, where, report)
 
 
 def _images(config: RunConfig, data: RunData, count: int, channels: int) -> Tensor:
@@ -112,7 +115,7 @@ def inherit(
     truth = data.split(config.evaluate.split)
     torch.manual_seed(config.train.seed)
     student = build_student(config, data.classes)
-    inheritance = start_as_copy(student, config, data)
+    inheritance = start_as_copy(student, config, data, progress)
     assert inheritance is not None
     student.save(path, {"image_size": str(config.image_size)})
     ancestor = open_detector(Path(settings.source), getattr(config.student, "trust", False), "student.inherit")

@@ -102,7 +102,7 @@ def train(
     labelled, unlabelled = data.training(config)
     seed_everything(config.train.seed)
     parts = build_parts(config, data)
-    inheritance = None if resume else start_as_copy(parts.student, config, data)
+    inheritance = None if resume else start_as_copy(parts.student, config, data, progress)
     labelled, unlabelled = parts.with_pseudo_labels(labelled), unlabelled and parts.with_pseudo_labels(unlabelled)
     fabric = build_fabric(config.train, build_loggers(config.train.loggers, directory.root))
     parts.student.to(fabric.device)
