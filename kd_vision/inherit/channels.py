@@ -29,9 +29,8 @@ NO_CHANNEL = -1
 
 _POSITIONS = 8
 """Of the coarsest map along a side: several, so that channels and positions cannot be confused."""
-_BLENDS = {torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum}
-_BLEND_NAMES = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum", "__add__", "__iadd__"}
-_BLEND_NAMES |= {"__sub__", "__mul__", "__imul__", "__truediv__", "__radd__", "__rmul__"}
+_BLENDS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum", "__add__", "__iadd__"}
+_BLENDS |= {"__sub__", "__mul__", "__imul__", "__truediv__", "__radd__", "__rmul__"}
 _KEEPS = {"silu", "relu", "relu6", "gelu", "sigmoid", "softmax", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu"}
 _KEEPS |= {"silu_", "relu_", "sigmoid_", "tanh", "mish", "dropout", "__pow__", "pow", "sqrt", "exp", "clamp", "mean"}
 _KEEPS |= {"batch_norm", "group_norm", "layer_norm", "identity", "normalize", "softplus", "elu", "rsqrt", "__neg__"}
@@ -124,6 +123,14 @@ class _Tracer:
                 a, b = self.root(one), self.root(other)
                 self.parent[max(a, b)] = min(a, b)
 
+    def record(self, name: str, inputs: Ids, outputs: Callable[[], Ids], side: int = 0) -> Layer:
+        """Write down a layer; of one that runs once for each level (the head of RetinaNet), join the inputs."""
+        if name in self.layers:
+            self.join(self.layers[name].inputs, inputs)
+        else:
+            self.layers[name] = Layer(inputs, outputs(), side)
+        return self.layers[name]
+
     def replace_layers(self, net: nn.Module) -> None:
         """Replace the forward of every layer with weights."""
         for name, module in net.named_modules():
@@ -158,20 +165,15 @@ def _is_frozen_norm(module: nn.Module) -> bool:
 
 def _convolution(tracer: _Tracer, name: str, module: Any, x: Tensor) -> Tensor:
     inputs = _along(x, 1)
-    known = name in tracer.layers  # a shared layer (the head of RetinaNet) runs once for each level
-    outputs = tracer.layers[name].outputs if known else tracer.fresh(module.out_channels)
-    if known:
-        tracer.join(tracer.layers[name].inputs, inputs)
-    else:
-        tracer.layers[name] = Layer(inputs, outputs, _spatial(module, x)[1])
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            tracer.join(inputs, outputs)  # depthwise: a filter belongs to its channel
-    height, width = _spatial(module, x)
-    values = torch.as_tensor(outputs, dtype=torch.float64)[None, :, None, None]
+    height, width = map_size(module, x)
+    layer = tracer.record(name, inputs, lambda: tracer.fresh(module.out_channels), width)
+    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+        tracer.join(inputs, layer.outputs)  # depthwise: a filter belongs to its channel
+    values = torch.as_tensor(layer.outputs, dtype=torch.float64)[None, :, None, None]
     return _ids(tracer, values.expand(len(x), -1, height, width).clone())
 
 
-def _spatial(module: Any, x: Tensor) -> tuple[int, int]:
+def map_size(module: Any, x: Tensor) -> tuple[int, int]:
     """Return height and width of a layer's output map, from a layer of the same geometry with one channel."""
     settings = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
     if isinstance(module, nn.ConvTranspose2d):
@@ -182,30 +184,20 @@ def _spatial(module: Any, x: Tensor) -> tuple[int, int]:
 
 
 def _linear(tracer: _Tracer, name: str, module: nn.Linear, x: Tensor) -> Tensor:
-    inputs = _along(x, -1)
-    known = name in tracer.layers
-    outputs = tracer.layers[name].outputs if known else tracer.fresh(module.out_features)
-    if known:
-        tracer.join(tracer.layers[name].inputs, inputs)
-    else:
-        tracer.layers[name] = Layer(inputs, outputs)
-    values = torch.as_tensor(outputs, dtype=torch.float64)
+    layer = tracer.record(name, _along(x, -1), lambda: tracer.fresh(module.out_features))
+    values = torch.as_tensor(layer.outputs, dtype=torch.float64)
     return _ids(tracer, values.expand(*x.shape[:-1], -1).clone())
 
 
 def _norm(tracer: _Tracer, name: str, x: Tensor, axis: int) -> Tensor:
     channels = _along(x, axis)
-    if name in tracer.layers:
-        tracer.join(tracer.layers[name].inputs, channels)
-    else:
-        tracer.layers[name] = Layer(channels, channels)
+    tracer.record(name, channels, lambda: channels)
     return x
 
 
 def _along(x: Tensor, axis: int) -> Ids:
     """Return the numbers along an axis, read in the middle of the others, where no padding reaches."""
-    index = [size // 2 for size in x.shape]
-    place: list[Any] = list(index)
+    place: list[Any] = [size // 2 for size in x.shape]
     place[0 if axis != 0 else 1] = 0
     place[axis] = slice(None)
     values = x.as_subclass(Tensor)[tuple(place)].double().numpy()
@@ -229,7 +221,7 @@ class _IdTensor(Tensor):
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        numbers = [one for one in args if isinstance(one, _IdTensor) and hasattr(one, "tracer")]
+        numbers = [one for one in args if _is_numbered(one)]
         numbers += [one for arg in args if isinstance(arg, list | tuple) for one in arg if _is_numbered(one)]
         tracer = numbers[0].tracer if numbers else None
         name = getattr(function, "__name__", "")
@@ -255,7 +247,7 @@ def _wrap(tracer: _Tracer, result: Any) -> Any:
 
 def _special(tracer: _Tracer, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one operation on numbers: blends join, activations keep, contractions join what they contract."""
-    if name in _BLEND_NAMES or function in _BLENDS:
+    if name in _BLENDS:
         return _blend(tracer, args)
     if name in ("matmul", "__matmul__", "bmm", "__rmatmul__"):
         return _contract(tracer, *args[:2])

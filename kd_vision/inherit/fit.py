@@ -16,18 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_vision.core.errors import RequestError
 from kd_vision.core.progress import Progress
 from kd_vision.detectors.base import Detector
-from kd_vision.inherit.channels import NO_CHANNEL
+from kd_vision.inherit.channels import NO_CHANNEL, map_size
 from kd_vision.inherit.matching import Matching
+from kd_vision.inherit.observe import observe
 
 _RIDGE = 1e-2
 _ROWS_PER_WEIGHT = 8
 _LEAST_ROWS = 8192
 _AT_OBJECTS = 0.5
 """Share of the positions that lie where the teacher finds objects: background would outweigh small ones."""
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +98,6 @@ def fit_to_teacher(
     return len(solved)
 
 
-def refuse_blank(images: Tensor, where: str) -> None:
-    """Refuse images from which nothing can be fitted.
-
-    Raises:
-        RequestError: there is none, or all are of one colour.
-    """
-    if not len(images):
-        raise RequestError(f"{where}: needs images, and there are none; give training images, or a folder 'unlabelled'")
-    if float(images.amax(dim=(2, 3)).sub(images.amin(dim=(2, 3))).max()) < 1 / 255:
-        raise RequestError(f"{where}: every image is of one colour; give images like those of the camera")
-
-
 def _plans(student: nn.Module, teacher: nn.Module, matching: Matching) -> dict[str, _Plan]:
     mine, theirs = dict(student.named_modules()), dict(teacher.named_modules())
     norms, source_norms = _norms(student, matching.student.layers), _norms(teacher, matching.teacher.layers)
@@ -163,9 +150,10 @@ class _Sampler:
         return self._chosen[key]
 
     def _sample(self, count: int, height: int, width: int) -> Tensor:
+        total = len(self._scores) * height * width
+        if total <= count:
+            return torch.arange(total)
         scores = functional.interpolate(self._scores, (height, width), mode="area").flatten().double().numpy()
-        if len(scores) <= count:
-            return torch.arange(len(scores))
         chance = np.full(len(scores), 1 / len(scores))
         if scores.sum() > 0:
             chance = (1 - _AT_OBJECTS) * chance + _AT_OBJECTS * scores / scores.sum()
@@ -177,33 +165,18 @@ def _teacher_outputs(
     teacher: Detector, plans: Mapping[str, _Plan], images: Tensor, sampler: _Sampler
 ) -> dict[str, Tensor]:
     """Return (R, C_out) outputs of the teacher's convolutions at the sampled positions, by the student's names."""
-    modules = dict(teacher.named_modules())
     rows: dict[str, list[Tensor]] = {name: [] for name in plans}
-    calls: dict[str, int] = {}
-    first = 0
 
-    def record(name: str, plan: _Plan) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            size = output.shape[-2] * output.shape[-1]
-            chosen = sampler.positions(plan.count, *output.shape[-2:])
-            inside = chosen[(chosen >= first * size) & (chosen < (first + len(output)) * size)] - first * size
-            flat = output[:, plan.rows].permute(0, 2, 3, 1).reshape(-1, len(plan.rows))
-            rows[name].append(flat[inside].float())
+    def record(name: str, first: int, inputs: Tensor, output: Tensor) -> None:
+        size, plan = output.shape[-2] * output.shape[-1], plans[name]
+        chosen = sampler.positions(plan.count, *output.shape[-2:])
+        inside = chosen[(chosen >= first * size) & (chosen < (first + len(output)) * size)] - first * size
+        flat = output[:, plan.rows].permute(0, 2, 3, 1).reshape(-1, len(plan.rows))
+        rows[name].append(flat[inside].float())
 
-        return hook
-
-    teacher.eval()
-    handles = [modules[plan.source].register_forward_hook(record(name, plan)) for name, plan in plans.items()]
-    batches = 0
-    for batch in torch.split(images, _BATCH):
-        teacher.raw_outputs(batch)
-        first += len(batch)
-        batches += 1
-    for handle in handles:
-        handle.remove()
+    batches = observe(teacher, images, {plan.source: partial(record, name) for name, plan in plans.items()})
     # A layer that runs on several levels (the shared head of RetinaNet) has no single map to be fitted on.
-    return {name: torch.cat(parts) for name, parts in rows.items() if calls.get(name) == batches}
+    return {name: torch.cat(parts) for name, parts in rows.items() if len(parts) == batches}
 
 
 @contextmanager
@@ -212,7 +185,7 @@ def _solved_on_arrival(plan: _Plan, target: Tensor, sampler: _Sampler, solved: C
     conv = plan.conv
 
     def forward(x: Tensor) -> Tensor:
-        size = _output_size(conv, x)
+        size = map_size(conv, x)
         positions = sampler.positions(plan.count, *size)
         if len(positions) != len(target):  # a map of another size than the teacher's
             unfitted: Tensor = conv._conv_forward(x, conv.weight, conv.bias)
@@ -231,15 +204,6 @@ def _solved_on_arrival(plan: _Plan, target: Tensor, sampler: _Sampler, solved: C
 def _centred(plan: _Plan) -> bool:
     """Whether an intercept has a place to go: the convolution's bias, or the normalisation's shift."""
     return plan.conv.bias is not None or isinstance(plan.norm, nn.BatchNorm2d) or hasattr(plan.norm, "running_mean")
-
-
-def _output_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, int]:
-    sides = []
-    for axis in range(2):
-        padding = conv.padding[axis] if not isinstance(conv.padding, str) else 0
-        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        sides.append((x.shape[2 + axis] + 2 * int(padding) - reach - 1) // conv.stride[axis] + 1)
-    return sides[0], sides[1]
 
 
 def _patches(conv: nn.Conv2d, x: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:
@@ -289,8 +253,7 @@ def _make_consistent(plan: _Plan, out: Tensor, intercept: Tensor) -> None:
     rows = plan.rows
     scale = theirs.weight[rows].double() / (theirs.running_var[rows].double() + theirs.eps).sqrt()
     if not isinstance(norm, nn.BatchNorm2d):  # frozen statistics: only the shift
-        own = mine.weight.double() / (mine.running_var.double() + mine.eps).sqrt()
-        mine.bias.add_((own * intercept).to(mine.bias))
+        mine.bias.add_((scale * intercept).to(mine.bias))
         return
     mean = out.mean(dim=(0, 2, 3), dtype=torch.float64)
     variance = out.double().var(dim=(0, 2, 3), unbiased=False)

@@ -63,9 +63,8 @@ def _tensors(
     student: nn.Module, teacher: nn.Module, matching: Matching
 ) -> Iterator[tuple[str, Tensor, Tensor | None, Ids | None, Ids | None]]:
     """Yield each tensor of the student: its name, it, the teacher's, and the teacher's rows and columns for it."""
-    names = {**dict(student.named_modules())}
     theirs_by_name = dict(teacher.named_modules())
-    for name, module in names.items():
+    for name, module in student.named_modules():
         twin = theirs_by_name.get(matching.layers.get(name, name))
         known = name in matching.student.layers and matching.layers.get(name) in matching.teacher.layers
         rows = matching.outputs(name) if known else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from kd_vision.core.progress import Progress
 from kd_vision.detectors.base import Detector
 from kd_vision.detectors.inherit_config import InheritConfig
 from kd_vision.inherit.channels import channel_graph
-from kd_vision.inherit.fit import fit_to_teacher, refuse_blank
+from kd_vision.inherit.fit import fit_to_teacher
 from kd_vision.inherit.layers import match_layers
 from kd_vision.inherit.matching import match_channels
 from kd_vision.inherit.slices import Inherited, copy_slices
@@ -39,9 +39,8 @@ class Inheritance:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``inherit.json`` of a run directory."""
-        weights, own = asdict(self.weights), asdict(self)
-        del own["weights"]
-        return {"share": self.weights.share, **own, "fresh": weights["fresh"], "partial": weights["partial"]}
+        facts = {"share": self.weights.share, "fitted": self.fitted, "images": self.images, "seconds": self.seconds}
+        return {**facts, "fresh": self.weights.fresh, "partial": self.weights.partial}
 
     def __str__(self) -> str:
         text = f"{100 * self.weights.share:.0f} % of the student's weights are slices of the teacher's"
@@ -76,12 +75,12 @@ def inherit_weights(
             f"{where}: {teacher.spec.name} is of the family {teacher.spec.family}, {student.spec.name} of "
             f"{student.spec.family}; weights can be inherited within one family only"
         )
-    refuse_blank(images, where)
+    _refuse_blank(images, where)
     start, was_training = time.perf_counter(), student.training
     teacher.eval()
     mine, theirs = channel_graph(student), channel_graph(teacher)
     seen = _for_teacher(images, teacher.spec.input_channels)
-    scores = score_map(teacher, seen)
+    scores = score_map(teacher, seen) if settings.fit or settings.strength == "score" else None
     strengths = channel_strengths(teacher, theirs, settings.strength, seen, scores)
     same_classes = student.spec.classes == teacher.spec.classes
     rows = frozenset() if same_classes else _class_rows(student) | _class_rows(teacher)
@@ -93,9 +92,19 @@ def inherit_weights(
             f"{teacher.spec.name}, below least_share {settings.least_share:g} (without one: {_some(weights.fresh)}); "
             f"give a larger model of the same generation"
         )
-    fitted = fit_to_teacher(student, teacher, matching, images, seen, scores, report) if settings.fit else 0
+    fitted = 0
+    if settings.fit:
+        assert scores is not None
+        fitted = fit_to_teacher(student, teacher, matching, images, seen, scores, report)
     student.train(was_training)
     return Inheritance(weights, fitted, len(images), time.perf_counter() - start)
+
+
+def _refuse_blank(images: Tensor, where: str) -> None:
+    if not len(images):
+        raise RequestError(f"{where}: needs images, and there are none; give training images, or a folder 'unlabelled'")
+    if float(images.amax(dim=(2, 3)).sub(images.amin(dim=(2, 3))).max()) < 1 / 255:
+        raise RequestError(f"{where}: every image is of one colour; give images like those of the camera")
 
 
 def _for_teacher(images: Tensor, channels: int) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B images, C channels, H W pixels of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +17,11 @@ from kd_vision.detectors.base import Detector
 from kd_vision.detectors.inherit_config import Strength
 from kd_vision.inherit.channels import ChannelGraph
 from kd_vision.inherit.matching import Strengths
-
-_BATCH = 8
+from kd_vision.inherit.observe import BATCH, observe
 
 
 def channel_strengths(
-    teacher: Detector, graph: ChannelGraph, kind: Strength, images: Tensor, scores: Tensor
+    teacher: Detector, graph: ChannelGraph, kind: Strength, images: Tensor, scores: Tensor | None
 ) -> Strengths:
     """Return (classes,) the strength of each class of channels, indexed by class.
 
@@ -33,7 +32,7 @@ def channel_strengths(
         graph: its channels.
         kind: see `InheritConfig.strength`.
         images: (B, C, H, W) in [0, 1]; used by the two kinds that measure activations.
-        scores: (B, 1, H / 4, W / 4) of `score_map`.
+        scores: (B, 1, H / 4, W / 4) of `score_map`; used by `score`.
     """
     strengths = np.zeros(len(graph.classes), np.float64)
 
@@ -59,28 +58,16 @@ def channel_strengths(
 def _energies(teacher: Detector, graph: ChannelGraph, images: Tensor, scores: Tensor | None) -> dict[str, Tensor]:
     """Return the mean squared input of each convolution, (C_in,) by name, weighted by scores if given."""
     totals: dict[str, Tensor] = {}
-    first = 0
 
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            square = inputs[0].float().pow(2)
-            if scores is not None:
-                here = scores[first : first + len(square)]
-                square = square * functional.interpolate(here, square.shape[-2:], mode="area")
-            totals[name] = totals.get(name, torch.zeros(())) + square.sum(dim=(0, 2, 3)) / square[0, 0].numel()
+    def record(name: str, first: int, inputs: Tensor, output: Tensor) -> None:
+        square = inputs.float().pow(2)
+        if scores is not None:
+            here = scores[first : first + len(square)]
+            square = square * functional.interpolate(here, square.shape[-2:], mode="area")
+        totals[name] = totals.get(name, torch.zeros(())) + square.sum(dim=(0, 2, 3)) / square[0, 0].numel()
 
-        return hook
-
-    for batch in torch.split(images, _BATCH):
-        handles = [
-            module.register_forward_hook(record(name))
-            for name, module in teacher.named_modules()
-            if name in graph.layers and isinstance(module, nn.Conv2d)
-        ]
-        teacher.raw_outputs(batch)
-        first += len(batch)
-        for handle in handles:
-            handle.remove()
+    convolutions = [name for name in graph.layers if isinstance(teacher.get_submodule(name), nn.Conv2d)]
+    observe(teacher, images, {name: partial(record, name) for name in convolutions})
     return totals
 
 
@@ -93,7 +80,7 @@ def score_map(teacher: Detector, images: Tensor) -> Tensor:
     """
     height, width = (side // 4 for side in images.shape[-2:])
     score = torch.zeros(len(images), 1, height, width)
-    found = [boxes for batch in torch.split(images, _BATCH) for boxes in teacher.detect(batch)]
+    found = [boxes for batch in torch.split(images, BATCH) for boxes in teacher.detect(batch)]
     for one, boxes in zip(score, found, strict=True):
         for (x1, y1, x2, y2), sure in zip((boxes.boxes_xyxy / 4).tolist(), boxes.scores.tolist(), strict=True):
             part = one[0, int(max(y1, 0)) : int(max(y2, 0)) + 1, int(max(x1, 0)) : int(max(x2, 0)) + 1]

@@ -55,14 +55,32 @@ def start_as_copy(
     Raises:
         RequestError: see `inherit_weights`.
     """
+    settings = _settings(config)
+    return None if settings is None else _copy(student, _ancestor(config, settings), config, settings, data, progress)
+
+
+def _settings(config: RunConfig) -> InheritConfig | None:
     settings: InheritConfig | None = getattr(config.student, "inherit", None)
-    if settings is None:
-        return None
-    where = f"{config.source}: student.inherit"
-    ancestor = open_detector(Path(settings.source), getattr(config.student, "trust", False), where)
+    return settings
+
+
+def _ancestor(config: RunConfig, settings: InheritConfig) -> Detector:
+    """Open the model that the student inherits from."""
+    trust = getattr(config.student, "trust", False)
+    return open_detector(Path(settings.source), trust, f"{config.source}: student.inherit")
+
+
+def _copy(
+    student: Detector,
+    ancestor: Detector,
+    config: RunConfig,
+    settings: InheritConfig,
+    data: RunData,
+    progress: ProgressFactory,
+) -> Inheritance:
     images = _images(config, data, settings.images, student.spec.input_channels)
     with progress("inherit") as report:
-        return inherit_weights(student, ancestor, settings, images, where, report)
+        return inherit_weights(student, ancestor, settings, images, f"{config.source}: student.inherit", report)
 
 
 def _images(config: RunConfig, data: RunData, count: int, channels: int) -> Tensor:
@@ -102,7 +120,7 @@ def inherit(
     """
     if not isinstance(config, RunConfig):
         config = load_config(Path(config), overrides)
-    settings: InheritConfig | None = getattr(config.student, "inherit", None)
+    settings = _settings(config)
     if settings is None:
         raise RequestError(
             f"{config.source}: student.inherit: is missing; give the model to inherit from, e.g. "
@@ -115,9 +133,8 @@ def inherit(
     truth = data.split(config.evaluate.split)
     torch.manual_seed(config.train.seed)
     student = build_student(config, data.classes)
-    inheritance = start_as_copy(student, config, data, progress)
-    assert inheritance is not None
+    ancestor = _ancestor(config, settings)
+    inheritance = _copy(student, ancestor, config, settings, data, progress)
     student.save(path, {"image_size": str(config.image_size)})
-    ancestor = open_detector(Path(settings.source), getattr(config.student, "trust", False), "student.inherit")
     measured = [measure(one, truth, config.image_size, config.evaluate, progress) for one in (student, ancestor)]
     return InheritResult(path, inheritance, truth.name, *measured)
