@@ -14,7 +14,6 @@ Read the ratios and medians; single numbers of a shared machine mean little.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -23,18 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_training import Stopwatch, summary, synthetic_config
+from bench_training import summary, synthetic_config, training_speed
 from ultralytics import YOLO
 
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.files import write_json
-from kd_vision.core.run_directory import RunDirectory
-from kd_vision.engine.optimizer import build_optimizer
-from kd_vision.engine.step import TrainingStep
-from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
-from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import RunData, build_stream
+from kd_vision.pipeline.data import RunData
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.label import LabelOptions, label
 
@@ -104,30 +98,13 @@ def compare_training(config: RunConfig, store: Path, epochs: int, rounds: int, f
     stored = load_config(path)
     without, beside = [], []
     for turn in range(rounds):
-        without += speed(plain, folder / f"plain{turn}")
-        beside += speed(stored, folder / f"stored{turn}")
+        without += training_speed(plain, folder / f"plain{turn}")
+        beside += training_speed(stored, folder / f"stored{turn}")
     return {
         "plain_images_per_second": summary(without),
         "from_store_images_per_second": summary(beside),
         "ratio": statistics.median(beside) / statistics.median(without),
     }
-
-
-def speed(config: RunConfig, directory: Path) -> list[float]:
-    """Images per second of every epoch but the first."""
-    data = RunData(config.data)
-    labelled = data.split("train")
-    seed_everything(0)
-    parts = build_parts(config, data)
-    stream = build_stream(config, parts.with_pseudo_labels(labelled), None, parts.channels)
-    run = TrainingStep(parts.student, parts.distiller, parts.teachers)
-    steps = config.train.epochs * stream.steps_per_epoch
-    optimizer = build_optimizer([run], config.train, steps, len(labelled.classes))
-    watch = Stopwatch()
-    fabric = build_fabric(config.train, [])
-    Trainer(fabric, run, stream, optimizer, config.train, RunDirectory(directory), {}, None, watch).fit()
-    ends = watch.times[stream.steps_per_epoch - 1 :: stream.steps_per_epoch]
-    return [len(labelled.images) / (after - before) for before, after in itertools.pairwise(ends)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Read the ratios and medians; single numbers of a shared machine mean little.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -24,21 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_training import Stopwatch, summary
+from bench_training import summary, training_speed
 
 from kd_vision.config.load import load_config
 from kd_vision.config.schema import RunConfig
 from kd_vision.core.files import write_json
-from kd_vision.core.run_directory import RunDirectory
-from kd_vision.engine.optimizer import build_optimizer
-from kd_vision.engine.step import TrainingStep
-from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
 from kd_vision.knowledge.dense_store import DenseStore, read_layout
-from kd_vision.pipeline.build import build_parts
-from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.environment import hardware, versions
 from kd_vision.pipeline.label_dense import DenseOptions, label_dense
-from kd_vision.pipeline.teachers import teacher_input_size
 
 _CONFIG = Path("configs/bccd_yolov8s_to_yolov8n.yaml")
 _READS = 20
@@ -102,11 +94,10 @@ def median_ms(work: Callable[[int], object], times: int) -> float:
 def compare(live: RunConfig, stored: RunConfig, rounds: int, folder: Path) -> dict[str, object]:
     """Images per second of the three ways to train, turn by turn, and their ratios."""
     runs = {"plain": replace(live, teachers=(), terms=(), recipe=None), "live": live, "replay": stored}
-    data = RunData(live.data)
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds):
         for name, config in runs.items():
-            speeds[name] += speed(config, data, folder / f"{name}{turn}")
+            speeds[name] += training_speed(config, folder / f"{name}{turn}")
     middle = {name: statistics.median(values) for name, values in speeds.items()}
     return {
         **{name: summary(values) for name, values in speeds.items()},
@@ -114,22 +105,6 @@ def compare(live: RunConfig, stored: RunConfig, rounds: int, folder: Path) -> di
         "replay_to_plain": middle["replay"] / middle["plain"],
         "replay_to_live": middle["replay"] / middle["live"],
     }
-
-
-def speed(config: RunConfig, data: RunData, directory: Path) -> list[float]:
-    """Images per second of every epoch but the first."""
-    labelled, unlabelled = data.training(config)
-    seed_everything(0)
-    parts = build_parts(config, data)
-    size = teacher_input_size(config, parts.teachers)
-    stream = build_stream(config, labelled, unlabelled, parts.channels, teacher_size=size)
-    run = TrainingStep(parts.student, parts.distiller, parts.teachers)
-    optimizer = build_optimizer([run], config.train, stream.total_steps, len(labelled.classes))
-    watch = Stopwatch()
-    fabric = build_fabric(config.train, [])
-    Trainer(fabric, run, stream, optimizer, config.train, RunDirectory(directory), {}, None, watch).fit()
-    ends = watch.times[stream.steps_per_epoch - 1 :: stream.steps_per_epoch]
-    return [len(labelled.images) / (after - before) for before, after in itertools.pairwise(ends)]
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from kd_vision.engine.trainer import Trainer, build_fabric, seed_everything
 from kd_vision.pipeline.build import build_parts, build_student
 from kd_vision.pipeline.data import RunData, build_stream
 from kd_vision.pipeline.environment import hardware, versions
+from kd_vision.pipeline.teachers import teacher_input_size
 from kd_vision.scenes import write_scenes
 
 _SYNTHETIC = """\
@@ -116,13 +117,19 @@ def compare_trainers(config: RunConfig, epochs: int, rounds: int, folder: Path) 
 def speed_of_ours(config: RunConfig, directory: Path) -> list[float]:
     """Images per second of every epoch but the first."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))  # what ultralytics sets itself on a CPU
-    labelled = RunData(config.data).split("train")
+    return training_speed(config, directory)
+
+
+def training_speed(config: RunConfig, directory: Path) -> list[float]:
+    """Images per second of every epoch but the first, with the teachers of the config."""
+    data = RunData(config.data)
+    labelled, unlabelled = data.training(config)
     seed_everything(0)
-    student = build_student(config, labelled.classes)
-    stream = build_stream(config, labelled, None, student.spec.input_channels)
-    run = TrainingStep(student, None)
-    steps = config.train.epochs * stream.steps_per_epoch
-    optimizer = build_optimizer([run], config.train, steps, len(labelled.classes))
+    parts = build_parts(config, data)
+    size = teacher_input_size(config, parts.teachers)
+    stream = build_stream(config, parts.with_pseudo_labels(labelled), unlabelled, parts.channels, teacher_size=size)
+    run = TrainingStep(parts.student, parts.distiller, parts.teachers)
+    optimizer = build_optimizer([run], config.train, stream.total_steps, len(labelled.classes))
     watch = Stopwatch()
     fabric = build_fabric(config.train, [])
     Trainer(fabric, run, stream, optimizer, config.train, RunDirectory(directory), {}, None, watch).fit()

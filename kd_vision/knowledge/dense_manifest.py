@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import Field
 
 from kd_vision.core.errors import RequestError
-from kd_vision.core.files import read_json, write_text
+from kd_vision.core.files import write_text
 from kd_vision.core.spec import DetectorSpec
-from kd_vision.core.validation import StrictModel, validate
+from kd_vision.core.validation import StrictModel
 from kd_vision.knowledge.config import DENSE_MANIFEST, DenseLabelsConfig, seed_folders, seeds_store
-from kd_vision.knowledge.manifest import MANIFEST, TeacherNote
+from kd_vision.knowledge.manifest import MANIFEST, TeacherNote, read_versioned
 
 FORMAT_VERSION = 2
 
@@ -143,13 +143,7 @@ def read_dense_manifest(folder: Path) -> DenseManifest:
         raise RequestError(
             f"{folder}: is no store of dense labels (no {DENSE_MANIFEST}); make one with `kd-vision label --dense`"
         )
-    content = read_json(path)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise RequestError(
-            f"{path}: is of format version {version}, this kd_vision reads {FORMAT_VERSION}; label again"
-        )
-    return validate(DenseManifest, content, str(path))
+    return read_versioned(path, DenseManifest, FORMAT_VERSION, "label again")
 
 
 def dense_folder(store: Path, seed: int) -> Path:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from kd_vision.core.errors import RequestError
 from kd_vision.core.files import read_json, write_text
-from kd_vision.core.validation import StrictModel, validate
+from kd_vision.core.validation import Model, StrictModel, validate
 from kd_vision.knowledge.config import is_dense_store
 
 FORMAT_VERSION = 1
@@ -95,13 +95,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise RequestError(f"{folder}: holds dense labels of training batches; give it as family: dense_labels")
     if not path.is_file():
         raise RequestError(f"{folder}: is no knowledge store (no {MANIFEST}); make one with `kd-vision label`")
+    return read_versioned(path, Manifest, FORMAT_VERSION, "label the images again")
+
+
+def read_versioned(path: Path, model: type[Model], version: int, cure: str) -> Model:
+    """Read a JSON file with a `format_version`.
+
+    Args:
+        path: the file.
+        model: its content.
+        version: that is read.
+        cure: what to do about another version, for the message.
+
+    Raises:
+        RequestError: it is damaged or of another version.
+    """
     content = read_json(path)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise RequestError(
-            f"{path}: is of format version {version}, this kd_vision reads {FORMAT_VERSION}; label the images again"
-        )
-    return validate(Manifest, content, str(path))
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if found != version:
+        raise RequestError(f"{path}: is of format version {found}, this kd_vision reads {version}; {cure}")
+    return validate(model, content, str(path))
 
 
 def shard_name(shard: int) -> str:

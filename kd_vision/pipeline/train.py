@@ -96,7 +96,19 @@ def train(
         config = load_config(Path(config), overrides)
     directory = RunDirectory(output_directory(None if out is None else Path(out), config))
     _refuse_overwrite(directory, config, resume)
-    data = data or RunData(config.data)
+    return _train(config, directory, data or RunData(config.data), resume, progress, title, sample_size)
+
+
+def _train(
+    config: RunConfig,
+    directory: RunDirectory,
+    data: RunData,
+    resume: bool,
+    progress: ProgressFactory,
+    title: str,
+    sample_size: int | None,
+) -> TrainResult:
+    """Build the parts of a run, pass its gates and train; see `train`."""
     truth, final = data.split(config.evaluate.split), data.final_split(config)  # refuses a wrong name before training
     load_backend(config.evaluate.backend)
     labelled, unlabelled = data.training(config)
